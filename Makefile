@@ -1,0 +1,29 @@
+# Where MNIST lies or is downloaded to; without it everything falls back to scikit-learn's bundled digits.
+DATA_DIR ?= data
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: figures test notebooks
+
+figures: .venv/ready
+	$(BIN)/python train_moons.py
+	$(BIN)/python train_glow_mnist.py --figure-only
+	$(BIN)/python inpaint.py --data-dir $(DATA_DIR)
+
+test: .venv/ready-dev
+	$(BIN)/ruff check .
+	DATA_DIR=$(DATA_DIR) $(BIN)/python -m pytest
+	DATA_DIR=$(DATA_DIR) $(BIN)/python -m pytest --nbmake --nbmake-timeout=120 notebooks
+
+# Runs the notebooks and stores what they show.
+notebooks: .venv/ready-dev
+	cd notebooks && DATA_DIR=$(abspath $(DATA_DIR)) ../$(BIN)/jupyter nbconvert --to notebook --inplace --execute *.ipynb
+
+.venv/ready: requirements.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -r requirements.txt
+	touch $@
+
+.venv/ready-dev: requirements-dev.txt .venv/ready
+	$(BIN)/python -m pip install --quiet -r requirements-dev.txt
+	touch $@
