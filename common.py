@@ -1,0 +1,168 @@
+"""What the modules and scripts share: errors in one line, checkpoints, metrics files, and the flags that mean the same everywhere."""
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parent
+
+
+class UserError(Exception):
+    """A mistake that whoever runs the script can mend; its text says how."""
+
+
+@contextlib.contextmanager
+def one_line_errors():
+    """Turns a `UserError` into one line on stderr and exit status 2, as argparse does with a bad flag."""
+    try:
+        yield
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+# ---------------------------------------------------------------- flags
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser that prints the script's docstring as its help and a bad flag as one line."""
+
+    def __init__(self, doc: str):
+        super().__init__(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def error(self, message: str):
+        self.exit(2, f"error: {message} (see {self.prog} --help)\n")
+
+    def add_common_flags(self, checkpoint: str) -> None:
+        """Adds --seed, --device, --checkpoint, --figures and --metrics; `checkpoint` describes that flag."""
+        self.add_argument("--seed", type=int, default=0, help="seed of every random number (default %(default)s)")
+        self.add_argument("--device", type=device, default="auto", help="cpu, cuda, cuda:1 ...; auto takes a GPU where there is one")
+        self.add_argument("--checkpoint", type=Path, metavar="PATH", help=checkpoint)
+        self.add_argument(
+            "--figures", type=Path, metavar="FOLDER", default=ROOT / "figures", help="where the figures go (default figures/)"
+        )
+        self.add_argument("--metrics", type=Path, metavar="FILE", help="also write the final figures of this run as JSON")
+
+
+def number(kind: type, low: float, high: float = float("inf")):
+    """A type for argparse: an int or a float in [low, high]."""
+
+    def parse(text: str):
+        value = kind(text)
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text} is not in [{low}, {high}]")
+        return value
+
+    parse.__name__ = kind.__name__
+    return parse
+
+
+def device(text: str) -> torch.device:
+    """A type for argparse: a device that this machine has."""
+    if text == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(text)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise argparse.ArgumentTypeError(f"{text} cannot be used here: {str(error).splitlines()[0]}") from None
+    return chosen
+
+
+# ---------------------------------------------------------------- files
+
+
+def write_atomically(path: Path, write) -> None:
+    """Calls write(temporary path) beside `path`, then moves the result into place: a crash leaves the old file whole."""
+    path = Path(path)
+    temporary = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save_checkpoint(
+    path: Path, kind: str, config: dict, state_dict: dict, *, step: int = 0, seed: int | None = None, metrics: dict | None = None
+) -> None:
+    """Writes one dict of plain types: what rebuilds the model (`config`, `state_dict`) and what it is (the rest)."""
+    state_dict = {name: value.cpu() for name, value in state_dict.items()}
+    checkpoint = dict(kind=kind, config=config, state_dict=state_dict, step=step, seed=seed, metrics=metrics or {}, versions=versions())
+    write_atomically(path, lambda temporary: torch.save(checkpoint, temporary))
+
+
+def load_checkpoint(path: Path, kind: str, hint: str = "") -> dict[str, Any]:
+    """Reads what `save_checkpoint` wrote, onto the CPU.
+
+    Raises UserError if the file is missing (`hint` then says what makes it), unreadable, or of another kind.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"no checkpoint at {path}" + (f"; {hint}" if hint else ""))
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file can fail anywhere inside the unpickler
+        raise UserError(f"{path} is damaged or not a checkpoint ({type(error).__name__})") from None
+    found = checkpoint.get("kind") if isinstance(checkpoint, dict) else None
+    if found != kind:
+        raise UserError(f"{path} holds {f'a checkpoint of kind {found!r}' if found else 'something else'}, not one of kind {kind!r}")
+    return checkpoint
+
+
+def load_weights(model: torch.nn.Module, checkpoint: dict, path: Path) -> None:
+    """Loads a checkpoint's state_dict into the model that was built from its config; raises UserError if they do not fit."""
+    try:
+        model.load_state_dict(checkpoint["state_dict"])
+    except (RuntimeError, KeyError) as error:
+        raise UserError(f"{path} is damaged: its weights do not fit its config ({str(error).splitlines()[0]})") from None
+
+
+def versions() -> dict[str, str]:
+    """The versions of Python and of the packages that decide a result."""
+    packages = {name: metadata.version(name) for name in ("torch", "torchvision", "normflows", "scikit-learn", "numpy")}
+    return {"python": platform.python_version(), **packages}
+
+
+def hardware(device: torch.device) -> str:
+    """The processor in words, as a results table wants it: 'AMD EPYC, 2 threads'."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    name = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                name = line.partition(":")[2].strip()
+                break
+    return f"{name}, {torch.get_num_threads()} threads"
+
+
+def write_metrics(path: Path, metrics: dict, *, seconds: float, device: torch.device, seed: int) -> None:
+    """Writes a run's final figures and what they were measured on as one JSON object."""
+    record = {
+        **metrics,
+        "seconds": round(seconds, 1),
+        "device": str(device),
+        "hardware": hardware(device),
+        "seed": seed,
+        "versions": versions(),
+    }
+    write_atomically(path, lambda temporary: temporary.write_text(json.dumps(record, indent=2) + "\n"))
+
+
+def save_figure(figure, folder: Path, name: str) -> None:
+    """Writes a matplotlib Figure to folder/name and says so."""
+    path = Path(folder) / name
+    write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=150, bbox_inches="tight"))
+    print(f"wrote {path}")

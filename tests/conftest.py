@@ -1,0 +1,51 @@
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from glow import Glow, load_images, save_glow
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def one_line_error(capsys):
+    """Runs a script's main and checks that it ends with exit status 2 and one line on stderr, which is returned."""
+
+    def run(main, *argv) -> str:
+        with pytest.raises(SystemExit) as stop:
+            main([str(argument) for argument in argv])
+        error = capsys.readouterr().err.strip()
+        assert stop.value.code == 2
+        assert error.startswith("error: "), error
+        assert "\n" not in error
+        return error
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def digits():
+    return load_images("digits")
+
+
+@pytest.fixture(scope="session")
+def mnist():
+    """MNIST from the folder that the environment variable DATA_DIR names (default data/)."""
+    folder = Path(os.environ.get("DATA_DIR", "data"))
+    if not (folder / "MNIST" / "raw").is_dir():
+        pytest.skip(f"MNIST is not in {folder}; DATA_DIR says where it lies")
+    return load_images("mnist", folder, download=False)
+
+
+@pytest.fixture
+def tiny_glow_file(tmp_path, digits):
+    """The checkpoint of an untrained, tiny Glow for the digits."""
+    glow = Glow(digits.shape, digits.levels, blocks=1, hidden=8, dequantiser=4)
+    glow.initialise(digits.train[:64])
+    save_glow(glow, tmp_path / "tiny.pt")
+    return tmp_path / "tiny.pt"
