@@ -1,0 +1,235 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from common import UserError
+from flows2d import (
+    AffineCoupling,
+    Flow,
+    InvertibleLinear,
+    PermutationTransform,
+    Standardise,
+    load_flow,
+    permutation_flow,
+    realnvp,
+    save_flow,
+)
+
+DIMS = (1, 2, 3, 8)
+BUILDERS = {"realnvp": realnvp, "permutation": permutation_flow}
+
+
+def randomised(module, scale=0.3):
+    """In float64, away from the identity that couplings start as."""
+    module = module.double()
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter, 0, scale)
+    return module
+
+
+def layers(dim):
+    mask = torch.arange(dim) % 2 if dim > 1 else torch.zeros(1)
+    yield AffineCoupling(mask)
+    yield AffineCoupling(torch.zeros(dim), hidden=())
+    yield InvertibleLinear(dim)
+    yield PermutationTransform(dim)
+    yield Standardise(torch.randn(dim), torch.rand(dim) + 0.5)
+
+
+def check_exact(transform, dim):
+    """log_det is that of the autograd Jacobian, and inverse undoes forward with the opposite log_det."""
+    x = torch.randn(4, dim, dtype=torch.float64)
+    z, log_det = transform(x)
+    assert z.shape == x.shape
+    assert log_det.shape == (4,)
+    for i in range(len(x)):
+        jacobian = torch.autograd.functional.jacobian(lambda row: transform(row[None])[0][0], x[i])
+        assert torch.linalg.slogdet(jacobian).logabsdet.item() == pytest.approx(log_det[i].item(), abs=1e-10)
+    back, inverse_log_det = transform.inverse(z)
+    torch.testing.assert_close(back, x, rtol=0, atol=1e-9)
+    torch.testing.assert_close(inverse_log_det, -log_det, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("dim", DIMS)
+def test_each_layers_log_det_is_that_of_its_jacobian(dim):
+    for layer in layers(dim):
+        check_exact(randomised(layer), dim)
+
+
+@pytest.mark.parametrize("dim", DIMS)
+@pytest.mark.parametrize("builder", BUILDERS.values(), ids=BUILDERS)
+def test_a_whole_flows_log_det_is_that_of_its_jacobian(builder, dim):
+    check_exact(randomised(builder(dim, layers=6, hidden=(8, 8), mean=[0.5] * dim, std=[2.0] * dim), 0.2), dim)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.data())
+def test_any_stack_is_exact(data):
+    dim = data.draw(st.integers(1, 6), "dim")
+    kinds = data.draw(st.lists(st.sampled_from(("coupling", "linear", "permutation")), max_size=5), "kinds")
+    stack = []
+    for kind in kinds:
+        if kind == "coupling":
+            mask = data.draw(st.lists(st.integers(0, 1), min_size=dim, max_size=dim).filter(lambda bits: not all(bits)), "mask")
+            stack.append(AffineCoupling(mask, hidden=(4,)))
+        elif kind == "linear":
+            stack.append(InvertibleLinear(dim))
+        else:
+            order = data.draw(st.permutations(range(dim)).filter(lambda p: dim == 1 or p != sorted(p)), "permutation")
+            stack.append(PermutationTransform(dim, permutation=order))
+    torch.manual_seed(data.draw(st.integers(0, 1000), "seed"))
+    check_exact(randomised(Flow(stack, dim), 0.2), dim)
+
+
+def test_a_flow_without_transforms_is_the_standard_normal():
+    x = torch.randn(5, 3)
+    expected = torch.distributions.Normal(0, 1).log_prob(x).sum(1)
+    torch.testing.assert_close(Flow([], 3).log_prob(x), expected)
+
+
+@pytest.mark.parametrize("builder", BUILDERS.values(), ids=BUILDERS)
+def test_density_integrates_to_one_in_the_datas_own_coordinates(builder):
+    flow = randomised(builder(2, layers=4, hidden=(16,), mean=[3.0, -1.0], std=[2.0, 0.5]), 0.2)
+    samples = flow.sample(2000)
+    low, high = samples.min(0).values, samples.max(0).values
+    axes = [torch.linspace(a - (b - a), b + (b - a), 1200, dtype=torch.float64) for a, b in zip(low.tolist(), high.tolist())]
+    points = torch.cartesian_prod(*axes)
+    area = (axes[0][1] - axes[0][0]) * (axes[1][1] - axes[1][0])
+    with torch.no_grad():
+        assert (flow.log_prob(points).exp().sum() * area).item() == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize("builder", BUILDERS.values(), ids=BUILDERS)
+def test_samples_have_the_flows_own_density(builder):
+    """E[log p] over samples equals the integral of p log p over a grid: sampling and scoring speak of one distribution."""
+    flow = randomised(builder(2, layers=4, hidden=(16,)), 0.2)
+    samples = flow.sample(20_000)
+    log_p = flow.log_prob(samples).detach()
+    axis = torch.linspace(-15, 15, 1500, dtype=torch.float64)
+    with torch.no_grad():
+        grid_log_p = flow.log_prob(torch.cartesian_prod(axis, axis))
+    expected = (grid_log_p.exp() * grid_log_p).sum().item() * (axis[1] - axis[0]).item() ** 2
+    assert log_p.mean().item() == pytest.approx(expected, abs=4 * log_p.std().item() / math.sqrt(len(log_p)))
+
+
+@pytest.mark.parametrize("builder", BUILDERS.values(), ids=BUILDERS)
+@pytest.mark.parametrize("scale", [0.1, 1.0])
+def test_log_prob_is_finite_far_from_the_data(builder, scale):
+    flow = builder(2)
+    for parameter in flow.parameters():
+        torch.nn.init.normal_(parameter, 0, scale if parameter.ndim > 1 else 0.1)
+    angle = torch.linspace(0, 2 * math.pi, 64)
+    x = 1e3 * torch.stack([angle.cos(), angle.sin()], dim=1)
+    assert flow.log_prob(x).isfinite().all()
+
+
+@pytest.mark.parametrize("builder", BUILDERS.values(), ids=BUILDERS)
+def test_every_parameter_gets_a_gradient(builder):
+    flow = randomised(builder(3, layers=4, hidden=(8, 8)))
+    (-flow.log_prob(torch.randn(16, 3, dtype=torch.float64)).mean()).backward()
+    for name, parameter in flow.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().sum() > 0, name
+
+
+@pytest.mark.parametrize("builder", BUILDERS.values(), ids=BUILDERS)
+def test_weights_reload_into_a_differently_seeded_flow(builder):
+    torch.manual_seed(1)
+    flow = builder(8, layers=6, hidden=(8,))
+    torch.manual_seed(2)
+    other = builder(8, layers=6, hidden=(8,))
+    x = torch.randn(5, 8)
+    assert not torch.equal(flow(x)[0], other(x)[0])
+    other.load_state_dict(flow.state_dict())
+    assert torch.equal(flow(x)[0], other(x)[0])
+    assert torch.equal(flow.log_prob(x), other.log_prob(x))
+    assert torch.equal(flow.inverse(x)[0], other.inverse(x)[0])
+
+
+@pytest.mark.parametrize("builder", BUILDERS.values(), ids=BUILDERS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_saved_flow_loads_with_the_same_results(builder, dtype, tmp_path):
+    flow = builder(3, layers=5, hidden=(8, 8), mean=[1, 2, 3], std=[1, 2, 3])
+    save_flow(flow, tmp_path / "flow.pt", step=7, seed=3, metrics={"test_nll": 1.5})
+    torch.manual_seed(99)
+    loaded = load_flow(tmp_path / "flow.pt").to(dtype)
+    x = torch.randn(5, 3, dtype=dtype)
+    assert torch.equal(loaded.log_prob(x), flow.to(dtype).log_prob(x))
+    assert loaded.sample(4).dtype == dtype
+    checkpoint = torch.load(tmp_path / "flow.pt", weights_only=True)
+    assert (checkpoint["step"], checkpoint["seed"], checkpoint["metrics"]) == (7, 3, {"test_nll": 1.5})
+    assert [file.name for file in tmp_path.iterdir()] == ["flow.pt"]
+
+
+def test_sampling_is_reproducible_with_a_generator():
+    flow = realnvp(2, layers=2, hidden=(8,))
+    assert torch.equal(flow.sample(3, torch.Generator().manual_seed(5)), flow.sample(3, torch.Generator().manual_seed(5)))
+
+
+@pytest.mark.parametrize("dim", [2, 3, 8])
+def test_a_random_permutation_is_never_the_identity(dim):
+    for seed in range(50):
+        permutation = PermutationTransform(dim, seed=seed).permutation
+        assert not permutation.equal(torch.arange(dim))
+        assert permutation.sort().values.equal(torch.arange(dim))
+        assert permutation.equal(PermutationTransform(dim, seed=seed).permutation)
+
+
+def test_the_linear_layer_is_the_product_of_its_factors():
+    layer = InvertibleLinear(4)
+    weight = layer(torch.eye(4))[0].T
+    torch.testing.assert_close(weight @ weight.T, torch.eye(4))  # a rotation to begin with
+    assert layer(torch.eye(4))[1].abs().max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("make", "named"),
+    [
+        (lambda: AffineCoupling([1, 1]), "mask"),
+        (lambda: AffineCoupling([0, 2]), "mask"),
+        (lambda: AffineCoupling([]), "mask"),
+        (lambda: AffineCoupling([0, 1], hidden=(0,)), "hidden"),
+        (lambda: AffineCoupling([0, 1], bound=0.0), "bound"),
+        (lambda: InvertibleLinear(0), "dim"),
+        (lambda: InvertibleLinear(2.0), "dim"),
+        (lambda: PermutationTransform(3, permutation=[0, 1]), "permutation"),
+        (lambda: PermutationTransform(2, permutation=[0, 0]), "permutation"),
+        (lambda: PermutationTransform(2, permutation=[0, 1]), "identity"),
+        (lambda: Standardise([0.0, 0.0], [1.0, 0.0]), "std"),
+        (lambda: Standardise([0.0], [1.0, 1.0]), "mean"),
+        (lambda: Flow([], 0), "dim"),
+        (lambda: Flow([InvertibleLinear(3)], 2), r"transforms\[0\]"),
+        (lambda: realnvp(2, layers=0), "layers"),
+        (lambda: realnvp(2, layers=1), r"layers=1 never transforms dimensions \[0\]"),
+        (lambda: permutation_flow(2, layers=1), r"layers=1 never transforms dimensions \[0\]"),
+        (lambda: permutation_flow(8, layers=1, seed=0), "never transforms"),
+        (lambda: realnvp(0), "dim"),
+        (lambda: realnvp(2)(torch.zeros(3)), "x must be of shape"),
+        (lambda: realnvp(2).inverse(torch.zeros(1, 3)), "z must be of shape"),
+    ],
+)
+def test_bad_arguments_are_named(make, named):
+    with pytest.raises(ValueError, match=named):
+        make()
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path):
+    path = tmp_path / "flow.pt"
+    with pytest.raises(UserError, match="no checkpoint at .*; make it so"):
+        load_flow(path, hint="make it so")
+    save_flow(realnvp(2, layers=2, hidden=(4,)), path)
+    checkpoint = torch.load(path, weights_only=True)
+    checkpoint["config"]["transforms"][0][1]["hidden"] = [5]
+    torch.save(checkpoint, path)
+    with pytest.raises(UserError, match="do not fit its config"):
+        load_flow(path)
+    checkpoint["config"]["transforms"][0][0] = "Exec"
+    torch.save(checkpoint, path)
+    with pytest.raises(UserError, match="no flow can be built"):
+        load_flow(path)
+    path.write_bytes(path.read_bytes()[:-500])
+    with pytest.raises(UserError, match="damaged or not a checkpoint"):
+        load_flow(path)
