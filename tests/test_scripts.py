@@ -1,0 +1,265 @@
+"""The scripts as a user runs them: real command lines with small numbers, and bad input."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torchvision.datasets import MNIST
+
+import inpaint
+import train_glow_mnist
+import train_moons
+from common import ROOT
+from flows2d import load_flow, realnvp, save_flow
+from glow import Glow, load_glow
+
+QUICK_MOONS = ["--epochs", 2, "--steps-per-epoch", 3, "--layers", 2, "--hidden", 8]
+QUICK_GLOW = ["--dataset", "digits", "--steps", 3, "--blocks", 1, "--hidden", 8, "--batch", 8]
+QUICK_INPAINT = ["--dataset", "digits", "--images", 3, "--steps", 3]
+PNG = b"\x89PNG"
+
+
+def run(main, *argv):
+    main([str(argument) for argument in argv])
+
+
+def into(folder):
+    return ["--figures", folder, "--metrics", folder / "metrics.json"]
+
+
+# ---------------------------------------------------------------- train_moons.py
+
+
+def test_train_moons_writes_figures_checkpoints_and_metrics(tmp_path, capsys):
+    run(train_moons.main, *QUICK_MOONS, *into(tmp_path), "--checkpoint", tmp_path, "--noise", 0.1)
+    for figure in ("loss_plot.png", "density_contours.png"):
+        assert (tmp_path / figure).read_bytes().startswith(PNG)
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["floor"] == pytest.approx(1.0076, abs=1e-3)
+    assert metrics["seed"] == 0
+    assert {"torch", "normflows", "python"} <= metrics["versions"].keys()
+    assert "floor" in capsys.readouterr().out
+    for name in ("realnvp", "permutation"):
+        flow = load_flow(tmp_path / f"moons_{name}.pt")
+        nll = train_moons.evaluate(flow, train_moons.moons(0.1, 0))["test_nll"]
+        assert metrics["models"][name]["test_nll"] == pytest.approx(nll, abs=1e-6)
+        assert metrics["models"][name]["kl"] > 0
+
+
+def test_the_same_seed_gives_the_same_moons(tmp_path):
+    nll = []
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        run(train_moons.main, *QUICK_MOONS, *into(folder), "--checkpoint", folder, "--seed", 4)
+        nll.append(json.loads((folder / "metrics.json").read_text())["models"]["realnvp"]["test_nll"])
+    assert nll[0] == nll[1]
+
+
+def test_training_gets_better_and_keeps_the_best_held_out_epoch():
+    points = train_moons.moons(0.1, 0)
+    flow = realnvp(2, layers=4, hidden=(16, 16))
+    records = list(train_moons.train(flow, points.draw, points.held_out, epochs=6, steps_per_epoch=50, batch=128, lr=1e-2))
+    assert [record["step"] for record in records] == list(range(1, 301))
+    held_out = [record["held_out_nll"] for record in records if "held_out_nll" in record]
+    assert len(held_out) == 6
+    assert held_out[-1] < held_out[0] - 0.2
+    assert -flow.log_prob(points.held_out).mean().item() == pytest.approx(min(held_out), abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["npy", "csv", "csv with a header"])
+def test_train_moons_fits_the_users_own_points(kind, tmp_path):
+    points = np.random.default_rng(0).normal([100.0, -3.0], [20.0, 0.1], size=(300, 2))
+    if kind == "npy":
+        path = tmp_path / "mine.npy"
+        np.save(path, points)
+    else:
+        path = tmp_path / "mine.csv"
+        np.savetxt(path, points, delimiter=",", header="a,b" if "header" in kind else "", comments="")
+    run(train_moons.main, *QUICK_MOONS, "--data", path, *into(tmp_path), "--checkpoint", tmp_path)
+    assert (tmp_path / "mine_loss_plot.png").read_bytes().startswith(PNG)
+    assert (tmp_path / "mine_density_contours.png").read_bytes().startswith(PNG)
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["floor"] is None
+    assert "kl" not in metrics["models"]["realnvp"]
+    # standardised inside: even untrained, the density speaks the data's own coordinates
+    samples = load_flow(tmp_path / "mine_realnvp.pt").sample(500)
+    assert samples.mean(0).tolist() == pytest.approx([100, -3], rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("absent.npy", None, "No such file"),
+        ("points.txt", "1,2\n", ".npy or .csv"),
+        ("nan.csv", "1,2\n" * 150 + "3,nan\n", "first in row 151"),
+        ("three.csv", "1,2,3\n" * 150, "two columns"),
+        ("words.csv", "a,b\nc,d\n", "cannot read points"),
+        ("few.csv", "1,2\n3,4\n", "at least 100"),
+        ("constant.csv", "1,2\n1,3\n" * 60, "constant"),
+        ("broken.npy", "not a numpy file", "cannot read points"),
+    ],
+)
+def test_points_that_cannot_be_used(name, content, says, tmp_path, one_line_error):
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    assert says in one_line_error(train_moons.main, "--data", tmp_path / name, "--figures", tmp_path / "f", "--checkpoint", tmp_path / "c")
+    assert not (tmp_path / "f").exists()
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_learning_rate_that_explodes_is_reported(tmp_path, one_line_error):
+    error = one_line_error(train_moons.main, *QUICK_MOONS, "--epochs", 30, "--lr", 1e12, *into(tmp_path), "--checkpoint", tmp_path)
+    assert "lower --lr" in error
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---------------------------------------------------------------- train_glow_mnist.py
+
+
+def test_train_glow_writes_figure_checkpoint_and_metrics(tmp_path):
+    run(train_glow_mnist.main, *QUICK_GLOW, *into(tmp_path), "--checkpoint", tmp_path / "glow.pt")
+    assert (tmp_path / "Gen.png").read_bytes().startswith(PNG)
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["data"] == "digits"
+    assert 0 < metrics["test_bits_per_dim"] < 10
+    assert load_glow(tmp_path / "glow.pt").metrics["test_bits_per_dim"] == metrics["test_bits_per_dim"]
+
+    drawn = (tmp_path / "Gen.png").read_bytes()
+    (tmp_path / "Gen.png").unlink()
+    run(train_glow_mnist.main, "--figure-only", "--checkpoint", tmp_path / "glow.pt", "--figures", tmp_path)
+    assert (tmp_path / "Gen.png").read_bytes() == drawn
+
+
+def test_glow_training_lowers_the_bits(digits):
+    glow = Glow(digits.shape, digits.levels, blocks=1, hidden=8, dequantiser=4)
+    glow.initialise(digits.train[:256])
+    before = train_glow_mnist.evaluate(glow, digits.held_out)["bits_per_dim"]
+    records = list(train_glow_mnist.train(glow, digits.train, steps=60, batch=32, lr=5e-3))
+    assert [record["step"] for record in records] == list(range(1, 61))
+    assert records[-1]["skipped"] == 0
+    assert train_glow_mnist.evaluate(glow, digits.held_out)["bits_per_dim"] < before - 0.2
+
+
+def test_steps_that_are_not_finite_change_nothing_are_counted_and_stop_in_the_end(digits, monkeypatch):
+    glow = Glow(digits.shape, digits.levels, blocks=1, hidden=8, dequantiser=4)
+    glow.initialise(digits.train[:256])
+    before = {name: value.clone() for name, value in glow.state_dict().items()}
+    real = glow.bits_per_dim
+    monkeypatch.setattr(glow, "bits_per_dim", lambda *args, **options: real(*args, **options) * float("nan"))
+    steps = train_glow_mnist.train(glow, digits.train, steps=60, batch=8, lr=5e-3)
+    assert [next(steps)["skipped"] for _ in range(19)] == list(range(1, 20))
+    assert all(torch.equal(value, before[name]) for name, value in glow.state_dict().items())
+    with pytest.raises(train_glow_mnist.UserError, match="20 times in a row, up to step 20"):
+        next(steps)
+
+
+# ---------------------------------------------------------------- inpaint.py
+
+
+def test_inpaint_writes_figure_and_metrics(tmp_path, tiny_glow_file, capsys):
+    run(inpaint.main, *QUICK_INPAINT, "--checkpoint", tiny_glow_file, *into(tmp_path))
+    assert (tmp_path / "batch_inpainting_result.png").read_bytes().startswith(PNG)
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    for kind in ("square", "noise"):
+        assert metrics[kind]["images"] == 3
+        assert metrics[kind]["map"]["hole_psnr"] > 0
+        assert sum(metrics[kind]["map"]["won_by"].values()) == 3
+        assert metrics[kind]["map"]["log_prob"] >= max(row["log_prob"] for row in metrics[kind]["starts"].values())
+    assert "hole PSNR" in capsys.readouterr().out
+
+
+def test_a_fill_keeps_known_pixels_and_never_looks_under_the_hole(tiny_glow_file, digits):
+    glow = load_glow(tiny_glow_file)
+    truth, mask = digits.test[:4], inpaint.make_masks("square", digits, 4, 4, 0.5, 0)
+    result = inpaint.fill(glow, digits, truth, mask, list(inpaint.STARTS), steps=5, seed=0)
+    assert torch.equal(result["filled"][~mask], truth[~mask])
+    tampered = inpaint.fill(glow, digits, torch.where(mask, 16 - truth, truth), mask, list(inpaint.STARTS), steps=5, seed=0)
+    for key in ("filled", "fills", "log_prob", "start_log_prob"):
+        assert torch.equal(tampered[key], result[key]), key
+    assert not torch.equal(tampered["truth_log_prob"], result["truth_log_prob"])
+
+
+def test_the_neighbour_start_is_a_training_image_that_fits_the_known_pixels(digits):
+    truth = digits.train[:3]  # their own nearest neighbours
+    mask = inpaint.make_masks("noise", digits, 3, 4, 0.5, 0)
+    (start,) = inpaint.make_starts(["neighbour"], digits, torch.where(mask, 0, truth), mask, 0)
+    assert torch.equal((start * 17).floor().to(torch.uint8), truth)
+
+
+# ---------------------------------------------------------------- bad input, all scripts
+
+
+@pytest.mark.parametrize(
+    ("main", "argv", "says"),
+    [
+        (inpaint.main, [*QUICK_INPAINT, "--side", 9], "side must be 1 ... 8"),
+        (inpaint.main, [*QUICK_INPAINT, "--steps", -1], "--steps"),
+        (inpaint.main, [*QUICK_INPAINT, "--fraction", 1.5], "--fraction"),
+        (inpaint.main, [*QUICK_INPAINT, "--starts", "truth"], "--starts"),
+        (train_glow_mnist.main, [*QUICK_GLOW, "--steps", -5], "--steps"),
+        (train_glow_mnist.main, [*QUICK_GLOW, "--lr", 0], "--lr"),
+        (train_glow_mnist.main, ["--dataset", "cifar"], "--dataset"),
+        (train_glow_mnist.main, ["--device", "tpu"], "--device"),
+        (train_moons.main, ["--epochs", 0], "--epochs"),
+        (train_moons.main, ["--noise", "much"], "--noise"),
+        (train_moons.main, ["--layers", 1], "--layers"),
+    ],
+)
+def test_bad_flags(main, argv, says, tmp_path, one_line_error):
+    assert says in one_line_error(main, *argv, *into(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("script", [inpaint.main, train_glow_mnist.main], ids=["inpaint", "train_glow_mnist"])
+@pytest.mark.parametrize("damage", ["missing", "truncated", "other kind", "not a checkpoint"])
+def test_bad_checkpoints(script, damage, tmp_path, tiny_glow_file, one_line_error):
+    path = tmp_path / "bad.pt"
+    if damage == "truncated":
+        path.write_bytes(tiny_glow_file.read_bytes()[:3000])
+    elif damage == "other kind":
+        save_flow(realnvp(2, layers=2, hidden=(4,)), path)
+    elif damage == "not a checkpoint":
+        torch.save([1, 2, 3], path)
+    figure = tmp_path / ("Gen.png" if script is train_glow_mnist.main else "batch_inpainting_result.png")
+    figure.write_bytes(b"the figure of an earlier run")
+    error = one_line_error(
+        script,
+        "--dataset",
+        "digits",
+        *(["--figure-only"] if script is train_glow_mnist.main else []),
+        "--checkpoint",
+        path,
+        *into(tmp_path),
+    )
+    says = {"missing": "train_glow_mnist.py", "truncated": "damaged", "other kind": "kind 'flow'", "not a checkpoint": "something else"}
+    assert says[damage] in error
+    assert figure.read_bytes() == b"the figure of an earlier run"
+
+
+def test_a_model_of_other_images_is_refused(tmp_path, mnist, tiny_glow_file, one_line_error, monkeypatch):
+    monkeypatch.setattr(inpaint, "load_images", lambda *_: mnist)
+    error = one_line_error(inpaint.main, "--checkpoint", tiny_glow_file, *into(tmp_path))
+    assert "must match" in error
+
+
+@pytest.mark.parametrize("script", [inpaint.main, train_glow_mnist.main], ids=["inpaint", "train_glow_mnist"])
+def test_an_unreachable_download_is_one_line(script, tmp_path, monkeypatch, one_line_error):
+    monkeypatch.setattr(MNIST, "mirrors", ["http://127.0.0.1:9/"])  # nothing listens there
+    error = one_line_error(script, "--dataset", "mnist", "--data-dir", tmp_path / "data", *into(tmp_path))
+    assert "--dataset digits" in error
+
+
+def test_a_folder_that_cannot_be_written_to_is_one_line(tmp_path, tiny_glow_file, one_line_error):
+    (tmp_path / "file").write_text("in the way")
+    error = one_line_error(inpaint.main, *QUICK_INPAINT, "--checkpoint", tiny_glow_file, "--figures", tmp_path / "file" / "figures")
+    assert "cannot write" in error
+
+
+@pytest.mark.parametrize("script", ["train_moons.py", "train_glow_mnist.py", "inpaint.py"])
+def test_help_prints_the_docstring_and_a_script_starts_from_any_folder(script, tmp_path):
+    done = subprocess.run([sys.executable, ROOT / script, "--help"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert f"python {script}" in done.stdout
+    assert "Writes" in done.stdout
+    assert list(tmp_path.iterdir()) == []
