@@ -21,6 +21,8 @@ from torch import Tensor, nn
 
 from common import UserError, load_checkpoint, load_weights, save_checkpoint
 
+REACH = 10.0  # a coupling's network sees nothing beyond +-REACH: far from the data its outputs stay bounded
+
 
 class AffineCoupling(nn.Module):
     """Leaves the entries where `mask` is 1 as they are, and scales and shifts the others as a function of those.
@@ -53,24 +55,25 @@ class AffineCoupling(nn.Module):
         self.dim = len(mask)
         self.bound = bound
         self.register_buffer("mask", mask.to(torch.get_default_dtype()))
-        self.register_buffer("reach", 10 * self.mask, persistent=False)
+        self.register_buffer("transformed", 1 - self.mask, persistent=False)
         widths = [self.dim, *self.config["hidden"], 2 * self.dim]
-        layers = [layer for pair in zip(widths, widths[1:]) for layer in (nn.Linear(*pair), nn.ReLU())]
+        layers = [layer for pair in zip(widths, widths[1:]) for layer in (nn.Linear(*pair), nn.ReLU(inplace=True))]
         self.net = nn.Sequential(*layers[:-1])
         nn.init.zeros_(self.net[-1].weight)  # the coupling starts as the identity
         nn.init.zeros_(self.net[-1].bias)
 
-    def _log_scale_and_shift(self, kept: Tensor) -> tuple[Tensor, Tensor]:
+    def _log_scale_and_shift(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        kept = nn.functional.hardtanh(x * self.mask, -REACH, REACH)
         log_scale, shift = self.net(kept).chunk(2, dim=-1)
-        transformed = 1 - self.mask
-        return torch.tanh(log_scale / self.bound) * (self.bound * transformed), shift * transformed
+        log_scale = self.bound * torch.tanh(log_scale * self.transformed)  # masked first: tanh of a half of a tensor is slow
+        return log_scale, shift * self.transformed
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        log_scale, shift = self._log_scale_and_shift(torch.clamp(x, -self.reach, self.reach))
+        log_scale, shift = self._log_scale_and_shift(x)
         return torch.addcmul(shift, x, log_scale.exp()), log_scale.sum(-1)
 
     def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        log_scale, shift = self._log_scale_and_shift(torch.clamp(z, -self.reach, self.reach))
+        log_scale, shift = self._log_scale_and_shift(z)
         return (z - shift) * (-log_scale).exp(), -log_scale.sum(-1)
 
 
@@ -80,17 +83,24 @@ class InvertibleLinear(nn.Module):
     z = W x,   W = P L U,   diag(U) = sign ⊙ exp d,   log|det W| = Σ d
 
     with P a fixed permutation, L unit lower and U upper triangular: neither direction factorises or inverts a matrix.
-    It starts as a random rotation. Source: Kingma and Dhariwal (2018), arXiv:1807.03039, section 3.2.
+    Source: Kingma and Dhariwal (2018), arXiv:1807.03039, section 3.2.
 
+    Args:
+        dim: number of entries.
+        weight: (dim, dim), what W starts as; None takes a random rotation.
     Raises:
-        ValueError: if dim is not a positive integer.
+        ValueError: if dim is not a positive integer, or weight not an invertible matrix of that size.
     """
 
-    def __init__(self, dim: int):
+    def __init__(self, dim: int, weight: Tensor | None = None):
         super().__init__()
         self.dim = _check_dim(dim)
         self.config = dict(dim=dim)
-        permutation, lower, upper = torch.linalg.lu(torch.linalg.qr(torch.randn(dim, dim)).Q)
+        if weight is None:
+            weight = torch.linalg.qr(torch.randn(dim, dim)).Q
+        if weight.shape != (dim, dim) or not weight.det().abs() > 0:
+            raise ValueError(f"weight must be an invertible {dim}x{dim} matrix, not {weight.tolist()}")
+        permutation, lower, upper = torch.linalg.lu(weight)
         diagonal = upper.diagonal()
         # What is fixed but needed to invert is a buffer: it must travel with the weights.
         self.register_buffer("permutation", permutation)
@@ -150,10 +160,10 @@ class PermutationTransform(nn.Module):
         return dict(dim=self.dim, permutation=self.permutation.tolist())
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return x[:, self.permutation], x.new_zeros(len(x))
+        return x.index_select(1, self.permutation), x.new_zeros(len(x))
 
     def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        return z[:, self.permutation.argsort()], z.new_zeros(len(z))
+        return z.index_select(1, self.permutation.argsort()), z.new_zeros(len(z))
 
 
 class Standardise(nn.Module):
@@ -224,6 +234,14 @@ class Flow(nn.Module):
             log_det = log_det + step
         return z, log_det
 
+    def trajectory(self, x: Tensor) -> list[Tensor]:
+        """x and what it becomes after each transform, x first, z last: len(transforms) + 1 tensors (B, dim)."""
+        self._check(x, "x")
+        states = [x]
+        for transform in self.transforms:
+            states.append(transform(states[-1])[0])
+        return states
+
     def log_prob(self, x: Tensor) -> Tensor:
         """log p(x) = log N(z; 0, I) + log|det dz/dx| in nats: (B, dim) -> (B,)."""
         z, log_det = self(x)
@@ -264,7 +282,7 @@ def realnvp(
     transforms: list[nn.Module] = []
     for i in range(_check_layers(layers)):
         if i > 0:
-            transforms.append(InvertibleLinear(dim))
+            transforms.append(InvertibleLinear(dim, torch.eye(dim)))  # the alternating masks mix already
         mask = (torch.arange(dim) + i) % 2 == 0 if dim > 1 else torch.zeros(1)  # nothing to condition on in one dimension
         transforms.append(AffineCoupling(mask, hidden))
     return _build(transforms, dim, mean, std)

@@ -164,6 +164,27 @@ def test_a_saved_flow_loads_with_the_same_results(builder, dtype, tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["flow.pt"]
 
 
+@pytest.mark.parametrize("builder", BUILDERS.values(), ids=BUILDERS)
+def test_a_trajectory_goes_from_data_to_latent_one_transform_at_a_time(builder):
+    flow = randomised(builder(2, layers=3, hidden=(8,)))
+    x = torch.randn(5, 2, dtype=torch.float64)
+    states = flow.trajectory(x)
+    assert len(states) == len(flow.transforms) + 1
+    assert torch.equal(states[0], x)
+    assert torch.equal(states[-1], flow(x)[0])
+    for before, after, transform in zip(states, states[1:], flow.transforms):
+        torch.testing.assert_close(transform.inverse(after)[0], before)
+
+
+def test_float32_and_float64_samples_agree():
+    flow = realnvp(2)
+    for parameter in flow.parameters():
+        torch.nn.init.normal_(parameter, 0, 0.1)
+    z = torch.randn(2000, 2)
+    single = flow.inverse(z)[0]
+    torch.testing.assert_close(flow.double().inverse(z.double())[0].float(), single, rtol=0, atol=2e-4)
+
+
 def test_sampling_is_reproducible_with_a_generator():
     flow = realnvp(2, layers=2, hidden=(8,))
     assert torch.equal(flow.sample(3, torch.Generator().manual_seed(5)), flow.sample(3, torch.Generator().manual_seed(5)))
@@ -183,6 +204,10 @@ def test_the_linear_layer_is_the_product_of_its_factors():
     weight = layer(torch.eye(4))[0].T
     torch.testing.assert_close(weight @ weight.T, torch.eye(4))  # a rotation to begin with
     assert layer(torch.eye(4))[1].abs().max() < 1e-5
+    start = torch.randn(4, 4)
+    layer = InvertibleLinear(4, start)
+    torch.testing.assert_close(layer(torch.eye(4))[0].T, start)
+    torch.testing.assert_close(layer(torch.eye(4))[1], torch.linalg.slogdet(start).logabsdet.expand(4))
 
 
 @pytest.mark.parametrize(
@@ -195,6 +220,8 @@ def test_the_linear_layer_is_the_product_of_its_factors():
         (lambda: AffineCoupling([0, 1], bound=0.0), "bound"),
         (lambda: InvertibleLinear(0), "dim"),
         (lambda: InvertibleLinear(2.0), "dim"),
+        (lambda: InvertibleLinear(2, torch.eye(3)), "weight"),
+        (lambda: InvertibleLinear(2, torch.ones(2, 2)), "weight"),
         (lambda: PermutationTransform(3, permutation=[0, 1]), "permutation"),
         (lambda: PermutationTransform(2, permutation=[0, 0]), "permutation"),
         (lambda: PermutationTransform(2, permutation=[0, 1]), "identity"),
