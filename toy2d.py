@@ -1,54 +1,55 @@
-"""Two moons with a density that is known exactly, so that "how good is the flow" has an absolute answer.
+"""2-D distributions whose density is known exactly, so that "how good is the flow" has an absolute answer.
 
-scikit-learn's `make_moons` as n grows: half the points on the upper half circle (cos t, sin t), half on the lower one
-(1 - cos t, 1/2 - sin t), t uniform on [0, π], plus noise N(0, σ² I).
+Each has `sample(n, generator)`, `log_prob(x)`, `entropy()`, which no model's expected negative log-likelihood can fall below, and
+`bounds(sigmas)`, the box that holds it. The two moons are scikit-learn's `make_moons` as the number of points grows.
 """
 
 import math
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
+Curve = Callable[[Tensor], Tensor]  # t in [0, 1], (n,) -> points (n, 2)
+Bounds = tuple[float, float, float, float]  # left, right, bottom, top
 
-class TwoMoons:
-    """The two-moons distribution; everything is computed in float64.
+
+class NoisyCurves:
+    """A point on one of several curves, chosen evenly, t uniform on [0, 1], plus noise N(0, σ² I).
+
+    log p(x) = log mean over the curves of ∫ N(x; curve(t), σ² I) dt, by Gauss-Legendre quadrature in float64.
 
     Args:
-        noise: σ, the standard deviation of the noise around the two half circles, >= 0.02.
+        curves: each carries t in [0, 1] to the plane, smoothly.
+        noise: σ, >= 0.02.
     Raises:
         ValueError: if noise is out of range.
     """
 
-    def __init__(self, noise: float = 0.05):
+    def __init__(self, curves: Sequence[Curve], noise: float):
         if not 0.02 <= noise < math.inf:
             raise ValueError(f"noise must be at least 0.02, not {noise}")
-        self.noise = noise
-        # Gauss-Legendre on each half circle: nodes at most 0.6 σ apart integrate a Gaussian of width σ exactly, up to rounding.
-        nodes, weights = np.polynomial.legendre.leggauss(math.ceil(max(8, 8 / noise)))
-        angle = torch.from_numpy((nodes + 1) * math.pi / 2)
-        self._centres = torch.cat([self._upper(angle), self._lower(angle)])
-        self._log_weights = torch.from_numpy(np.log(weights / 4)).repeat(2)  # Σ weights = 2, two moons: a density over both
-
-    @staticmethod
-    def _upper(angle: Tensor) -> Tensor:
-        return torch.stack([angle.cos(), angle.sin()], dim=-1)
-
-    @staticmethod
-    def _lower(angle: Tensor) -> Tensor:
-        return torch.stack([1 - angle.cos(), 0.5 - angle.sin()], dim=-1)
+        self.curves, self.noise = curves, noise
+        t = torch.linspace(0, 1, 1001, dtype=torch.float64)
+        speed = max(curve(t).diff(dim=0).norm(dim=1).max().item() * 1000 for curve in curves)
+        # Nodes at most 0.6 σ apart integrate a Gaussian of width σ exactly, up to rounding.
+        nodes, weights = np.polynomial.legendre.leggauss(math.ceil(max(8, 2.6 * speed / noise)))
+        self._centres = torch.cat([curve(torch.from_numpy((nodes + 1) / 2)) for curve in curves])
+        self._log_weights = torch.from_numpy(np.log(weights / (2 * len(curves)))).repeat(len(curves))
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """n independent points, (n, 2) in torch's default dtype.
 
-        `make_moons` spaces the angles evenly, so that its small batches are not independent; here every angle is drawn.
+        `make_moons` spaces its angles evenly, so that small batches of it are not independent; here every t is drawn.
         """
-        angle = math.pi * torch.rand(n, generator=generator)
-        upper = torch.rand(n, 1, generator=generator) < 0.5
-        return torch.where(upper, self._upper(angle), self._lower(angle)) + self.noise * torch.randn(n, 2, generator=generator)
+        t = torch.rand(n, generator=generator)
+        which = torch.randint(len(self.curves), (n,), generator=generator)
+        points = torch.stack([curve(t) for curve in self.curves])[which, torch.arange(n)]
+        return points + self.noise * torch.randn(n, 2, generator=generator)
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """The exact log-density in nats, by quadrature along the arcs: (B, 2) -> (B,), float64."""
+        """The exact log-density in nats: (B, 2) -> (B,), float64."""
         normaliser = math.log(2 * math.pi * self.noise**2)
         log_p = []
         for chunk in x.double().split(8192):  # bounds the table of distances
@@ -57,29 +58,99 @@ class TwoMoons:
         return torch.cat(log_p)
 
     def entropy(self) -> float:
-        """-∫ p log p dx in nats: no model's expected negative log-likelihood is below it."""
+        """-∫ p log p dx in nats, over a grid."""
         points, area = grid(self.bounds(6.5), spacing=self.noise / 3)
         log_p = self.log_prob(points)
         return float(-(log_p.exp() * log_p).sum() * area)
 
-    def bounds(self, sigmas: float) -> tuple[float, float, float, float]:
-        """The box (left, right, bottom, top) that reaches `sigmas` noise levels beyond the arcs."""
+    def bounds(self, sigmas: float) -> Bounds:
+        """The box that reaches `sigmas` noise levels beyond the curves."""
+        low, high = self._centres.min(0).values - sigmas * self.noise, self._centres.max(0).values + sigmas * self.noise
+        return (low[0].item(), high[0].item(), low[1].item(), high[1].item())
+
+
+class TwoMoons(NoisyCurves):
+    """Two half circles: the upper one (cos a, sin a), the lower one (1 - cos a, 1/2 - sin a), a = π t."""
+
+    def __init__(self, noise: float = 0.05):
+        def upper(t: Tensor) -> Tensor:
+            return torch.stack([(math.pi * t).cos(), (math.pi * t).sin()], dim=-1)
+
+        def lower(t: Tensor) -> Tensor:
+            return torch.stack([1 - (math.pi * t).cos(), 0.5 - (math.pi * t).sin()], dim=-1)
+
+        super().__init__((upper, lower), noise)
+
+
+class Circles(NoisyCurves):
+    """Two circles around the origin, of radius 1 and 1/2."""
+
+    def __init__(self, noise: float = 0.05):
+        def circle(radius: float) -> Curve:
+            return lambda t: radius * torch.stack([(2 * math.pi * t).cos(), (2 * math.pi * t).sin()], dim=-1)
+
+        super().__init__((circle(1.0), circle(0.5)), noise)
+
+
+class Spirals(NoisyCurves):
+    """Two arms that wind around the origin one and a half times, out to radius 1.5."""
+
+    def __init__(self, noise: float = 0.05):
+        def arm(sign: int) -> Curve:
+            def curve(t: Tensor) -> Tensor:
+                radius, angle = 0.2 + 1.3 * t, 3 * math.pi * t
+                return sign * torch.stack([radius * angle.cos(), radius * angle.sin()], dim=-1)
+
+            return curve
+
+        super().__init__((arm(1), arm(-1)), noise)
+
+
+class Checkerboard:
+    """Uniform over the eight dark squares of a 4x4 board on [-1, 1]²; it has no noise, and density 0 elsewhere."""
+
+    noise = 0.05  # the scale that grids and margins go by
+
+    def __init__(self, noise: float = 0.05):
+        """Takes `noise` as the other shapes do, and has no use for it."""
+
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """n independent points, (n, 2) in torch's default dtype."""
+        column = torch.randint(4, (n,), generator=generator)
+        row = 2 * torch.randint(2, (n,), generator=generator) + column % 2
+        return (torch.stack([column, row], dim=1) + torch.rand(n, 2, generator=generator)) / 2 - 1
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """log(1/2) on the dark squares, -inf elsewhere: (B, 2) -> (B,), float64."""
+        square = ((x.double() + 1) * 2).floor()
+        dark = ((square >= 0) & (square < 4)).all(1) & (square.sum(1) % 2 == 0)
+        return torch.where(dark, math.log(0.5), -math.inf).double()
+
+    def entropy(self) -> float:
+        """The log of the area, nats."""
+        return math.log(2)
+
+    def bounds(self, sigmas: float) -> Bounds:
+        """The box that reaches 0.05 · `sigmas` beyond the board."""
         margin = sigmas * self.noise
-        return (-1 - margin, 2 + margin, -0.5 - margin, 1 + margin)
+        return (-1 - margin, 1 + margin, -1 - margin, 1 + margin)
 
 
-def grid(bounds: tuple[float, float, float, float], spacing: float) -> tuple[Tensor, float]:
-    """The midpoints (N, 2), float64, of a grid over (left, right, bottom, top), x running fastest, and the area of a cell."""
-    axes = grid_axes(bounds, spacing)
-    y, x = torch.meshgrid(axes[1], axes[0], indexing="ij")
-    return torch.stack([x.flatten(), y.flatten()], dim=1), float((axes[0][1] - axes[0][0]) * (axes[1][1] - axes[1][0]))
+SHAPES = {"moons": TwoMoons, "circles": Circles, "spirals": Spirals, "checkerboard": Checkerboard}
 
 
-def grid_axes(bounds: tuple[float, float, float, float], spacing: float) -> tuple[Tensor, Tensor]:
-    """The midpoints' x and y coordinates of `grid`."""
+def grid_axes(bounds: Bounds, spacing: float) -> tuple[Tensor, Tensor]:
+    """The x and y coordinates, float64, of the midpoints of a grid whose cells are at most `spacing` wide."""
     left, right, bottom, top = bounds
     axes = []
     for low, high in ((left, right), (bottom, top)):
         cells = max(2, math.ceil((high - low) / spacing))
         axes.append(low + (torch.arange(cells, dtype=torch.float64) + 0.5) * (high - low) / cells)
     return axes[0], axes[1]
+
+
+def grid(bounds: Bounds, spacing: float) -> tuple[Tensor, float]:
+    """The midpoints of that grid, (N, 2), x running fastest, and the area of a cell."""
+    x, y = grid_axes(bounds, spacing)
+    points = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).reshape(-1, 2)
+    return points, float((x[1] - x[0]) * (y[1] - y[0]))

@@ -1,26 +1,40 @@
+import math
+
 import pytest
 import torch
 from sklearn.datasets import make_moons
 
-from toy2d import TwoMoons, grid
+from toy2d import SHAPES, Checkerboard, TwoMoons, grid
 
 
 @pytest.mark.parametrize(("noise", "entropy"), [(0.05, 0.2892), (0.08, 0.7754), (0.1, 1.0076)])
-def test_density_integrates_to_one_and_has_the_known_entropy(noise, entropy):
-    moons = TwoMoons(noise)
-    points, area = grid(moons.bounds(6.5), noise / 3)
-    assert (moons.log_prob(points).exp().sum() * area).item() == pytest.approx(1, abs=1e-8)
-    assert moons.entropy() == pytest.approx(entropy, abs=1e-3)
+def test_the_moons_entropy_is_the_known_one(noise, entropy):
+    assert TwoMoons(noise).entropy() == pytest.approx(entropy, abs=1e-3)
 
 
-def test_samples_follow_the_density():
-    moons = TwoMoons(0.1)
-    log_p = moons.log_prob(moons.sample(20_000, torch.Generator().manual_seed(0)))
-    assert -log_p.mean().item() == pytest.approx(moons.entropy(), abs=4 * log_p.std().item() / 20_000**0.5)
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_density_integrates_to_one(shape):
+    truth = shape(0.1)
+    points, area = grid(truth.bounds(6.5), truth.noise / 3)
+    tolerance = 0.05 if shape is Checkerboard else 1e-8  # the board's edges cut through cells
+    assert (truth.log_prob(points).exp().sum() * area).item() == pytest.approx(1, abs=tolerance)
 
 
-def test_it_is_scikit_learns_two_moons():
-    """make_moons' points are as likely as our own samples, up to its standard error."""
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_samples_follow_the_density(shape):
+    """-log p averages to the entropy over samples; and a square's share of the samples is the density's integral over it."""
+    truth = shape(0.1)
+    samples = truth.sample(20_000, torch.Generator().manual_seed(0))
+    log_p = truth.log_prob(samples)
+    assert -log_p.mean().item() == pytest.approx(truth.entropy(), abs=4 * log_p.std().item() / 20_000**0.5 + 1e-9)
+    points, area = grid((0.0, 0.5, -0.5, 0.0), 0.005)
+    expected = (truth.log_prob(points).exp().sum() * area).item()
+    inside = ((samples[:, 0] >= 0) & (samples[:, 0] < 0.5) & (samples[:, 1] >= -0.5) & (samples[:, 1] < 0)).float().mean().item()
+    assert inside == pytest.approx(expected, abs=4 * math.sqrt(expected / 20_000))
+
+
+def test_the_moons_are_scikit_learns():
+    """make_moons' points are as likely as our own samples, up to the standard error."""
     moons = TwoMoons(0.1)
     points, _ = make_moons(20_000, noise=0.1, random_state=0)
     log_p = moons.log_prob(torch.from_numpy(points))
