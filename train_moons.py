@@ -6,13 +6,18 @@ trains a RealNVP-style flow (alternating masks, invertible linear layers between
 fixed random permutations between them) by maximum likelihood: it minimises -log p(x) = -(log p(z) + Σ log|det J|), z = f(x).
 The two-moons density is known exactly, so the printed KL divergence to the truth is an absolute measure: 0 is perfect.
 
-    python train_moons.py --data points.csv
+    python train_moons.py --data spirals           other shapes: circles, spirals, checkerboard
+    python train_moons.py --data points.csv        your own points (.npy or .csv, two columns); there is no truth to compare with then
+    python train_moons.py --seeds 3                three seeds: mean and spread; the figures are the first one's
 
-fits your own points (.npy or .csv with two columns) instead; there is no truth to compare with then.
-
-Writes   figures/loss_plot.png, figures/density_contours.png, checkpoints/moons_realnvp.pt, checkpoints/moons_permutation.pt
-         (with --data the names start with that file's name)
-Takes    about 95 seconds on 2 CPU cores; ends at a KL divergence of about 0.005 nats (RealNVP) and 0.007 nats (permutation)
+Writes   figures/loss_plot.png               negative log-likelihood over epochs, both models
+         figures/density_contours.png        densities and samples
+         figures/density_error.png           where the densities are wrong
+         figures/moons_conditional.png       inpainting in 2-D: one coordinate given the other
+         figures/moons_layers.png            how noise becomes moons, layer by layer
+         checkpoints/moons_realnvp.pt, checkpoints/moons_permutation.pt
+         (with another --data the names start with its name)
+Takes    about TIME on 2 CPU cores; ends at a KL divergence of about KL1 nats (RealNVP) and KL2 nats (permutation)
 """
 
 import math
@@ -23,17 +28,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
 from common import ROOT, Parser, UserError, number, one_line_errors, save_figure, write_metrics
-from flows2d import Flow, permutation_flow, realnvp, save_flow
-from toy2d import TwoMoons, grid, grid_axes
+from figures2d import TITLES, conditional_figure, density_figure, error_figure, layers_figure, loss_figure
+from flows2d import Flow, InvertibleLinear, permutation_flow, realnvp, save_flow
+from inpainting import map_inpaint
+from toy2d import SHAPES, Checkerboard, NoisyCurves
 
 ARCHITECTURES = {"realnvp": realnvp, "permutation": permutation_flow}
-TITLES = {"realnvp": "RealNVP + linear layers", "permutation": "Permutation flow"}
-COLOURS = {"realnvp": "tab:blue", "permutation": "tab:orange"}
 
 # ---------------------------------------------------------------- data
 
@@ -43,28 +47,30 @@ class Points:
     """What is fitted: `draw(n)` gives a training batch (n, 2); `truth` is the exact distribution where it is known."""
 
     name: str
+    title: str
     draw: Callable[[int], Tensor]
     held_out: Tensor
     test: Tensor
-    truth: TwoMoons | None = None
+    truth: NoisyCurves | Checkerboard | None = None
 
 
-def moons(noise: float, seed: int) -> Points:
-    """Two moons: every training batch is drawn afresh, so nothing can be overfitted."""
-    truth = TwoMoons(noise)
+def shape_points(shape: str, noise: float, seed: int) -> Points:
+    """One of toy2d.SHAPES: every training batch is drawn afresh, so nothing can be overfitted."""
+    truth = SHAPES[shape](noise)
     generator = torch.Generator().manual_seed(seed)
     held_out, test = truth.sample(5_000, generator), truth.sample(20_000, generator)
-    return Points("moons", lambda n: truth.sample(n, generator), held_out, test, truth)
+    title = {"moons": "two moons", "circles": "two circles", "spirals": "two spirals", "checkerboard": "a checkerboard"}[shape]
+    return Points(shape, title, lambda n: truth.sample(n, generator), held_out, test, truth)
 
 
-def points_from_file(path: Path, seed: int) -> Points:
+def file_points(path: Path, seed: int) -> Points:
     """The user's points, shuffled: 80 % to train on, 10 % held out, 10 % to test on. Raises UserError if they cannot be used."""
     points = torch.from_numpy(read_points(path)).to(torch.get_default_dtype())
     generator = torch.Generator().manual_seed(seed)
     points = points[torch.randperm(len(points), generator=generator)]
     tenth = len(points) // 10
     held_out, test, train = points.split([tenth, tenth, len(points) - 2 * tenth])
-    return Points(path.stem, lambda n: train[torch.randint(len(train), (n,), generator=generator)], held_out, test)
+    return Points(path.stem, path.name, lambda n: train[torch.randint(len(train), (n,), generator=generator)], held_out, test)
 
 
 def read_points(path: Path) -> np.ndarray:
@@ -102,16 +108,18 @@ def read_points(path: Path) -> np.ndarray:
 def train(
     flow: Flow, draw: Callable[[int], Tensor], held_out: Tensor, *, epochs: int, steps_per_epoch: int, batch: int, lr: float
 ) -> Iterator[dict]:
-    """Fits the flow by maximum likelihood (Adam, warm-up over 2 % of the steps, then a cosine to zero); one record a step.
+    """Fits the flow by maximum likelihood (Adam, gradient norm clipped at 1, warm-up over 2 % of the steps, then a cosine to zero).
 
-    A record holds step, epoch, loss (nats) and lr; each epoch's last one also train_nll (the epoch's mean) and held_out_nll.
+    The linear layers, which everything behind them depends on, learn at a tenth of the rate.
+
+    It yields one record a step: step, epoch, loss (nats) and lr; each epoch's last one also train_nll (the epoch's mean) and held_out_nll.
     The flow ends with the weights of the epoch that was best on the held-out points.
     Raises UserError if the loss stops being a number.
     """
     device = flow.base_mean.device
     held_out = held_out.to(device)
     steps = epochs * steps_per_epoch
-    optimiser = torch.optim.Adam(flow.parameters(), lr=lr, fused=True)
+    optimiser = torch.optim.Adam(parameter_groups(flow, lr), betas=(0.9, 0.99), fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimiser, lambda step: min(1, 50 * (step + 1) / steps) * (1 + math.cos(math.pi * step / steps)) / 2
     )
@@ -125,6 +133,7 @@ def train(
                 raise UserError(f"the loss is {record['loss']} at step {record['step']}: try a lower --lr")
             optimiser.zero_grad()
             loss.backward()
+            torch.nn.utils.clip_grad_norm_(flow.parameters(), 1.0)
             optimiser.step()
             schedule.step()
             total += record["loss"]
@@ -138,28 +147,32 @@ def train(
         flow.load_state_dict(best_weights)
 
 
-def fit(name: str, points: Points, args) -> tuple[Flow, list[dict], dict]:
+def parameter_groups(flow: Flow, lr: float) -> list[dict]:
+    """The flow's parameters as torch's optimisers take them: the couplings' with learning rate lr, the linear layers' with lr / 10."""
+    linear = [parameter for layer in flow.transforms if isinstance(layer, InvertibleLinear) for parameter in layer.parameters()]
+    others = [parameter for layer in flow.transforms if not isinstance(layer, InvertibleLinear) for parameter in layer.parameters()]
+    return [{"params": others, "lr": lr}, {"params": linear, "lr": lr / 10}]
+
+
+def fit(name: str, points: Points, seed: int, args) -> tuple[Flow, list[dict], dict]:
     """Builds and trains one architecture; returns the flow, a record an epoch, and its figures on the test points."""
-    torch.manual_seed(args.seed)
-    sample = points.draw(10_000)
+    torch.manual_seed(seed)
+    start, sample = time.perf_counter(), points.draw(10_000)
     flow = ARCHITECTURES[name](2, args.layers, (args.hidden, args.hidden), mean=sample.mean(0), std=sample.std(0)).to(args.device)
-    history, start = [], time.perf_counter()
-    steps_per_epoch = args.steps_per_epoch
-    with tqdm(total=args.epochs * steps_per_epoch, desc=TITLES[name], unit="step", mininterval=1) as bar:
-        for record in train(
-            flow, points.draw, points.held_out, epochs=args.epochs, steps_per_epoch=steps_per_epoch, batch=args.batch, lr=args.lr
-        ):
+    steps, history = args.epochs * args.steps_per_epoch, []
+    options = dict(epochs=args.epochs, steps_per_epoch=args.steps_per_epoch, batch=args.batch, lr=args.lr)
+    with tqdm(total=steps, desc=TITLES[name], unit="step", mininterval=1) as bar:
+        for record in train(flow, points.draw, points.held_out, **options):
             bar.update()
             if "held_out_nll" in record:
                 history.append(record)
                 bar.set_postfix_str(f"held-out NLL {record['held_out_nll']:.4f}", refresh=False)
-    figures = evaluate(flow, points)
-    figures |= {
-        "seconds": round(time.perf_counter() - start, 1),
-        "parameters": sum(p.numel() for p in flow.parameters()),
-        "steps": args.epochs * steps_per_epoch,
-    }
-    return flow, history, figures
+    seconds = round(time.perf_counter() - start, 1)
+    return (
+        flow,
+        history,
+        {**evaluate(flow, points), "seconds": seconds, "parameters": sum(p.numel() for p in flow.parameters()), "steps": steps},
+    )
 
 
 # ---------------------------------------------------------------- evaluate
@@ -180,69 +193,56 @@ def mean_and_error(name: str, values: Tensor) -> dict[str, float]:
     return {name: values.mean().item(), f"{name}_se": (values.std() / math.sqrt(len(values))).item()}
 
 
-# ---------------------------------------------------------------- figures
-
-
-def loss_figure(histories: dict[str, list[dict]], floor: float | None) -> Figure:
-    """NLL over epochs, train and held-out; with a floor (the true entropy) a second panel shows the distance to it."""
-    figure = Figure(figsize=(10 if floor is not None else 6, 4), layout="constrained")
-    panels = figure.subplots(1, 2 if floor is not None else 1, squeeze=False)[0]
-    for name, history in histories.items():
-        epochs = [record["epoch"] for record in history]
-        for key, style, label in (("train_nll", dict(alpha=0.45, linewidth=1), "train"), ("held_out_nll", {}, "held-out")):
-            values = np.array([record[key] for record in history])
-            panels[0].plot(epochs, values, color=COLOURS[name], label=f"{TITLES[name]}, {label}", **style)
-            if floor is not None and key == "train_nll":
-                panels[1].semilogy(epochs, np.maximum(values - floor, 1e-4), color=COLOURS[name], label=TITLES[name])
-    panels[0].set(xlabel="epoch", ylabel="negative log-likelihood (nats per point)", title="Training")
-    if floor is not None:
-        panels[0].axhline(floor, color="black", linestyle="--", linewidth=1, label=f"entropy of the truth, {floor:.4f}")
-        panels[1].set(xlabel="epoch", ylabel="train NLL - entropy (nats)", title="Distance to the floor (fresh points in every batch)")
-        panels[1].grid(alpha=0.3, which="both")
-        panels[1].legend(fontsize=8)
-    panels[0].grid(alpha=0.3)
-    panels[0].legend(fontsize=8)
-    return figure
-
-
 @torch.no_grad()
-def density_figure(flows: dict[str, Flow], points: Points, figures: dict[str, dict], seed: int = 0) -> Figure:
-    """2x2: each model's density (left) and samples (right), one row a model; where it is known, the true density's contour on top."""
-    if points.truth is not None:
-        bounds = points.truth.bounds(5)
-    else:
-        low, high = points.test.min(0).values, points.test.max(0).values
-        margin = 0.1 * (high - low)
-        bounds = tuple(torch.stack([low - margin, high + margin]).T.flatten().tolist())
-    spacing = max(bounds[1] - bounds[0], bounds[3] - bounds[2]) / 400
-    x, y = grid_axes(bounds, spacing)
-    where, _ = grid(bounds, spacing)
-    truth = None if points.truth is None else points.truth.log_prob(where).exp().reshape(len(y), len(x))
+def conditionals(flows: dict[str, Flow], truth: NoisyCurves | Checkerboard, known: list[tuple[int, float]]) -> list[dict]:
+    """Inpainting in 2-D: for each (index, value) of a known coordinate the distribution of the missing one, by the truth and by each flow.
 
-    figure = Figure(figsize=(10, 8), layout="constrained")
-    panels = figure.subplots(2, 2, sharex=True, sharey=True)
-    for (left, right), (name, flow) in zip(panels, flows.items()):
-        device, dtype = flow.base_mean.device, flow.base_mean.dtype
-        density = flow.log_prob(where.to(device, dtype)).exp().reshape(len(y), len(x)).cpu()
-        top = float((density if truth is None else truth).max())
-        filled = left.contourf(x, y, density, levels=np.linspace(0.03, 1.15, 15) * top, cmap="viridis", extend="max")
-        figure.colorbar(filled, ax=left, label="density", format="%.2f", shrink=0.9)
-        drawn = flow.sample(4000, torch.Generator(device).manual_seed(seed)).cpu()
-        right.scatter(*drawn.T, s=2, alpha=0.5, color=COLOURS[name], linewidths=0, rasterized=True)
-        for panel, colour in ((left, "white"), (right, "black")):
-            if truth is not None:
-                panel.contour(x, y, truth, levels=[0.1 * top], colors=colour, linewidths=0.7, linestyles="--")
-            panel.set_aspect("equal")
-        kl = (
-            f"KL to the truth {figures[name]['kl']:.4f} nats" if "kl" in figures[name] else f"test NLL {figures[name]['test_nll']:.3f} nats"
-        )
-        left.set(title=f"{TITLES[name]}: density\n{kl}", ylabel="$x_2$")
-        right.set(title=f"{TITLES[name]}: 4,000 samples", xlim=bounds[:2], ylim=bounds[2:])
-    for panel in panels[-1]:
-        panel.set_xlabel("$x_1$")
-    if truth is not None:
-        figure.suptitle("Two flows on two moons (dashed: a tenth of the true density's maximum)")
-    return figure
+    A case holds `known`, `missing` (its index), `grid`, `exact` (the density on the grid), `modes` and, per flow, `density`, `kl` (exact
+    to flow, nats), `map` (the value that maximises the flow's density, by `map_inpaint`) and `mass`: the share in the mode it stands on.
+    """
+    cases = []
+    for index, value in known:
+        low, high = truth.bounds(8)[2 * (1 - index) : 2 * (1 - index) + 2]
+        missing = torch.linspace(low, high, 4001, dtype=torch.float64)
+        points = torch.full((len(missing), 2), value, dtype=torch.float64)
+        points[:, 1 - index] = missing
+        log_exact = normalised(truth.log_prob(points), missing)
+        exact = log_exact.exp()
+        case = {"known": value, "missing": 1 - index, "grid": missing, "exact": exact, "modes": len(modes(exact)), "flows": {}}
+        for name, flow in flows.items():
+            device, dtype = flow.base_mean.device, flow.base_mean.dtype
+            log_density = normalised(flow.log_prob(points.to(device, dtype)).double().cpu(), missing)
+            density = log_density.exp()
+            starts = points[::400].to(device, dtype)[:, None]  # eleven of them, all over the range
+            x, mask = starts[0], torch.arange(2, device=device)[None] == 1 - index
+            with torch.enable_grad():
+                found = map_inpaint(flow.log_prob, x, mask, starts, steps=300, lr=0.05, final_lr=1e-4, unit_interval=False)
+            at = found.x[0, 1 - index].item()
+            kl = torch.trapezoid(torch.where(exact > 0, exact * (log_exact - log_density), 0.0), missing).item()
+            case["flows"][name] = {"density": density, "kl": kl, "map": at, "mass": mass_of_the_mode(density, missing, at)}
+        cases.append(case)
+    return cases
+
+
+def normalised(log_density: Tensor, grid: Tensor) -> Tensor:
+    """Shifted so that its exponential integrates to one over the grid; in logarithms, so that nothing underflows."""
+    log_density = log_density - log_density.max()
+    return log_density - torch.trapezoid(log_density.exp(), grid).log()
+
+
+def modes(density: Tensor, least: float = 1e-2) -> list[int]:
+    """Where a density on a grid has local maxima of at least `least` times its highest value: indices."""
+    inner, left, right = density[1:-1], density[:-2], density[2:]
+    return (1 + torch.nonzero((inner > left) & (inner >= right) & (inner > least * density.max())).flatten()).tolist()
+
+
+def mass_of_the_mode(density: Tensor, grid: Tensor, at: float) -> float:
+    """The probability between the valleys on both sides of the mode that is nearest to `at`."""
+    tops = modes(density)
+    i = min(range(len(tops)), key=lambda k: abs(grid[tops[k]].item() - at))
+    left = 0 if i == 0 else tops[i - 1] + int(density[tops[i - 1] : tops[i]].argmin())
+    right = len(grid) if i == len(tops) - 1 else tops[i] + int(density[tops[i] : tops[i + 1]].argmin()) + 1
+    return torch.trapezoid(density[left:right], grid[left:right]).item()
 
 
 # ---------------------------------------------------------------- command line
@@ -251,10 +251,13 @@ def density_figure(flows: dict[str, Flow], points: Points, figures: dict[str, di
 def parse_args(argv=None):
     parser = Parser(__doc__)
     parser.add_argument(
-        "--data", type=Path, metavar="FILE", help="fit the points in this .npy or .csv file (two columns) instead of two moons"
+        "--data",
+        metavar="SHAPE|FILE",
+        default="moons",
+        help=f"{', '.join(SHAPES)}, or a .npy or .csv file with two columns (default %(default)s)",
     )
     parser.add_argument(
-        "--noise", type=number(float, 0.02, 1), default=0.05, help="standard deviation of the moons' noise (default %(default)s)"
+        "--noise", type=number(float, 0.02, 1), default=0.05, help="standard deviation of the shapes' noise (default %(default)s)"
     )
     parser.add_argument("--layers", type=number(int, 2), default=12, help="couplings per flow (default %(default)s)")
     parser.add_argument(
@@ -264,6 +267,9 @@ def parse_args(argv=None):
     parser.add_argument("--steps-per-epoch", type=number(int, 1), default=50, help="batches per epoch (default %(default)s)")
     parser.add_argument("--batch", type=number(int, 1), default=512, help="points per batch (default %(default)s)")
     parser.add_argument("--lr", type=number(float, 1e-8), default=5e-3, help="peak learning rate (default %(default)s)")
+    parser.add_argument(
+        "--seeds", type=number(int, 1), default=1, metavar="N", help="train with N seeds, from --seed on; the figures are the first one's"
+    )
     parser.add_common_flags(checkpoint="folder for the two checkpoints (default checkpoints/)")
     parser.set_defaults(checkpoint=ROOT / "checkpoints")
     return parser.parse_args(argv)
@@ -273,37 +279,69 @@ def parse_args(argv=None):
 def main(argv=None) -> None:
     args = parse_args(argv)
     start = time.perf_counter()
-    points = moons(args.noise, args.seed) if args.data is None else points_from_file(args.data, args.seed)
-    floor = points.truth.entropy() if points.truth else None
-    prefix = "" if args.data is None else f"{points.name}_"
+    runs = []
+    for seed in range(args.seed, args.seed + args.seeds):
+        points = shape_points(args.data, args.noise, seed) if args.data in SHAPES else file_points(Path(args.data), seed)
+        fitted = {name: fit(name, points, seed, args) for name in ARCHITECTURES}
+        flows, histories, figures = ({name: parts[i] for name, parts in fitted.items()} for i in range(3))
+        if not runs:
+            floor = points.truth.entropy() if points.truth else None
+            for name, flow in flows.items():
+                save_flow(flow, args.checkpoint / f"{points.name}_{name}.pt", step=figures[name]["steps"], seed=seed, metrics=figures[name])
+            draw_figures(flows, histories, figures, points, floor, args)
+        runs.append(figures)
+        print_table(figures, floor, seed)
+    spread = summarise(runs)
+    if args.seeds > 1:
+        print_spread(spread, args.seeds)
+    if args.metrics:
+        metrics = {"data": points.name, "floor": floor, "models": runs[0], "seeds": args.seeds, "spread": spread}
+        write_metrics(args.metrics, metrics, seconds=time.perf_counter() - start, device=args.device, seed=args.seed)
 
-    flows, histories, figures = {}, {}, {}
-    for name in ARCHITECTURES:
-        flows[name], histories[name], figures[name] = fit(name, points, args)
-        save_flow(
-            flows[name], args.checkpoint / f"{points.name}_{name}.pt", step=figures[name]["steps"], seed=args.seed, metrics=figures[name]
-        )
-    print_table(figures, floor)
+
+def draw_figures(
+    flows: dict[str, Flow], histories: dict[str, list[dict]], figures: dict[str, dict], points: Points, floor: float | None, args
+) -> None:
+    """Writes the figures; those that need the truth only where it is known, the conditional one only for the moons."""
+    prefix = "" if points.name == "moons" else f"{points.name}_"
     save_figure(loss_figure(histories, floor), args.figures, f"{prefix}loss_plot.png")
     save_figure(density_figure(flows, points, figures, args.seed), args.figures, f"{prefix}density_contours.png")
-    if args.metrics:
-        write_metrics(
-            args.metrics,
-            {"data": points.name, "floor": floor, "models": figures},
-            seconds=time.perf_counter() - start,
-            device=args.device,
-            seed=args.seed,
-        )
+    save_figure(layers_figure(flows, points, seed=args.seed), args.figures, f"{points.name}_layers.png")
+    if points.truth is not None:
+        save_figure(error_figure(flows, points), args.figures, f"{prefix}density_error.png")
+    if points.name == "moons":
+        cases = conditionals(flows, points.truth, [(0, -0.8), (0, 0.4), (1, 0.25)])
+        save_figure(conditional_figure(cases, points), args.figures, "moons_conditional.png")
 
 
-def print_table(figures: dict[str, dict], floor: float | None) -> None:
-    """The final figures, a row a model."""
-    if floor is not None:
-        print(f"entropy of the truth, the floor of any test NLL: {floor:.4f} nats")
+def print_table(figures: dict[str, dict], floor: float | None, seed: int) -> None:
+    """One run's final figures, a row a model."""
+    print(f"seed {seed}" + (f"; entropy of the truth, the floor of any test NLL: {floor:.4f} nats" if floor is not None else ""))
     for name, row in figures.items():
         kl = f"   KL to the truth {row['kl']:.4f} ± {row['kl_se']:.4f}" if "kl" in row else ""
         nll = f"test NLL {row['test_nll']:.4f} ± {row['test_nll_se']:.4f}"
         print(f"{TITLES[name]:25} {nll}{kl}   {row['seconds']:.0f} s   {row['parameters']:,} parameters")
+
+
+def summarise(runs: list[dict[str, dict]]) -> dict[str, dict]:
+    """Per model and figure: mean, median, min and max over the seeds."""
+    keys = [key for key in ("test_nll", "kl", "seconds") if key in next(iter(runs[0].values()))]
+    values = {name: {key: [run[name][key] for run in runs] for key in keys} for name in runs[0]}
+    statistics = {"mean": np.mean, "median": np.median, "min": np.min, "max": np.max}
+    return {
+        name: {key: {word: float(of(column)) for word, of in statistics.items()} for key, column in columns.items()}
+        for name, columns in values.items()
+    }
+
+
+def print_spread(spread: dict[str, dict], seeds: int) -> None:
+    """The seeds' mean and range, a row a model."""
+    print(f"over {seeds} seeds:")
+    for name, columns in spread.items():
+        print(
+            f"{TITLES[name]:25} "
+            + "   ".join(f"{key} {row['mean']:.4f} ({row['min']:.4f} to {row['max']:.4f})" for key, row in columns.items())
+        )
 
 
 if __name__ == "__main__":

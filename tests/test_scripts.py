@@ -1,6 +1,7 @@
 """The scripts as a user runs them: real command lines with small numbers, and bad input."""
 
 import json
+import math
 import subprocess
 import sys
 
@@ -13,8 +14,9 @@ import inpaint
 import train_glow_mnist
 import train_moons
 from common import ROOT
-from flows2d import load_flow, realnvp, save_flow
+from flows2d import Flow, Standardise, load_flow, realnvp, save_flow
 from glow import Glow, load_glow
+from toy2d import grid
 
 QUICK_MOONS = ["--epochs", 2, "--steps-per-epoch", 3, "--layers", 2, "--hidden", 8]
 QUICK_GLOW = ["--dataset", "digits", "--steps", 3, "--blocks", 1, "--hidden", 8, "--batch", 8]
@@ -35,7 +37,7 @@ def into(folder):
 
 def test_train_moons_writes_figures_checkpoints_and_metrics(tmp_path, capsys):
     run(train_moons.main, *QUICK_MOONS, *into(tmp_path), "--checkpoint", tmp_path, "--noise", 0.1)
-    for figure in ("loss_plot.png", "density_contours.png"):
+    for figure in ("loss_plot.png", "density_contours.png", "density_error.png", "moons_conditional.png", "moons_layers.png"):
         assert (tmp_path / figure).read_bytes().startswith(PNG)
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert metrics["floor"] == pytest.approx(1.0076, abs=1e-3)
@@ -44,9 +46,84 @@ def test_train_moons_writes_figures_checkpoints_and_metrics(tmp_path, capsys):
     assert "floor" in capsys.readouterr().out
     for name in ("realnvp", "permutation"):
         flow = load_flow(tmp_path / f"moons_{name}.pt")
-        nll = train_moons.evaluate(flow, train_moons.moons(0.1, 0))["test_nll"]
+        nll = train_moons.evaluate(flow, train_moons.shape_points("moons", 0.1, 0))["test_nll"]
         assert metrics["models"][name]["test_nll"] == pytest.approx(nll, abs=1e-6)
         assert metrics["models"][name]["kl"] > 0
+
+
+@pytest.mark.parametrize("shape", ["circles", "spirals", "checkerboard"])
+def test_train_moons_fits_other_shapes_without_touching_the_moons_files(shape, tmp_path):
+    run(train_moons.main, *QUICK_MOONS, "--data", shape, "--noise", 0.1, *into(tmp_path), "--checkpoint", tmp_path)
+    files = {path.name for path in tmp_path.iterdir()} - {"metrics.json"}
+    assert files == {
+        f"{shape}_{name}"
+        for name in ("loss_plot.png", "density_contours.png", "density_error.png", "layers.png", "realnvp.pt", "permutation.pt")
+    }
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["models"]["realnvp"]["kl"] > 0
+
+
+def test_several_seeds_give_mean_and_spread_and_the_first_ones_figures(tmp_path, capsys):
+    quick = [*QUICK_MOONS, "--noise", 0.1]
+    run(train_moons.main, *quick, "--seeds", 2, *into(tmp_path), "--checkpoint", tmp_path)
+    two = json.loads((tmp_path / "metrics.json").read_text())
+    run(train_moons.main, *quick, "--seed", 1, *into(tmp_path / "b"), "--checkpoint", tmp_path / "b")
+    second = json.loads((tmp_path / "b" / "metrics.json").read_text())
+    kl = sorted([two["models"]["realnvp"]["kl"], second["models"]["realnvp"]["kl"]])
+    spread = two["spread"]["realnvp"]["kl"]
+    assert [spread["min"], spread["max"]] == pytest.approx(kl, rel=1e-6)
+    assert spread["mean"] == pytest.approx(sum(kl) / 2, rel=1e-6)
+    assert "over 2 seeds" in capsys.readouterr().out
+
+
+def test_kl_estimators_agree_on_a_model_whose_kl_is_known():
+    """A Gaussian pretends to be a wider one: KL(N(0, 1) || N(0, s²)) = log s + 1 / (2 s²) - 1/2 per dimension."""
+
+    class Gaussian:
+        noise = 0.3
+
+        def __init__(self, std):
+            self.normal = torch.distributions.Normal(0.0, std)
+
+        def log_prob(self, x):
+            return self.normal.log_prob(x.double()).sum(1)
+
+    truth, std = Gaussian(1.0), 1.5
+    flow = Flow([Standardise([0.0, 0.0], [std, std])], 2)
+    test = torch.randn(20_000, 2)
+    points = train_moons.Points("gaussian", "a Gaussian", None, test, test, truth)
+    expected = 2 * (math.log(std) + 1 / (2 * std**2) - 0.5)
+    figures = train_moons.evaluate(flow, points)
+    assert figures["kl"] == pytest.approx(expected, abs=4 * figures["kl_se"])
+    where, area = grid((-8, 8, -8, 8), 0.05)
+    log_truth = truth.log_prob(where)
+    on_grid = (log_truth.exp() * (log_truth - flow.log_prob(where.float()).double())).sum().item() * area
+    assert on_grid == pytest.approx(expected, abs=1e-5)
+
+
+def test_conditionals_are_densities_and_map_stands_on_the_highest_mode():
+    points = train_moons.shape_points("moons", 0.1, 0)
+    flow = realnvp(2, layers=4, hidden=(16, 16))
+    for _ in train_moons.train(flow, points.draw, points.held_out, epochs=4, steps_per_epoch=50, batch=256, lr=1e-2):
+        pass
+    one, two, four = train_moons.conditionals({"realnvp": flow}, points.truth, [(0, -0.8), (0, 0.4), (1, 0.25)])
+    assert [one["modes"], two["modes"], four["modes"]] == [1, 2, 4]
+    for case in (one, two, four):
+        found = case["flows"]["realnvp"]
+        for density in (case["exact"], found["density"]):
+            assert torch.trapezoid(density, case["grid"]).item() == pytest.approx(1, abs=1e-9)
+        assert found["map"] == pytest.approx(case["grid"][found["density"].argmax()].item(), abs=0.01)
+        assert 0 < found["kl"] < 10
+        assert 0 < found["mass"] <= 1 + 1e-9
+
+
+def test_the_mass_of_a_mode_is_that_between_its_valleys():
+    grid = torch.linspace(-6, 6, 4001, dtype=torch.float64)
+    density = 0.3 * torch.exp(-((grid + 3) ** 2) * 2) + 0.7 * torch.exp(-((grid - 3) ** 2) * 2)
+    density = train_moons.normalised(density.log(), grid).exp()
+    assert [round(grid[i].item(), 2) for i in train_moons.modes(density)] == [-3, 3]
+    assert train_moons.mass_of_the_mode(density, grid, 2.5) == pytest.approx(0.7, abs=1e-3)
+    assert train_moons.mass_of_the_mode(density, grid, -3.0) == pytest.approx(0.3, abs=1e-3)
 
 
 def test_the_same_seed_gives_the_same_moons(tmp_path):
@@ -58,7 +135,7 @@ def test_the_same_seed_gives_the_same_moons(tmp_path):
 
 
 def test_training_gets_better_and_keeps_the_best_held_out_epoch():
-    points = train_moons.moons(0.1, 0)
+    points = train_moons.shape_points("moons", 0.1, 0)
     flow = realnvp(2, layers=4, hidden=(16, 16))
     records = list(train_moons.train(flow, points.draw, points.held_out, epochs=6, steps_per_epoch=50, batch=128, lr=1e-2))
     assert [record["step"] for record in records] == list(range(1, 301))
