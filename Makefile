@@ -3,7 +3,7 @@ DATA_DIR ?= data
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: figures test notebooks
+.PHONY: figures test notebooks tables benchmarks
 
 figures: .venv/ready
 	$(BIN)/python train_moons.py
@@ -18,6 +18,14 @@ test: .venv/ready-dev
 # Runs the notebooks and stores what they show.
 notebooks: .venv/ready-dev
 	cd notebooks && DATA_DIR=$(abspath $(DATA_DIR)) ../$(BIN)/jupyter nbconvert --to notebook --inplace --execute *.ipynb
+
+# Writes the README's tables from benchmarks/results.
+tables: .venv/ready
+	$(BIN)/python benchmarks/tables.py
+
+# Measures ours against the peers; nothing else should run meanwhile.
+benchmarks: .venv/ready-dev
+	$(BIN)/python benchmarks/moons_peers.py
 
 .venv/ready: requirements.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

@@ -1,0 +1,135 @@
+"""Writes the README's tables from the files in benchmarks/results, so that every number in them is one that a run has written.
+
+    python benchmarks/tables.py
+
+Reads    train_moons.json, train_glow_mnist.json, train_glow_digits.json and inpaint.json (what the scripts' --metrics wrote), and
+         moons.json (what moons_peers.py wrote)
+Writes   README.md: what stands between `<!-- table NAME -->` and `<!-- end -->`
+"""
+
+import json
+import re
+import sys
+from pathlib import Path
+from statistics import median
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a script's own folder is on the path, the modules lie one above
+from common import ROOT, UserError, one_line_errors, write_atomically
+from figures2d import TITLES
+
+RESULTS = ROOT / "benchmarks/results"
+MARKED = re.compile(r"(<!-- table (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def load(name: str) -> dict:
+    """A results file; raises UserError if it cannot be read."""
+    try:
+        return json.loads((RESULTS / f"{name}.json").read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {RESULTS / name}.json: {error}") from None
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table."""
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in (header, ["---"] * len(header), *rows))
+
+
+def results_table() -> str:
+    """What the three scripts reach, in how long, on what."""
+    moons, inpaint = load("train_moons"), load("inpaint")
+    rows = []
+    for name, figures in moons["spread"].items():
+        kl, seconds = figures["kl"], figures["seconds"]
+        spread = f"{kl['min']:.4f} to {kl['max']:.4f} over {moons['seeds']} seeds"
+        rows.append(
+            [
+                f"Two moons, {TITLES[name]}: KL to the truth",
+                f"{kl['median']:.4f} nats",
+                spread,
+                f"{seconds['median']:.0f} s",
+                moons["hardware"],
+            ]
+        )
+    for dataset, title in (("mnist", "MNIST"), ("digits", "8x8 digits")):
+        glow = load(f"train_glow_{dataset}")
+        spread = f"± {glow['test_bits_per_dim_se']:.3f} (standard error, {glow['test_images']:,} test images)"
+        bits = f"{glow['test_bits_per_dim']:.3f} bits/dim"
+        rows.append(
+            [f"Glow on {title}, {glow['parameters']:,} parameters", bits, spread, f"{glow['training_seconds']:.0f} s", glow["hardware"]]
+        )
+    for kind in ("square", "noise"):
+        figures = inpaint[kind]
+        psnr = f"{figures['map']['hole_psnr']:.1f} dB hole PSNR"
+        what = f"{figures['map']['likelier_than_truth']:.0%} of {figures['images']} fills likelier than the truth"
+        rows.append([f"MAP fill, {figures['mask']}", psnr, what, f"{inpaint['seconds']:.0f} s for both", inpaint["hardware"]])
+    return table(["what", "result", "spread", "time", "hardware"], rows)
+
+
+def inpainting_table() -> str:
+    """What each start of the ascent leads to, per mask kind."""
+    inpaint, rows = load("inpaint"), []
+    for kind in ("square", "noise"):
+        figures = inpaint[kind]
+        for label, row in [
+            ("**MAP: the likeliest of all**", figures["map"]),
+            *((f"from {start}", row) for start, row in figures["starts"].items()),
+        ]:
+            gap = f"{row['log_prob'] - figures['truth_log_prob']:+,.0f}"
+            rows.append([figures["mask"], label, f"{row['hole_psnr']:.1f}", f"{row['hole_mse']:.4f}", f"{row['ink_ratio']:.2f}", gap])
+    return table(["mask", "fill", "hole PSNR, dB", "hole MSE", "ink ratio", "log p above the truth's, nats"], rows)
+
+
+def moons_table() -> str:
+    """Ours and the peers at equal CPU time: the median over the seeds, and the range of the KL divergence."""
+    rows, results = [], load("moons")["rows"]
+    order = sorted({(row["sigma"], row["model"]) for row in results}, key=lambda key: (key[0], middle(results, *key, "kl_paired")))
+    for sigma, model in order:
+        kl = column(results, sigma, model, "kl_paired")
+        spread = f"{min(kl):.4f} to {max(kl):.4f}"
+        cells = [
+            f"{middle(results, sigma, model, name):{form}}"
+            for name, form in (("steps", ",.0f"), ("ms_per_step", ".1f"), ("parameters", ",.0f"))
+        ]
+        last = [f"{middle(results, sigma, model, name):{form}}" for name, form in (("non_finite", ",.0f"), ("samples_per_second", ",.0f"))]
+        mass = column(results, sigma, model, "mass")
+        rows.append([f"{sigma}", model, f"{median(kl):.4f}", spread, *cells, f"{median(mass):.4f}" if mass else "not finite", *last])
+    header = ["σ", "model", "KL to the truth, nats", "over the seeds", "steps", "ms/step", "parameters", "mass", "non-finite", "samples/s"]
+    return table(header, rows)
+
+
+def steps_table() -> str:
+    """The cost of a training step, ours against normflows' coupling of the same widths and depth."""
+    rows = [
+        [row["pair"], f"{row['ours_ms']:.1f}", f"{row['normflows_ms']:.1f}", f"{row['ratio']:.2f}"] for row in load("moons")["step_times"]
+    ]
+    return table(["12 couplings, 2x64, batch 512", "ours, ms", "normflows, ms", "ratio"], rows)
+
+
+def column(rows: list[dict], sigma: float, model: str, name: str) -> list[float]:
+    """One figure of one model at one noise level, over the seeds, where it is finite."""
+    return [row[name] for row in rows if row["sigma"] == sigma and row["model"] == model and row[name] is not None]
+
+
+def middle(rows: list[dict], sigma: float, model: str, name: str) -> float:
+    """Its median; nan if it is finite for no seed."""
+    return median(column(rows, sigma, model, name) or [float("nan")])
+
+
+TABLES = {"results": results_table, "inpainting": inpainting_table, "moons": moons_table, "steps": steps_table}
+
+
+def with_tables(text: str) -> str:
+    """The text with each marked table written anew."""
+    return MARKED.sub(lambda match: match[1] + TABLES[match[2]]() + match[3], text)
+
+
+@one_line_errors()
+def main() -> None:
+    readme = ROOT / "README.md"
+    text = with_tables(readme.read_text())
+    write_atomically(readme, lambda temporary: temporary.write_text(text))
+    print(f"wrote the tables of {readme}")
+
+
+if __name__ == "__main__":
+    main()
