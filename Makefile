@@ -12,8 +12,9 @@ figures: .venv/ready
 
 test: .venv/ready-dev
 	$(BIN)/ruff check .
-	DATA_DIR=$(DATA_DIR) $(BIN)/python -m pytest
-	DATA_DIR=$(DATA_DIR) $(BIN)/python -m pytest --nbmake --nbmake-timeout=120 notebooks
+	$(BIN)/ruff format --check .
+	DATA_DIR=$(abspath $(DATA_DIR)) $(BIN)/python -m pytest
+	DATA_DIR=$(abspath $(DATA_DIR)) $(BIN)/python -m pytest --nbmake --nbmake-timeout=120 notebooks
 
 # Runs the notebooks and stores what they show.
 notebooks: .venv/ready-dev

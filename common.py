@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import sys
+import tempfile
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,12 @@ class UserError(Exception):
 
 @contextlib.contextmanager
 def one_line_errors():
-    """Turns a `UserError` into one line on stderr and exit status 2, as argparse does with a bad flag."""
+    """Turns a `UserError` into one line on stderr and exit status 2, as argparse does with a bad flag; Ctrl-C into status 130."""
     try:
         yield
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
@@ -91,7 +95,18 @@ def write_atomically(path: Path, write) -> None:
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def require_writable(*folders: Path) -> None:
+    """Makes the folders; raises UserError if a file could not be written to one of them: better now than after the training."""
+    for folder in folders:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
+        except OSError as error:
+            raise UserError(f"cannot write to {folder}: {error.strerror or error}") from None
 
 
 def save_checkpoint(

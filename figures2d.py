@@ -43,16 +43,16 @@ def density_figure(flows: dict[str, Flow], points, figures: dict[str, dict], see
     """
     bounds = _bounds_of(points)
     x, y, where = _picture_grid(bounds)
-    truth = None if points.truth is None else points.truth.log_prob(where).exp().reshape(len(y), len(x))
+    truth = None if points.truth is None else points.truth.log_prob(where).exp().reshape(len(y), len(x)).numpy()
     figure = Figure(figsize=(10, 2 + 8 * (bounds[3] - bounds[2]) / (bounds[1] - bounds[0])), layout="constrained")
     panels = figure.subplots(2, 2, sharex=True, sharey=True)
     for (left, right), (name, flow) in zip(panels, flows.items()):
-        density = _log_prob(flow, where).exp().reshape(len(y), len(x))
+        density = _log_prob(flow, where).exp().reshape(len(y), len(x)).numpy()
         top = float((density if truth is None else truth).max())
         filled = left.contourf(x, y, density, levels=np.linspace(0.03, 1.15, 15) * top, cmap="viridis", extend="max")
         figure.colorbar(filled, ax=left, label="density", format="%.2f")
         device = flow.base_mean.device
-        drawn = flow.sample(4000, torch.Generator(device).manual_seed(seed)).cpu()
+        drawn = flow.sample(4000, torch.Generator(device).manual_seed(seed)).cpu().numpy()
         right.scatter(*drawn.T, s=2, alpha=0.5, color=COLOURS[name], linewidths=0)
         for panel, colour in ((left, "red"), (right, "black")):
             if truth is not None:
@@ -82,13 +82,13 @@ def error_figure(flows: dict[str, Flow], points) -> Figure:
     for row, (name, flow) in zip(panels, flows.items()):
         model = _log_prob(flow, where).reshape(len(y), len(x))
         for panel, log_p, title in ((row[0], model, f"{TITLES[name]}: density"), (row[1], truth, "true density")):
-            shown = panel.imshow(log_p.exp(), cmap="viridis", vmin=0, vmax=top, **extent)
+            shown = panel.imshow(log_p.exp().numpy(), cmap="viridis", vmin=0, vmax=top, **extent)
             panel.set_title(title, fontsize=10)
         figure.colorbar(shown, ax=row[1], label="density")
         visible = torch.maximum(model, truth) > np.log(1e-3 * top)
         ratio = torch.where(visible, (model - truth).clamp(-3, 3), torch.nan)
         row[2].set_facecolor("0.85")
-        shown = row[2].imshow(ratio, cmap="RdBu_r", norm=TwoSlopeNorm(0, -3, 3), **extent)
+        shown = row[2].imshow(ratio.numpy(), cmap="RdBu_r", norm=TwoSlopeNorm(0, -3, 3), **extent)
         figure.colorbar(shown, ax=row[2], label="log p_flow - log p_true (nats)", extend="both")
         row[2].set_title("log-ratio: red, the flow puts too much there", fontsize=10)
         row[0].set_ylabel("$x_2$")
@@ -107,7 +107,7 @@ def conditional_figure(cases: list[dict], points) -> Figure:
     panels = figure.subplots(1, len(cases) + 1)
     bounds = _bounds_of(points)
     x, y, where = _picture_grid(bounds)
-    panels[0].contourf(x, y, points.truth.log_prob(where).exp().reshape(len(y), len(x)), levels=8, cmap="Greys")
+    panels[0].contourf(x, y, points.truth.log_prob(where).exp().reshape(len(y), len(x)).numpy(), levels=8, cmap="Greys")
     for number, case in enumerate(cases, 1):
         line, at = (
             (panels[0].axvline, (case["known"], bounds[3])) if case["missing"] == 1 else (panels[0].axhline, (bounds[1], case["known"]))
@@ -147,9 +147,9 @@ def layers_figure(flows: dict[str, Flow], points, columns: int = 7, seed: int = 
     for row, (name, flow) in zip(figure.subplots(len(flows), columns), flows.items()):
         x = flow.sample(3000, torch.Generator(flow.base_mean.device).manual_seed(seed))
         states = flow.trajectory(x)[::-1]  # z first, x last
-        angle = torch.atan2(states[0][:, 1], states[0][:, 0]).cpu()
+        angle = torch.atan2(states[0][:, 1], states[0][:, 0]).cpu().numpy()
         for panel, i in zip(row, np.linspace(0, len(states) - 1, columns).round().astype(int)):
-            panel.scatter(*states[i].cpu().T, s=1.5, c=angle, cmap="hsv", linewidths=0)
+            panel.scatter(*states[i].cpu().numpy().T, s=1.5, c=angle, cmap="hsv", linewidths=0)
             panel.set(xticks=[], yticks=[], aspect="equal", adjustable="datalim")
             place = "noise z" if i == 0 else "data x" if i == len(states) - 1 else f"after {i} of {len(states) - 1}"
             panel.set_title(place, fontsize=9)
@@ -169,11 +169,11 @@ def _bounds_of(points) -> Bounds:
     return (left, right, bottom, top)
 
 
-def _picture_grid(bounds: Bounds) -> tuple[Tensor, Tensor, Tensor]:
+def _picture_grid(bounds: Bounds) -> tuple[np.ndarray, np.ndarray, Tensor]:
     """300 x 300 places: their x, their y, and all of them, (90,000, 2), x running fastest."""
     left, right, bottom, top = bounds
     x, y = torch.linspace(left, right, 300, dtype=torch.float64), torch.linspace(bottom, top, 300, dtype=torch.float64)
-    return x, y, torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).reshape(-1, 2)
+    return x.numpy(), y.numpy(), torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).reshape(-1, 2)
 
 
 def _log_prob(flow: Flow, points: Tensor) -> Tensor:

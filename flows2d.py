@@ -121,10 +121,10 @@ class InvertibleLinear(nn.Module):
 
     def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
         lower, upper = self._factors()
-        x = self.permutation.T @ z.T
-        x = torch.linalg.solve_triangular(lower, x, upper=False, unitriangular=True)
-        x = torch.linalg.solve_triangular(upper, x, upper=True)
-        return x.T, -self.log_diagonal.sum().expand(len(z))
+        # W⁻¹ = U⁻¹ L⁻¹ Pᵀ: the solves see dim right-hand sides instead of one a point
+        inverse = torch.linalg.solve_triangular(lower, self.permutation.T, upper=False, unitriangular=True)
+        inverse = torch.linalg.solve_triangular(upper, inverse, upper=True)
+        return nn.functional.linear(z, inverse), -self.log_diagonal.sum().expand(len(z))
 
 
 class PermutationTransform(nn.Module):
@@ -263,7 +263,7 @@ class Flow(nn.Module):
 
 def realnvp(
     dim: int = 2,
-    layers: int = 12,
+    layers: int = 16,
     hidden: Sequence[int] = (64, 64),
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
@@ -290,7 +290,7 @@ def realnvp(
 
 def permutation_flow(
     dim: int = 2,
-    layers: int = 12,
+    layers: int = 16,
     hidden: Sequence[int] = (64, 64),
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,

@@ -21,7 +21,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from common import ROOT, Parser, UserError, number, one_line_errors, save_figure, write_metrics
+from common import ROOT, Parser, UserError, number, one_line_errors, require_writable, save_figure, write_metrics
 from glow import DATASETS, TITLES, Glow, Images, default_checkpoint, load_glow, load_images, quantise
 from inpainting import hole_mse, hole_psnr, ink_ratio, map_inpaint, nearest_neighbours, noise_masks, square_masks
 
@@ -133,7 +133,7 @@ def print_figures(name: str, figures: dict) -> None:
 
 
 def inpainting_figure(results: dict[str, dict[str, Tensor]], levels: int, starts: list[str], title: str, most: int = 12) -> Figure:
-    """For each mask kind the rows truth, masked (the hole in orange), the likeliest fill, and the local maximum found from the last start."""
+    """For each mask kind the rows truth, masked (the hole in orange), likeliest fill, and the local maximum that the last start led to."""
     columns = min(most, max(len(result["truth"]) for result in results.values()))
     figure = Figure(figsize=(1.05 * columns + 1.2, 5 * len(results)), layout="constrained")
     figure.suptitle(title)
@@ -199,6 +199,7 @@ def main(argv=None) -> None:
             "--dataset and --checkpoint must match"
         )
 
+    require_writable(args.figures)
     truth = images.test[: args.images]
     side = args.side or images.shape[1] // 2
     names = {"square": f"square holes of {side} x {side} pixels", "noise": f"{args.fraction:.0%} of the pixels missing at random"}

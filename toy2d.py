@@ -124,7 +124,7 @@ class Checkerboard:
         """log(1/2) on the dark squares, -inf elsewhere: (B, 2) -> (B,), float64."""
         square = ((x.double() + 1) * 2).floor()
         dark = ((square >= 0) & (square < 4)).all(1) & (square.sum(1) % 2 == 0)
-        return torch.where(dark, math.log(0.5), -math.inf).double()
+        return torch.full(dark.shape, math.log(0.5), dtype=torch.float64, device=x.device).masked_fill(~dark, -math.inf)
 
     def entropy(self) -> float:
         """The log of the area, nats."""

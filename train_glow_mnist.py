@@ -22,10 +22,11 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
-from common import ROOT, Parser, UserError, number, one_line_errors, save_figure, write_metrics
+from common import ROOT, Parser, UserError, number, one_line_errors, require_writable, save_figure, write_metrics
 from glow import DATASETS, TITLES, Glow, Images, default_checkpoint, load_glow, load_images, save_glow
 
 TEMPERATURES = (0.7, 0.85, 1.0)
+STEPS = {"mnist": 4000, "digits": 600}  # the 1,257 digits are overfitted after that
 PATIENCE = 20  # non-finite steps in a row before training stops
 
 # ---------------------------------------------------------------- train
@@ -148,7 +149,9 @@ def parse_args(argv=None):
     parser.add_argument("--figure-only", action="store_true", help="redraw the figure from the checkpoint; nothing is trained")
     parser.add_argument("--blocks", type=number(int, 1), default=8, help="GlowBlocks per level (default %(default)s)")
     parser.add_argument("--hidden", type=number(int, 1), default=64, help="channels inside each coupling's network (default %(default)s)")
-    parser.add_argument("--steps", type=number(int, 1), default=4000, help="training steps (default %(default)s)")
+    parser.add_argument(
+        "--steps", type=number(int, 1), help=f"training steps (default {STEPS['mnist']} on mnist, {STEPS['digits']} on digits)"
+    )
     parser.add_argument("--batch", type=number(int, 2), default=64, help="images per step (default %(default)s)")
     parser.add_argument("--lr", type=number(float, 1e-8), default=4e-3, help="peak learning rate (default %(default)s)")
     parser.add_common_flags(checkpoint="the weights to write, or with --figure-only to read (default checkpoints/glow_DATASET.pt)")
@@ -165,9 +168,12 @@ def main(argv=None) -> None:
     else:
         torch.manual_seed(args.seed)
         images = load_images(args.dataset, args.data_dir)
+        checkpoint = args.checkpoint or default_checkpoint(images.name)
+        args.steps = args.steps or STEPS[images.name]
+        require_writable(checkpoint.parent, args.figures)
         glow = build(images, args)
         glow.metrics = fit(glow, images, args)
-        save_glow(glow, args.checkpoint or default_checkpoint(images.name), step=args.steps, seed=args.seed, metrics=glow.metrics)
+        save_glow(glow, checkpoint, step=args.steps, seed=args.seed, metrics=glow.metrics)
         print_result(glow.metrics)
     save_figure(sample_figure(glow, args.seed), args.figures, "Gen.png")
     if args.metrics:

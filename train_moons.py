@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from common import ROOT, Parser, UserError, number, one_line_errors, save_figure, write_metrics
+from common import ROOT, Parser, UserError, number, one_line_errors, require_writable, save_figure, write_metrics
 from figures2d import TITLES, conditional_figure, density_figure, error_figure, layers_figure, loss_figure
 from flows2d import Flow, InvertibleLinear, permutation_flow, realnvp, save_flow
 from inpainting import map_inpaint
@@ -197,8 +197,8 @@ def mean_and_error(name: str, values: Tensor) -> dict[str, float]:
 def conditionals(flows: dict[str, Flow], truth: NoisyCurves | Checkerboard, known: list[tuple[int, float]]) -> list[dict]:
     """Inpainting in 2-D: for each (index, value) of a known coordinate the distribution of the missing one, by the truth and by each flow.
 
-    A case holds `known`, `missing` (its index), `grid`, `exact` (the density on the grid), `modes` and, per flow, `density`, `kl` (exact
-    to flow, nats), `map` (the value that maximises the flow's density, by `map_inpaint`) and `mass`: the share in the mode it stands on.
+    A case holds `known`, `missing` (its index), `grid` and `exact` (the density on it), `modes` and, per flow, `density`, `kl` (exact to
+    flow, nats), `map` (the value that maximises the flow's density, by `map_inpaint`) and `mass`: the share in the mode it stands on.
     """
     cases = []
     for index, value in known:
@@ -208,7 +208,14 @@ def conditionals(flows: dict[str, Flow], truth: NoisyCurves | Checkerboard, know
         points[:, 1 - index] = missing
         log_exact = normalised(truth.log_prob(points), missing)
         exact = log_exact.exp()
-        case = {"known": value, "missing": 1 - index, "grid": missing, "exact": exact, "modes": len(modes(exact)), "flows": {}}
+        case = {
+            "known": value,
+            "missing": 1 - index,
+            "grid": missing.numpy(),
+            "exact": exact.numpy(),
+            "modes": len(modes(exact)),
+            "flows": {},
+        }
         for name, flow in flows.items():
             device, dtype = flow.base_mean.device, flow.base_mean.dtype
             log_density = normalised(flow.log_prob(points.to(device, dtype)).double().cpu(), missing)
@@ -219,7 +226,7 @@ def conditionals(flows: dict[str, Flow], truth: NoisyCurves | Checkerboard, know
                 found = map_inpaint(flow.log_prob, x, mask, starts, steps=300, lr=0.05, final_lr=1e-4, unit_interval=False)
             at = found.x[0, 1 - index].item()
             kl = torch.trapezoid(torch.where(exact > 0, exact * (log_exact - log_density), 0.0), missing).item()
-            case["flows"][name] = {"density": density, "kl": kl, "map": at, "mass": mass_of_the_mode(density, missing, at)}
+            case["flows"][name] = {"density": density.numpy(), "kl": kl, "map": at, "mass": mass_of_the_mode(density, missing, at)}
         cases.append(case)
     return cases
 
@@ -259,11 +266,11 @@ def parse_args(argv=None):
     parser.add_argument(
         "--noise", type=number(float, 0.02, 1), default=0.05, help="standard deviation of the shapes' noise (default %(default)s)"
     )
-    parser.add_argument("--layers", type=number(int, 2), default=12, help="couplings per flow (default %(default)s)")
+    parser.add_argument("--layers", type=number(int, 2), default=16, help="couplings per flow (default %(default)s)")
     parser.add_argument(
         "--hidden", type=number(int, 1), default=64, help="width of each coupling's two hidden layers (default %(default)s)"
     )
-    parser.add_argument("--epochs", type=number(int, 1), default=80, help="default %(default)s")
+    parser.add_argument("--epochs", type=number(int, 1), default=60, help="default %(default)s")
     parser.add_argument("--steps-per-epoch", type=number(int, 1), default=50, help="batches per epoch (default %(default)s)")
     parser.add_argument("--batch", type=number(int, 1), default=512, help="points per batch (default %(default)s)")
     parser.add_argument("--lr", type=number(float, 1e-8), default=5e-3, help="peak learning rate (default %(default)s)")
@@ -282,6 +289,7 @@ def main(argv=None) -> None:
     runs = []
     for seed in range(args.seed, args.seed + args.seeds):
         points = shape_points(args.data, args.noise, seed) if args.data in SHAPES else file_points(Path(args.data), seed)
+        require_writable(args.checkpoint, args.figures)
         fitted = {name: fit(name, points, seed, args) for name in ARCHITECTURES}
         flows, histories, figures = ({name: parts[i] for name, parts in fitted.items()} for i in range(3))
         if not runs:

@@ -36,6 +36,7 @@ from flows2d import Standardise, permutation_flow, realnvp
 from toy2d import TwoMoons, grid
 
 LAYERS, HIDDEN, BATCH, WARM_UP = 12, 64, 512, 0.02
+OUR_LAYERS = 16  # as in train_moons.py
 LEARNING_RATES = (1e-3, 2e-3, 5e-3)
 LINEAR_LAYERS = ("InvertibleLinear", "LULinearPermute", "LULinear")  # ours, normflows' and nflows'
 EXTRA_PEERS = ("nflows", "zuko")  # not needed elsewhere here, so imported only where they are built
@@ -130,8 +131,8 @@ def nflows_affine(mean: Tensor, std: Tensor) -> Standardised:
 
 
 MODELS: dict[str, Builder] = {
-    "realnvp (ours)": lambda mean, std: realnvp(2, LAYERS, (HIDDEN, HIDDEN), mean, std),
-    "permutation (ours)": lambda mean, std: permutation_flow(2, LAYERS, (HIDDEN, HIDDEN), mean, std),
+    "realnvp (ours)": lambda mean, std: realnvp(2, OUR_LAYERS, (HIDDEN, HIDDEN), mean, std),
+    "permutation (ours)": lambda mean, std: permutation_flow(2, OUR_LAYERS, (HIDDEN, HIDDEN), mean, std),
     "zuko NSF": zuko_nsf,
     "normflows affine + LU": normflows_peer(LAYERS, lambda: [normflows_coupling(), nf.flows.LULinearPermute(2)]),
     "normflows coupling RQS": normflows_peer(8, lambda: [normflows_spline(), nf.flows.LULinearPermute(2)]),
@@ -139,9 +140,9 @@ MODELS: dict[str, Builder] = {
 }
 # Ours and normflows' with the same widths and depth, for the cost of a training step.
 STEP_TIME_PAIRS: dict[str, tuple[Builder, Builder]] = {
-    "affine + linear": (MODELS["realnvp (ours)"], MODELS["normflows affine + LU"]),
+    "affine + linear": (lambda mean, std: realnvp(2, LAYERS, (HIDDEN, HIDDEN), mean, std), MODELS["normflows affine + LU"]),
     "affine + permutation": (
-        MODELS["permutation (ours)"],
+        lambda mean, std: permutation_flow(2, LAYERS, (HIDDEN, HIDDEN), mean, std),
         normflows_peer(LAYERS, lambda: [normflows_coupling(), nf.flows.Permute(2, mode="swap")]),
     ),
 }

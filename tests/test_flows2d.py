@@ -137,11 +137,12 @@ def test_every_parameter_gets_a_gradient(builder):
 
 @pytest.mark.parametrize("builder", BUILDERS.values(), ids=BUILDERS)
 def test_weights_reload_into_a_differently_seeded_flow(builder):
-    torch.manual_seed(1)
-    flow = builder(8, layers=6, hidden=(8,))
-    torch.manual_seed(2)
-    other = builder(8, layers=6, hidden=(8,))
-    x = torch.randn(5, 8)
+    flows = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        flows.append(randomised(builder(8, layers=6, hidden=(8,))))
+    flow, other = flows
+    x = torch.randn(5, 8, dtype=torch.float64)
     assert not torch.equal(flow(x)[0], other(x)[0])
     other.load_state_dict(flow.state_dict())
     assert torch.equal(flow(x)[0], other(x)[0])

@@ -111,7 +111,7 @@ def test_conditionals_are_densities_and_map_stands_on_the_highest_mode():
     for case in (one, two, four):
         found = case["flows"]["realnvp"]
         for density in (case["exact"], found["density"]):
-            assert torch.trapezoid(density, case["grid"]).item() == pytest.approx(1, abs=1e-9)
+            assert torch.trapezoid(torch.from_numpy(density), torch.from_numpy(case["grid"])).item() == pytest.approx(1, abs=1e-9)
         assert found["map"] == pytest.approx(case["grid"][found["density"].argmax()].item(), abs=0.01)
         assert 0 < found["kl"] < 10
         assert 0 < found["mass"] <= 1 + 1e-9
@@ -129,7 +129,7 @@ def test_the_mass_of_a_mode_is_that_between_its_valleys():
 def test_the_same_seed_gives_the_same_moons(tmp_path):
     nll = []
     for folder in (tmp_path / "a", tmp_path / "b"):
-        run(train_moons.main, *QUICK_MOONS, *into(folder), "--checkpoint", folder, "--seed", 4)
+        run(train_moons.main, *QUICK_MOONS, "--noise", 0.1, *into(folder), "--checkpoint", folder, "--seed", 4)
         nll.append(json.loads((folder / "metrics.json").read_text())["models"]["realnvp"]["test_nll"])
     assert nll[0] == nll[1]
 
@@ -328,10 +328,28 @@ def test_an_unreachable_download_is_one_line(script, tmp_path, monkeypatch, one_
     assert "--dataset digits" in error
 
 
-def test_a_folder_that_cannot_be_written_to_is_one_line(tmp_path, tiny_glow_file, one_line_error):
+@pytest.mark.parametrize(
+    ("main", "argv"),
+    [(train_moons.main, QUICK_MOONS), (train_glow_mnist.main, QUICK_GLOW), (inpaint.main, QUICK_INPAINT)],
+    ids=["train_moons", "train_glow_mnist", "inpaint"],
+)
+def test_a_folder_that_cannot_be_written_to_is_one_line(main, argv, tmp_path, tiny_glow_file, one_line_error):
     (tmp_path / "file").write_text("in the way")
-    error = one_line_error(inpaint.main, *QUICK_INPAINT, "--checkpoint", tiny_glow_file, "--figures", tmp_path / "file" / "figures")
+    checkpoint = tmp_path if main is train_moons.main else tiny_glow_file
+    error = one_line_error(main, *argv, "--checkpoint", checkpoint, "--figures", tmp_path / "file" / "figures")
     assert "cannot write" in error
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "tiny.pt"}
+
+
+def test_ctrl_c_leaves_no_traceback(monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train_moons, "shape_points", interrupted)
+    with pytest.raises(SystemExit) as stop:
+        train_moons.main([])
+    assert stop.value.code == 130
+    assert capsys.readouterr().err == "interrupted\n"
 
 
 @pytest.mark.parametrize("script", ["train_moons.py", "train_glow_mnist.py", "inpaint.py"])
