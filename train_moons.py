@@ -17,7 +17,7 @@ Writes   figures/loss_plot.png               negative log-likelihood over epochs
          figures/moons_layers.png            how noise becomes moons, layer by layer
          checkpoints/moons_realnvp.pt, checkpoints/moons_permutation.pt
          (with another --data the names start with its name)
-Takes    about TIME on 2 CPU cores; ends at a KL divergence of about KL1 nats (RealNVP) and KL2 nats (permutation)
+Takes    under two minutes on 2 CPU cores; ends at a KL divergence of about 0.005 nats (RealNVP) and 0.006 nats (permutation)
 """
 
 import math
@@ -198,7 +198,8 @@ def conditionals(flows: dict[str, Flow], truth: NoisyCurves | Checkerboard, know
     """Inpainting in 2-D: for each (index, value) of a known coordinate the distribution of the missing one, by the truth and by each flow.
 
     A case holds `known`, `missing` (its index), `grid` and `exact` (the density on it), `modes` and, per flow, `density`, `kl` (exact to
-    flow, nats), `map` (the value that maximises the flow's density, by `map_inpaint`) and `mass`: the share in the mode it stands on.
+    flow, nats), `map` (the value that maximises the flow's density, by `map_inpaint`) and `mass`: the flow's share in the
+    exact density's mode that it stands on.
     """
     cases = []
     for index, value in known:
@@ -226,7 +227,9 @@ def conditionals(flows: dict[str, Flow], truth: NoisyCurves | Checkerboard, know
                 found = map_inpaint(flow.log_prob, x, mask, starts, steps=300, lr=0.05, final_lr=1e-4, unit_interval=False)
             at = found.x[0, 1 - index].item()
             kl = torch.trapezoid(torch.where(exact > 0, exact * (log_exact - log_density), 0.0), missing).item()
-            case["flows"][name] = {"density": density.numpy(), "kl": kl, "map": at, "mass": mass_of_the_mode(density, missing, at)}
+            mode = mode_around(exact, missing, at)
+            mass = torch.trapezoid(density[mode], missing[mode]).item()
+            case["flows"][name] = {"density": density.numpy(), "kl": kl, "map": at, "mass": mass}
         cases.append(case)
     return cases
 
@@ -243,13 +246,13 @@ def modes(density: Tensor, least: float = 1e-2) -> list[int]:
     return (1 + torch.nonzero((inner > left) & (inner >= right) & (inner > least * density.max())).flatten()).tolist()
 
 
-def mass_of_the_mode(density: Tensor, grid: Tensor, at: float) -> float:
-    """The probability between the valleys on both sides of the mode that is nearest to `at`."""
+def mode_around(density: Tensor, grid: Tensor, at: float) -> slice:
+    """The part of the grid between the two valleys of the density that `at` lies between."""
     tops = modes(density)
-    i = min(range(len(tops)), key=lambda k: abs(grid[tops[k]].item() - at))
-    left = 0 if i == 0 else tops[i - 1] + int(density[tops[i - 1] : tops[i]].argmin())
-    right = len(grid) if i == len(tops) - 1 else tops[i] + int(density[tops[i] : tops[i + 1]].argmin()) + 1
-    return torch.trapezoid(density[left:right], grid[left:right]).item()
+    valleys = [left + int(density[left:right].argmin()) for left, right in zip(tops, tops[1:])]
+    edges = [0, *valleys, len(grid) - 1]
+    i = sum(bool(grid[valley] < at) for valley in valleys)
+    return slice(edges[i], edges[i + 1] + 1)
 
 
 # ---------------------------------------------------------------- command line
@@ -312,7 +315,8 @@ def draw_figures(
 ) -> None:
     """Writes the figures; those that need the truth only where it is known, the conditional one only for the moons."""
     prefix = "" if points.name == "moons" else f"{points.name}_"
-    save_figure(loss_figure(histories, floor), args.figures, f"{prefix}loss_plot.png")
+    truth_nll = -points.truth.log_prob(points.held_out).mean().item() if points.truth else None
+    save_figure(loss_figure(histories, floor, truth_nll), args.figures, f"{prefix}loss_plot.png")
     save_figure(density_figure(flows, points, figures, args.seed), args.figures, f"{prefix}density_contours.png")
     save_figure(layers_figure(flows, points, seed=args.seed), args.figures, f"{points.name}_layers.png")
     if points.truth is not None:

@@ -117,13 +117,15 @@ def test_conditionals_are_densities_and_map_stands_on_the_highest_mode():
         assert 0 < found["mass"] <= 1 + 1e-9
 
 
-def test_the_mass_of_a_mode_is_that_between_its_valleys():
-    grid = torch.linspace(-6, 6, 4001, dtype=torch.float64)
-    density = 0.3 * torch.exp(-((grid + 3) ** 2) * 2) + 0.7 * torch.exp(-((grid - 3) ** 2) * 2)
-    density = train_moons.normalised(density.log(), grid).exp()
-    assert [round(grid[i].item(), 2) for i in train_moons.modes(density)] == [-3, 3]
-    assert train_moons.mass_of_the_mode(density, grid, 2.5) == pytest.approx(0.7, abs=1e-3)
-    assert train_moons.mass_of_the_mode(density, grid, -3.0) == pytest.approx(0.3, abs=1e-3)
+def test_a_mode_lies_between_its_valleys():
+    axis = torch.linspace(-6, 6, 4001, dtype=torch.float64)
+    density = 0.3 * torch.exp(-((axis + 3) ** 2) * 2) + 0.7 * torch.exp(-((axis - 3) ** 2) * 2)
+    density = train_moons.normalised(density.log(), axis).exp()
+    assert [round(axis[i].item(), 2) for i in train_moons.modes(density)] == [-3, 3]
+    for at, mass in ((2.5, 0.7), (-3.0, 0.3)):
+        mode = train_moons.mode_around(density, axis, at)
+        assert axis[mode][0] <= at <= axis[mode][-1]
+        assert torch.trapezoid(density[mode], axis[mode]).item() == pytest.approx(mass, abs=1e-3)
 
 
 def test_the_same_seed_gives_the_same_moons(tmp_path):
