@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from common import UserError, load_checkpoint, load_weights, save_checkpoint
 
-REACH = 10.0  # a coupling's network sees nothing beyond +-REACH: far from the data its outputs stay bounded
+REACH = 10.0  # a coupling's network sees its input cut off at ±REACH, so that its outputs are bounded; data is standardised, to about ±3
 
 
 class AffineCoupling(nn.Module):
@@ -29,7 +29,7 @@ class AffineCoupling(nn.Module):
 
     z = m ⊙ x + (1 - m) ⊙ (x ⊙ exp s(m ⊙ x) + t(m ⊙ x)),   log|det J| = Σ (1 - m) ⊙ s(m ⊙ x)
 
-    s and t come from one network; s = bound · tanh(...), so that no density overflows, far from the data either.
+    s and t come from one network, which sees m ⊙ x cut off at ±10; s = bound · tanh(...). So no density overflows far from the data.
     Source: Dinh et al. (2017), arXiv:1605.08803, section 3.4.
 
     Args:
@@ -51,22 +51,24 @@ class AffineCoupling(nn.Module):
             raise ValueError(f"hidden must be positive widths, not {tuple(hidden)}")
         if not 0 < bound < math.inf:
             raise ValueError(f"bound must be positive and finite, not {bound}")
-        self.config = dict(mask=mask.int().tolist(), hidden=[int(width) for width in hidden], bound=float(bound))
-        self.dim = len(mask)
-        self.bound = bound
+        self.dim, self.hidden, self.bound = len(mask), [int(width) for width in hidden], float(bound)
         self.register_buffer("mask", mask.to(torch.get_default_dtype()))
-        self.register_buffer("transformed", 1 - self.mask, persistent=False)
-        widths = [self.dim, *self.config["hidden"], 2 * self.dim]
+        widths = [self.dim, *self.hidden, 2 * self.dim]
         layers = [layer for pair in zip(widths, widths[1:]) for layer in (nn.Linear(*pair), nn.ReLU(inplace=True))]
         self.net = nn.Sequential(*layers[:-1])
         nn.init.zeros_(self.net[-1].weight)  # the coupling starts as the identity
         nn.init.zeros_(self.net[-1].bias)
 
+    @property
+    def config(self) -> dict:
+        return dict(mask=self.mask.int().tolist(), hidden=self.hidden, bound=self.bound)
+
     def _log_scale_and_shift(self, x: Tensor) -> tuple[Tensor, Tensor]:
         kept = nn.functional.hardtanh(x * self.mask, -REACH, REACH)
         log_scale, shift = self.net(kept).chunk(2, dim=-1)
-        log_scale = self.bound * torch.tanh(log_scale * self.transformed)  # masked first: tanh of a half of a tensor is slow
-        return log_scale, shift * self.transformed
+        transformed = 1 - self.mask
+        log_scale = self.bound * torch.tanh(log_scale * transformed)  # in this order: tanh of a chunk, which is strided, is slow
+        return log_scale, shift * transformed
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         log_scale, shift = self._log_scale_and_shift(x)
@@ -95,7 +97,6 @@ class InvertibleLinear(nn.Module):
     def __init__(self, dim: int, weight: Tensor | None = None):
         super().__init__()
         self.dim = _check_dim(dim)
-        self.config = dict(dim=dim)
         if weight is None:
             weight = torch.linalg.qr(torch.randn(dim, dim)).Q
         if weight.shape != (dim, dim) or not weight.det().abs() > 0:
@@ -109,6 +110,10 @@ class InvertibleLinear(nn.Module):
         self.register_buffer("below_diagonal", torch.ones(dim, dim).tril(-1), persistent=False)
         self.off_diagonal = nn.Parameter(lower.tril(-1) + upper.triu(1))
         self.log_diagonal = nn.Parameter(diagonal.abs().log())
+
+    @property
+    def config(self) -> dict:
+        return dict(dim=self.dim)
 
     def _factors(self) -> tuple[Tensor, Tensor]:
         lower = torch.addcmul(self.identity, self.off_diagonal, self.below_diagonal)
@@ -181,9 +186,12 @@ class Standardise(nn.Module):
         if not (std.isfinite() & (std > 0)).all():
             raise ValueError(f"std must be positive and finite, not {std.tolist()}")
         self.dim = len(mean)
-        self.config = dict(mean=mean.tolist(), std=std.tolist())
         self.register_buffer("mean", mean)
         self.register_buffer("std", std)
+
+    @property
+    def config(self) -> dict:
+        return dict(mean=self.mean.tolist(), std=self.std.tolist())
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return (x - self.mean) / self.std, -self.std.log().sum().expand(len(x))
@@ -359,8 +367,10 @@ def load_flow(path: Path, device: str | torch.device = "cpu", hint: str = "") ->
     try:
         config = checkpoint["config"]
         flow = Flow([TRANSFORMS[name](**arguments) for name, arguments in config["transforms"]], config["dim"])
-    except (KeyError, TypeError, ValueError) as error:
+        dtypes = {value.dtype for value in checkpoint["state_dict"].values() if value.is_floating_point()}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is damaged: no flow can be built from its config ({error})") from None
+    flow = flow.to(*dtypes) if len(dtypes) == 1 else flow  # a flow in float64 comes back as one
     load_weights(flow, checkpoint, path)
     return flow.to(device)
 
