@@ -61,8 +61,8 @@ def load_images(dataset: str = "auto", data_dir: str | Path = ROOT / "data", dow
             return _load_mnist(Path(data_dir), download)
         except UserError as error:
             if dataset == "mnist":
-                raise
-            print(f"{error}\nusing scikit-learn's bundled 8x8 digits instead of MNIST")
+                raise UserError(f"{error}: --data-dir says where it lies, --dataset digits does without it") from None
+            print(f"{error}: using scikit-learn's bundled 8x8 digits instead")
     digits = torch.from_numpy(load_digits().images).to(torch.uint8)[:, None]
     return Images("digits", 17, digits[:-540], digits[-540:-360], digits[-360:])
 
@@ -72,12 +72,9 @@ def _load_mnist(data_dir: Path, download: bool) -> Images:
     socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
     try:
         train, test = (MNIST(data_dir, train=part, download=download).data[:, None] for part in (True, False))
-    except (RuntimeError, OSError, ValueError, EOFError) as error:
+    except (RuntimeError, OSError, ValueError, KeyError, AssertionError) as error:  # torchvision checks a damaged file in many ways
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(
-            f"MNIST cannot be read from {data_dir} nor downloaded ({reason}); "
-            "--data-dir says where it lies, --dataset digits does without it"
-        ) from None
+        raise UserError(f"MNIST cannot be read from {data_dir} nor downloaded ({reason})") from None
     finally:
         socket.setdefaulttimeout(timeout)
     return Images("mnist", 256, train[:-5000], train[-5000:], test)

@@ -131,7 +131,7 @@ def sample_figure(glow: Glow, seed: int = 0, rows: int = 6, columns: int = 8) ->
         samples = glow.sample(rows * columns, temperature).cpu().squeeze(1)
         height, width = samples.shape[1:]
         grid = samples.reshape(rows, columns, height, width).transpose(1, 2).reshape(rows * height, columns * width)
-        panel.imshow(grid, cmap="gray", vmin=0, vmax=glow.levels - 1)
+        panel.imshow(grid.numpy(), cmap="gray", vmin=0, vmax=glow.levels - 1)
         panel.set_title(f"temperature {temperature:g}" + (" (the model itself)" if temperature == 1 else ""), fontsize=10)
         panel.set_axis_off()
     return figure
