@@ -70,6 +70,7 @@ class MapResult(NamedTuple):
     all_log_prob: Tensor  # (S, B) their log-densities
 
 
+@torch.enable_grad()
 def map_inpaint(
     log_prob: Callable[[Tensor], Tensor],
     x: Tensor,

@@ -54,6 +54,9 @@ def test_what_lies_under_the_hole_changes_nothing(under_the_hole):
     mask = square_masks(4, 8, 8, 4)
     starts = torch.rand(2, 4, 1, 8, 8)
     expected = map_inpaint(bumps, x, mask, starts, steps=10)
+    with torch.no_grad():  # nor does it matter whether the caller wants gradients
+        again = map_inpaint(bumps, x, mask, starts, steps=10)
+    assert torch.equal(again.x, expected.x)
     found = map_inpaint(bumps, torch.where(mask, torch.full_like(x, under_the_hole), x), mask, starts, steps=10)
     for a, b in zip(found, expected):
         assert torch.equal(a, b)
