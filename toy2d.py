@@ -1,15 +1,18 @@
-"""2-D distributions whose density is known exactly, so that "how good is the flow" has an absolute answer.
+"""2-D data: the user's points, and distributions whose density is known exactly, so that "how good is the flow" has an absolute answer.
 
-Each has `sample(n, generator)`, `log_prob(x)`, `entropy()`, which no model's expected negative log-likelihood can fall below, and
+Each distribution has `sample(n, generator)`, `log_prob(x)`, `entropy()`, which no model's expected negative log-likelihood is below, and
 `bounds(sigmas)`, the box that holds it. The two moons are scikit-learn's `make_moons` as the number of points grows.
 """
 
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from common import UserError
 
 Curve = Callable[[Tensor], Tensor]  # t in [0, 1], (n,) -> points (n, 2)
 Bounds = tuple[float, float, float, float]  # left, right, bottom, top
@@ -139,6 +142,41 @@ class Checkerboard:
 SHAPES = {"moons": TwoMoons, "circles": Circles, "spirals": Spirals, "checkerboard": Checkerboard}
 
 
+# ---------------------------------------------------------------- the user's points
+
+
+def read_points(path: Path) -> np.ndarray:
+    """An (N, 2) array from a .npy or .csv file (a header line is skipped); raises UserError if it is not one of finite numbers."""
+    try:
+        if path.suffix == ".npy":
+            points = np.load(path, allow_pickle=False)
+        elif path.suffix == ".csv":
+            with open(path, encoding="utf-8") as lines:
+                first = lines.readline().split(",")[0].strip()
+            header = not first.lstrip("+-.")[:1].isdigit() and first.lower() not in ("nan", "inf", "-inf")
+            points = np.loadtxt(path, delimiter=",", skiprows=int(header), ndmin=2)
+        else:
+            raise UserError(f"{path}: --data takes a .npy or .csv file")
+        points = points.astype(np.float64)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise UserError(f"cannot read points from {path}: {reason}") from None
+    if points.ndim != 2 or points.shape[1] != 2:
+        raise UserError(f"{path} must hold two columns, one point a row; its shape is {points.shape}")
+    if not np.isfinite(points).all():
+        raise UserError(
+            f"{path} holds NaN or infinite values, first in row {int(np.argmin(np.isfinite(points).all(1))) + 1}: remove those rows"
+        )
+    if len(points) < 100:
+        raise UserError(f"{path} holds {len(points)} points; at least 100 are needed to train, hold out and test")
+    if (points.std(0) == 0).any():
+        raise UserError(f"{path}: a column is constant, so the points have no density in the plane")
+    return points
+
+
+# ---------------------------------------------------------------- densities on a grid
+
+
 def grid_axes(bounds: Bounds, spacing: float) -> tuple[Tensor, Tensor]:
     """The x and y coordinates, float64, of the midpoints of a grid whose cells are at most `spacing` wide."""
     left, right, bottom, top = bounds
@@ -154,3 +192,24 @@ def grid(bounds: Bounds, spacing: float) -> tuple[Tensor, float]:
     x, y = grid_axes(bounds, spacing)
     points = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).reshape(-1, 2)
     return points, float((x[1] - x[0]) * (y[1] - y[0]))
+
+
+def normalised(log_density: Tensor, grid: Tensor) -> Tensor:
+    """Shifted so that its exponential integrates to one over the grid; in logarithms, so that nothing underflows."""
+    log_density = log_density - log_density.max()
+    return log_density - torch.trapezoid(log_density.exp(), grid).log()
+
+
+def modes(density: Tensor, least: float = 1e-2) -> list[int]:
+    """Where a density on a grid has local maxima of at least `least` times its highest value: indices."""
+    inner, left, right = density[1:-1], density[:-2], density[2:]
+    return (1 + torch.nonzero((inner > left) & (inner >= right) & (inner > least * density.max())).flatten()).tolist()
+
+
+def mode_around(density: Tensor, grid: Tensor, at: float) -> slice:
+    """The part of the grid between the two valleys of the density that `at` lies between."""
+    tops = modes(density)
+    valleys = [left + int(density[left:right].argmin()) for left, right in zip(tops, tops[1:])]
+    edges = [0, *valleys, len(grid) - 1]
+    i = sum(bool(grid[valley] < at) for valley in valleys)
+    return slice(edges[i], edges[i + 1] + 1)

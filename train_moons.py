@@ -35,7 +35,7 @@ from common import ROOT, Parser, UserError, number, one_line_errors, require_wri
 from figures2d import TITLES, conditional_figure, density_figure, error_figure, layers_figure, loss_figure
 from flows2d import Flow, InvertibleLinear, permutation_flow, realnvp, save_flow
 from inpainting import map_inpaint
-from toy2d import SHAPES, Checkerboard, NoisyCurves
+from toy2d import SHAPES, Checkerboard, NoisyCurves, mode_around, modes, normalised, read_points
 
 ARCHITECTURES = {"realnvp": realnvp, "permutation": permutation_flow}
 
@@ -44,7 +44,7 @@ ARCHITECTURES = {"realnvp": realnvp, "permutation": permutation_flow}
 
 @dataclass
 class Points:
-    """What is fitted: `draw(n)` gives a training batch (n, 2); `truth` is the exact distribution where it is known."""
+    """What is fitted: `draw(n)` gives a training batch (n, 2); `truth` is the exact distribution where it is known, `floor` its entropy."""
 
     name: str
     title: str
@@ -52,6 +52,12 @@ class Points:
     held_out: Tensor
     test: Tensor
     truth: NoisyCurves | Checkerboard | None = None
+    floor: float | None = None
+
+
+def make_points(data: str, noise: float, seed: int) -> Points:
+    """What --data names: one of toy2d.SHAPES, or a file."""
+    return shape_points(data, noise, seed) if data in SHAPES else file_points(Path(data), seed)
 
 
 def shape_points(shape: str, noise: float, seed: int) -> Points:
@@ -60,7 +66,7 @@ def shape_points(shape: str, noise: float, seed: int) -> Points:
     generator = torch.Generator().manual_seed(seed)
     held_out, test = truth.sample(5_000, generator), truth.sample(20_000, generator)
     title = {"moons": "two moons", "circles": "two circles", "spirals": "two spirals", "checkerboard": "a checkerboard"}[shape]
-    return Points(shape, title, lambda n: truth.sample(n, generator), held_out, test, truth)
+    return Points(shape, title, lambda n: truth.sample(n, generator), held_out, test, truth, truth.entropy())
 
 
 def file_points(path: Path, seed: int) -> Points:
@@ -71,35 +77,6 @@ def file_points(path: Path, seed: int) -> Points:
     tenth = len(points) // 10
     held_out, test, train = points.split([tenth, tenth, len(points) - 2 * tenth])
     return Points(path.stem, path.name, lambda n: train[torch.randint(len(train), (n,), generator=generator)], held_out, test)
-
-
-def read_points(path: Path) -> np.ndarray:
-    """An (N, 2) array from a .npy or .csv file (a header line is skipped); raises UserError if it is not one of finite numbers."""
-    try:
-        if path.suffix == ".npy":
-            points = np.load(path, allow_pickle=False)
-        elif path.suffix == ".csv":
-            with open(path, encoding="utf-8") as lines:
-                first = lines.readline().split(",")[0].strip()
-            header = not first.lstrip("+-.")[:1].isdigit() and first.lower() not in ("nan", "inf", "-inf")
-            points = np.loadtxt(path, delimiter=",", skiprows=int(header), ndmin=2)
-        else:
-            raise UserError(f"{path}: --data takes a .npy or .csv file")
-        points = points.astype(np.float64)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise UserError(f"cannot read points from {path}: {reason}") from None
-    if points.ndim != 2 or points.shape[1] != 2:
-        raise UserError(f"{path} must hold two columns, one point a row; its shape is {points.shape}")
-    if not np.isfinite(points).all():
-        raise UserError(
-            f"{path} holds NaN or infinite values, first in row {int(np.argmin(np.isfinite(points).all(1))) + 1}: remove those rows"
-        )
-    if len(points) < 100:
-        raise UserError(f"{path} holds {len(points)} points; at least 100 are needed to train, hold out and test")
-    if (points.std(0) == 0).any():
-        raise UserError(f"{path}: a column is constant, so the points have no density in the plane")
-    return points
 
 
 # ---------------------------------------------------------------- train
@@ -154,8 +131,17 @@ def parameter_groups(flow: Flow, lr: float) -> list[dict]:
     return [{"params": others, "lr": lr}, {"params": linear, "lr": lr / 10}]
 
 
-def fit(name: str, points: Points, seed: int, args) -> tuple[Flow, list[dict], dict]:
-    """Builds and trains one architecture; returns the flow, a record an epoch, and its figures on the test points."""
+@dataclass
+class Fit:
+    """A trained flow, a record an epoch, and its figures of merit."""
+
+    flow: Flow
+    history: list[dict]
+    figures: dict
+
+
+def fit(name: str, points: Points, seed: int, args) -> Fit:
+    """Builds, trains and evaluates one architecture, with a progress bar."""
     torch.manual_seed(seed)
     start, sample = time.perf_counter(), points.draw(10_000)
     flow = ARCHITECTURES[name](2, args.layers, (args.hidden, args.hidden), mean=sample.mean(0), std=sample.std(0)).to(args.device)
@@ -167,12 +153,8 @@ def fit(name: str, points: Points, seed: int, args) -> tuple[Flow, list[dict], d
             if "held_out_nll" in record:
                 history.append(record)
                 bar.set_postfix_str(f"held-out NLL {record['held_out_nll']:.4f}", refresh=False)
-    seconds = round(time.perf_counter() - start, 1)
-    return (
-        flow,
-        history,
-        {**evaluate(flow, points), "seconds": seconds, "parameters": sum(p.numel() for p in flow.parameters()), "steps": steps},
-    )
+    seconds, parameters = round(time.perf_counter() - start, 1), sum(p.numel() for p in flow.parameters())
+    return Fit(flow, history, evaluate(flow, points) | {"seconds": seconds, "parameters": parameters, "steps": steps})
 
 
 # ---------------------------------------------------------------- evaluate
@@ -223,8 +205,7 @@ def conditionals(flows: dict[str, Flow], truth: NoisyCurves | Checkerboard, know
             density = log_density.exp()
             starts = points[::400].to(device, dtype)[:, None]  # eleven of them, all over the range
             x, mask = starts[0], torch.arange(2, device=device)[None] == 1 - index
-            with torch.enable_grad():
-                found = map_inpaint(flow.log_prob, x, mask, starts, steps=300, lr=0.05, final_lr=1e-4, unit_interval=False)
+            found = map_inpaint(flow.log_prob, x, mask, starts, steps=300, lr=0.05, final_lr=1e-4, unit_interval=False)
             at = found.x[0, 1 - index].item()
             kl = torch.trapezoid(torch.where(exact > 0, exact * (log_exact - log_density), 0.0), missing).item()
             mode = mode_around(exact, missing, at)
@@ -232,27 +213,6 @@ def conditionals(flows: dict[str, Flow], truth: NoisyCurves | Checkerboard, know
             case["flows"][name] = {"density": density.numpy(), "kl": kl, "map": at, "mass": mass}
         cases.append(case)
     return cases
-
-
-def normalised(log_density: Tensor, grid: Tensor) -> Tensor:
-    """Shifted so that its exponential integrates to one over the grid; in logarithms, so that nothing underflows."""
-    log_density = log_density - log_density.max()
-    return log_density - torch.trapezoid(log_density.exp(), grid).log()
-
-
-def modes(density: Tensor, least: float = 1e-2) -> list[int]:
-    """Where a density on a grid has local maxima of at least `least` times its highest value: indices."""
-    inner, left, right = density[1:-1], density[:-2], density[2:]
-    return (1 + torch.nonzero((inner > left) & (inner >= right) & (inner > least * density.max())).flatten()).tolist()
-
-
-def mode_around(density: Tensor, grid: Tensor, at: float) -> slice:
-    """The part of the grid between the two valleys of the density that `at` lies between."""
-    tops = modes(density)
-    valleys = [left + int(density[left:right].argmin()) for left, right in zip(tops, tops[1:])]
-    edges = [0, *valleys, len(grid) - 1]
-    i = sum(bool(grid[valley] < at) for valley in valleys)
-    return slice(edges[i], edges[i + 1] + 1)
 
 
 # ---------------------------------------------------------------- command line
@@ -288,35 +248,31 @@ def parse_args(argv=None):
 @one_line_errors()
 def main(argv=None) -> None:
     args = parse_args(argv)
-    start = time.perf_counter()
-    runs = []
+    start, runs = time.perf_counter(), []
     for seed in range(args.seed, args.seed + args.seeds):
-        points = shape_points(args.data, args.noise, seed) if args.data in SHAPES else file_points(Path(args.data), seed)
+        points = make_points(args.data, args.noise, seed)
         require_writable(args.checkpoint, args.figures)
-        fitted = {name: fit(name, points, seed, args) for name in ARCHITECTURES}
-        flows, histories, figures = ({name: parts[i] for name, parts in fitted.items()} for i in range(3))
-        if not runs:
-            floor = points.truth.entropy() if points.truth else None
-            for name, flow in flows.items():
-                save_flow(flow, args.checkpoint / f"{points.name}_{name}.pt", step=figures[name]["steps"], seed=seed, metrics=figures[name])
-            draw_figures(flows, histories, figures, points, floor, args)
-        runs.append(figures)
-        print_table(figures, floor, seed)
+        fits = {name: fit(name, points, seed, args) for name in ARCHITECTURES}
+        runs.append({name: fitted.figures for name, fitted in fits.items()})
+        print_table(runs[-1], points.floor, seed)
+        if seed == args.seed:
+            save(fits, points, args)
     spread = summarise(runs)
     if args.seeds > 1:
         print_spread(spread, args.seeds)
     if args.metrics:
-        metrics = {"data": points.name, "floor": floor, "models": runs[0], "seeds": args.seeds, "spread": spread}
+        metrics = {"data": points.name, "floor": points.floor, "models": runs[0], "seeds": args.seeds, "spread": spread}
         write_metrics(args.metrics, metrics, seconds=time.perf_counter() - start, device=args.device, seed=args.seed)
 
 
-def draw_figures(
-    flows: dict[str, Flow], histories: dict[str, list[dict]], figures: dict[str, dict], points: Points, floor: float | None, args
-) -> None:
-    """Writes the figures; those that need the truth only where it is known, the conditional one only for the moons."""
+def save(fits: dict[str, Fit], points: Points, args) -> None:
+    """Writes checkpoints and figures: those that need the truth only where it is known, the conditional one only for the moons."""
+    flows, histories, figures = ({name: getattr(fitted, part) for name, fitted in fits.items()} for part in ("flow", "history", "figures"))
+    for name, flow in flows.items():
+        save_flow(flow, args.checkpoint / f"{points.name}_{name}.pt", step=figures[name]["steps"], seed=args.seed, metrics=figures[name])
     prefix = "" if points.name == "moons" else f"{points.name}_"
     truth_nll = -points.truth.log_prob(points.held_out).mean().item() if points.truth else None
-    save_figure(loss_figure(histories, floor, truth_nll), args.figures, f"{prefix}loss_plot.png")
+    save_figure(loss_figure(histories, points.floor, truth_nll), args.figures, f"{prefix}loss_plot.png")
     save_figure(density_figure(flows, points, figures, args.seed), args.figures, f"{prefix}density_contours.png")
     save_figure(layers_figure(flows, points, seed=args.seed), args.figures, f"{points.name}_layers.png")
     if points.truth is not None:

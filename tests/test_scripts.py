@@ -16,7 +16,7 @@ import train_moons
 from common import ROOT
 from flows2d import Flow, Standardise, load_flow, realnvp, save_flow
 from glow import Glow, load_glow
-from toy2d import grid
+from toy2d import grid, mode_around, modes, normalised
 
 QUICK_MOONS = ["--epochs", 2, "--steps-per-epoch", 3, "--layers", 2, "--hidden", 8]
 QUICK_GLOW = ["--dataset", "digits", "--steps", 3, "--blocks", 1, "--hidden", 8, "--batch", 8]
@@ -120,10 +120,10 @@ def test_conditionals_are_densities_and_map_stands_on_the_highest_mode():
 def test_a_mode_lies_between_its_valleys():
     axis = torch.linspace(-6, 6, 4001, dtype=torch.float64)
     density = 0.3 * torch.exp(-((axis + 3) ** 2) * 2) + 0.7 * torch.exp(-((axis - 3) ** 2) * 2)
-    density = train_moons.normalised(density.log(), axis).exp()
-    assert [round(axis[i].item(), 2) for i in train_moons.modes(density)] == [-3, 3]
+    density = normalised(density.log(), axis).exp()
+    assert [round(axis[i].item(), 2) for i in modes(density)] == [-3, 3]
     for at, mass in ((2.5, 0.7), (-3.0, 0.3)):
-        mode = train_moons.mode_around(density, axis, at)
+        mode = mode_around(density, axis, at)
         assert axis[mode][0] <= at <= axis[mode][-1]
         assert torch.trapezoid(density[mode], axis[mode]).item() == pytest.approx(mass, abs=1e-3)
 
