@@ -80,8 +80,9 @@ def inpainting_table() -> str:
 
 
 def moons_table() -> str:
-    """Ours and the peers at equal CPU time: the median over the seeds, and the range of the KL divergence."""
-    rows, results = [], load("moons")["rows"]
+    """Ours and the peers at equal CPU time: the median over the seeds, and the range of the KL divergence; below it, on what."""
+    moons = load("moons")
+    rows, results, about = [], moons["rows"], moons["about"]
     order = sorted({(row["sigma"], row["model"]) for row in results}, key=lambda key: (key[0], middle(results, *key, "kl_paired")))
     for sigma, model in order:
         kl = column(results, sigma, model, "kl_paired")
@@ -94,7 +95,8 @@ def moons_table() -> str:
         mass = column(results, sigma, model, "mass")
         rows.append([f"{sigma}", model, f"{median(kl):.4f}", spread, *cells, f"{median(mass):.4f}" if mass else "not finite", *last])
     header = ["σ", "model", "KL to the truth, nats", "over the seeds", "steps", "ms/step", "parameters", "mass", "non-finite", "samples/s"]
-    return table(header, rows)
+    versions = ", ".join(f"{name} {about['versions'][name]}" for name in ("torch", "normflows", "nflows", "zuko"))
+    return table(header, rows) + f"\n{about['hardware']}, {about['seconds']:.0f} CPU seconds each; {versions}; {about['date']}.\n"
 
 
 def steps_table() -> str:
