@@ -7,7 +7,7 @@ argmax over δ of log p(x_known + δ · M), M = 1 where a pixel is missing. The 
 
 What to expect: the likeliest fill is *black*, and it is likelier than the truth. The maximum of a density is not a typical draw from
 it: a plain background beats any particular stroke. The figure says so in numbers, and shows beside it the local maximum that is found
-from the nearest training image: less likely by some 80 nats, and what a person would call the better answer.
+from the nearest training image: less likely by 65 to 85 nats, and what a person would call the better answer.
 
 Reads    checkpoints/glow_mnist.pt and MNIST's images (or, where MNIST cannot be had, the digits' checkpoint and images)
 Writes   figures/batch_inpainting_result.png
