@@ -20,13 +20,20 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torchvision.datasets import MNIST
 
-from common import ROOT, UserError, load_checkpoint, load_weights, save_checkpoint
+from common import ROOT, Parser, UserError, load_checkpoint, load_weights, save_checkpoint
 
 DATASETS = ("auto", "mnist", "digits")
 TITLES = {"mnist": "MNIST", "digits": "scikit-learn's 8x8 digits"}
 DOWNLOAD_TIMEOUT = 10  # seconds that a server may stay silent; torchvision asks two of them
 
 # ---------------------------------------------------------------- data
+
+
+def add_dataset_flags(parser: Parser) -> None:
+    """Adds --dataset and --data-dir, which `load_images` takes."""
+    choice = "auto: mnist if present or downloadable, otherwise digits (default %(default)s)"
+    parser.add_argument("--dataset", choices=DATASETS, default="auto", help=choice)
+    parser.add_argument("--data-dir", type=Path, default=ROOT / "data", help="where MNIST lies or is downloaded to (default data/)")
 
 
 @dataclass(frozen=True)

@@ -15,14 +15,13 @@ Takes    about 50 seconds on 2 CPU cores
 """
 
 import time
-from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from common import ROOT, Parser, UserError, number, one_line_errors, require_writable, save_figure, write_metrics
-from glow import DATASETS, TITLES, Glow, Images, default_checkpoint, load_glow, load_images, quantise
+from common import Parser, UserError, number, one_line_errors, require_writable, save_figure, write_metrics
+from glow import TITLES, Glow, Images, add_dataset_flags, default_checkpoint, load_glow, load_images, quantise
 from inpainting import hole_mse, hole_psnr, ink_ratio, map_inpaint, nearest_neighbours, noise_masks, square_masks
 
 STARTS = ("black", "mean", "noise", "neighbour")
@@ -167,10 +166,7 @@ def inpainting_figure(results: dict[str, dict[str, Tensor]], levels: int, starts
 
 def parse_args(argv=None):
     parser = Parser(__doc__)
-    parser.add_argument(
-        "--dataset", choices=DATASETS, default="auto", help="auto: mnist if present or downloadable, otherwise digits (default %(default)s)"
-    )
-    parser.add_argument("--data-dir", type=Path, default=ROOT / "data", help="where MNIST lies or is downloaded to (default data/)")
+    add_dataset_flags(parser)
     parser.add_argument(
         "--images", type=number(int, 1), default=12, help="test images per mask kind; the figure shows up to 12 (default %(default)s)"
     )

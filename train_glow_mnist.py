@@ -15,15 +15,14 @@ Takes    about 9.5 minutes on 2 CPU cores; ends at about 1.15 bits per dimension
 import math
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
-from common import ROOT, Parser, UserError, number, one_line_errors, require_writable, save_figure, write_metrics
-from glow import DATASETS, TITLES, Glow, Images, default_checkpoint, load_glow, load_images, save_glow
+from common import Parser, UserError, number, one_line_errors, require_writable, save_figure, write_metrics
+from glow import TITLES, Glow, Images, add_dataset_flags, default_checkpoint, load_glow, load_images, save_glow
 
 TEMPERATURES = (0.7, 0.85, 1.0)
 STEPS = {"mnist": 4000, "digits": 600}  # the 1,257 digits are overfitted after that
@@ -142,10 +141,7 @@ def sample_figure(glow: Glow, seed: int = 0, rows: int = 6, columns: int = 8) ->
 
 def parse_args(argv=None):
     parser = Parser(__doc__)
-    parser.add_argument(
-        "--dataset", choices=DATASETS, default="auto", help="auto: mnist if present or downloadable, otherwise digits (default %(default)s)"
-    )
-    parser.add_argument("--data-dir", type=Path, default=ROOT / "data", help="where MNIST lies or is downloaded to (default data/)")
+    add_dataset_flags(parser)
     parser.add_argument("--figure-only", action="store_true", help="redraw the figure from the checkpoint; nothing is trained")
     parser.add_argument("--blocks", type=number(int, 1), default=8, help="GlowBlocks per level (default %(default)s)")
     parser.add_argument("--hidden", type=number(int, 1), default=64, help="channels inside each coupling's network (default %(default)s)")
