@@ -21,7 +21,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from common import Parser, UserError, number, one_line_errors, require_writable, save_figure, write_metrics
-from glow import TITLES, Glow, Images, add_dataset_flags, default_checkpoint, load_glow, load_images, quantise
+from glow import Glow, default_checkpoint, load_glow, quantise
+from images import TITLES, Images, add_dataset_flags, load_images
 from inpainting import hole_mse, hole_psnr, ink_ratio, map_inpaint, nearest_neighbours, noise_masks, square_masks
 
 STARTS = ("black", "mean", "noise", "neighbour")
@@ -69,11 +70,11 @@ def fill(glow: Glow, images: Images, truth: Tensor, mask: Tensor, starts: list[s
     """
     device = next(glow.parameters()).device
     masked = torch.where(mask, 0, truth)  # nothing below sees the truth under the hole, but for `truth_log_prob`
-    known = glow.dequantise(masked.to(device), torch.Generator(device).manual_seed(seed))
+    known = glow.dequantise(masked.to(device), torch.Generator().manual_seed(seed))
     guesses = make_starts(starts, images, masked, mask, seed)
     found = map_inpaint(glow.log_prob, known, mask.to(device), guesses.to(device), steps=steps)
     with torch.no_grad():
-        true_v = glow.dequantise(truth.to(device), torch.Generator(device).manual_seed(seed))
+        true_v = glow.dequantise(truth.to(device), torch.Generator().manual_seed(seed))
         truth_log_prob = glow.log_prob(torch.where(mask.to(device), true_v, known)).cpu()
     return {
         "truth": truth,
@@ -188,13 +189,7 @@ def main(argv=None) -> None:
     start = time.perf_counter()
     images = load_images(args.dataset, args.data_dir)
     checkpoint = args.checkpoint or default_checkpoint(images.name)
-    glow = load_glow(checkpoint, args.device)
-    if (glow.shape, glow.levels) != (images.shape, images.levels):
-        raise UserError(
-            f"{checkpoint} is a model of images of shape {glow.shape}, those of {images.name} are {images.shape}: "
-            "--dataset and --checkpoint must match"
-        )
-
+    glow = load_glow(checkpoint, args.device, images.shape, images.levels)
     require_writable(args.figures)
     truth = images.test[: args.images]
     side = args.side or images.shape[1] // 2

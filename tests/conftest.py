@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from glow import Glow, load_images, save_glow
+from glow import Glow, save_glow
+from images import load_images
 
 
 @pytest.fixture(autouse=True)

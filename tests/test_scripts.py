@@ -2,8 +2,10 @@
 
 import json
 import math
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from common import ROOT
 from flows2d import Flow, Standardise, load_flow, realnvp, save_flow
 from glow import Glow, load_glow
 from toy2d import grid, mode_around, modes, normalised
+from training import TrainingState
 
 QUICK_MOONS = ["--epochs", 2, "--steps-per-epoch", 3, "--layers", 2, "--hidden", 8]
 QUICK_GLOW = ["--dataset", "digits", "--steps", 3, "--blocks", 1, "--hidden", 8, "--batch", 8]
@@ -197,41 +200,128 @@ def test_a_learning_rate_that_explodes_is_reported(tmp_path, one_line_error):
 # ---------------------------------------------------------------- train_glow_mnist.py
 
 
-def test_train_glow_writes_figure_checkpoint_and_metrics(tmp_path):
-    run(train_glow_mnist.main, *QUICK_GLOW, *into(tmp_path), "--checkpoint", tmp_path / "glow.pt")
-    assert (tmp_path / "Gen.png").read_bytes().startswith(PNG)
+def weights(path):
+    return load_glow(path).state_dict()
+
+
+def equal(first: dict, second: dict) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+def test_train_glow_writes_figures_checkpoint_metrics_and_curve(tmp_path, capsys):
+    checkpoint = ["--dataset", "digits", "--checkpoint", tmp_path / "glow.pt"]
+    run(train_glow_mnist.main, *QUICK_GLOW, *into(tmp_path), *checkpoint)
+    for figure in ("Gen.png", "glow_interpolation.png"):
+        assert (tmp_path / figure).read_bytes().startswith(PNG)
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert metrics["data"] == "digits"
     assert 0 < metrics["test_bits_per_dim"] < 10
-    assert load_glow(tmp_path / "glow.pt").metrics["test_bits_per_dim"] == metrics["test_bits_per_dim"]
+    curve = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert curve == metrics["curve"]
+    assert curve[-1]["step"] == 3
 
     drawn = (tmp_path / "Gen.png").read_bytes()
     (tmp_path / "Gen.png").unlink()
-    run(train_glow_mnist.main, "--figure-only", "--checkpoint", tmp_path / "glow.pt", "--figures", tmp_path)
+    run(train_glow_mnist.main, "--figure-only", *checkpoint, "--figures", tmp_path)
     assert (tmp_path / "Gen.png").read_bytes() == drawn
+    capsys.readouterr()
+    run(train_glow_mnist.main, "--evaluate", *checkpoint, "--draws", 3, *into(tmp_path))
+    assert f"test {metrics['test_bits_per_dim']:.4f} ±" in capsys.readouterr().out
+    evaluated = json.loads((tmp_path / "metrics.json").read_text())
+    assert evaluated["test_bits_per_dim_weighted"] < evaluated["test_bits_per_dim"] == metrics["test_bits_per_dim"]
 
 
-def test_glow_training_lowers_the_bits(digits):
+def test_glow_training_lowers_the_bits_of_the_weights_and_of_their_average(digits):
     glow = Glow(digits.shape, digits.levels, blocks=1, hidden=8, dequantiser=4)
     glow.initialise(digits.train[:256])
     before = train_glow_mnist.evaluate(glow, digits.held_out)["bits_per_dim"]
-    records = list(train_glow_mnist.train(glow, digits.train, steps=60, batch=32, lr=5e-3))
+    state = TrainingState(glow, lr=5e-3)
+    records = list(train_glow_mnist.train(state, digits.train, steps=60, batch=32))
     assert [record["step"] for record in records] == list(range(1, 61))
     assert records[-1]["skipped"] == 0
-    assert train_glow_mnist.evaluate(glow, digits.held_out)["bits_per_dim"] < before - 0.2
+    for model in (glow, state.averaged):
+        assert train_glow_mnist.evaluate(model, digits.held_out)["bits_per_dim"] < before - 0.2
 
 
 def test_steps_that_are_not_finite_change_nothing_are_counted_and_stop_in_the_end(digits, monkeypatch):
     glow = Glow(digits.shape, digits.levels, blocks=1, hidden=8, dequantiser=4)
     glow.initialise(digits.train[:256])
     before = {name: value.clone() for name, value in glow.state_dict().items()}
-    real = glow.bits_per_dim
-    monkeypatch.setattr(glow, "bits_per_dim", lambda *args, **options: real(*args, **options) * float("nan"))
-    steps = train_glow_mnist.train(glow, digits.train, steps=60, batch=8, lr=5e-3)
+    real = glow.forward
+    monkeypatch.setattr(glow, "forward", lambda images, noise: real(images, noise) * float("nan"))
+    steps = train_glow_mnist.train(TrainingState(glow, lr=5e-3), digits.train, steps=60, batch=8)
     assert [next(steps)["skipped"] for _ in range(19)] == list(range(1, 20))
-    assert all(torch.equal(value, before[name]) for name, value in glow.state_dict().items())
+    assert equal(before, glow.state_dict())
     with pytest.raises(train_glow_mnist.UserError, match="20 times in a row, up to step 20"):
         next(steps)
+
+
+def test_a_run_that_is_killed_and_resumed_ends_with_the_same_weights(tmp_path):
+    """kill -9 in the middle of a real run that writes a resume file after every step."""
+    argv = [*QUICK_GLOW, "--steps", 200, "--save-minutes", 0, "--figures", tmp_path, "--checkpoint"]
+    run(train_glow_mnist.main, *argv, tmp_path / "whole.pt")
+    command = [sys.executable, ROOT / "train_glow_mnist.py", *argv, tmp_path / "killed.pt"]
+    process = subprocess.Popen([str(word) for word in command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "killed.resume.pt").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    assert not (tmp_path / "killed.pt").exists()
+    assert 0 < torch.load(tmp_path / "killed.resume.pt")["state"]["progress"]["step"] < 200
+    run(train_glow_mnist.main, *argv, tmp_path / "killed.pt", "--resume")
+    assert equal(weights(tmp_path / "whole.pt"), weights(tmp_path / "killed.pt"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_is_saved_and_goes_on(number, tmp_path, monkeypatch, capsys):
+    argv = [*QUICK_GLOW, "--steps", 8, "--figures", tmp_path, "--checkpoint"]
+    run(train_glow_mnist.main, *argv, tmp_path / "whole.pt")
+
+    def interrupted(*args, **options):
+        for record in real(*args, **options):
+            if record["step"] == 5:
+                signal.raise_signal(number)
+            yield record
+
+    real = train_glow_mnist.train
+    monkeypatch.setattr(train_glow_mnist, "train", interrupted)
+    with pytest.raises(SystemExit) as stop:
+        run(train_glow_mnist.main, *argv, tmp_path / "glow.pt")
+    assert stop.value.code == 130
+    assert "at step 5 of 8: --resume goes on" in capsys.readouterr().out
+    assert not (tmp_path / "glow.pt").exists()
+    monkeypatch.setattr(train_glow_mnist, "train", real)
+    run(train_glow_mnist.main, *argv, tmp_path / "glow.pt", "--resume")
+    assert equal(weights(tmp_path / "whole.pt"), weights(tmp_path / "glow.pt"))
+
+
+def test_max_minutes_end_a_run_with_its_schedule_intact(tmp_path, capsys):
+    argv = [*QUICK_GLOW, "--figures", tmp_path, "--checkpoint"]
+    run(train_glow_mnist.main, *argv, tmp_path / "whole.pt")
+    for step in (1, 2):
+        run(train_glow_mnist.main, *argv, tmp_path / "glow.pt", "--resume", "--max-minutes", 0)
+        assert f"at step {step} of 3" in capsys.readouterr().out
+        assert not (tmp_path / "glow.pt").exists()
+    run(train_glow_mnist.main, *argv, tmp_path / "glow.pt", "--resume")
+    assert equal(weights(tmp_path / "whole.pt"), weights(tmp_path / "glow.pt"))
+
+
+def test_resuming_with_other_settings_or_from_a_damaged_file_is_one_line(tmp_path, one_line_error):
+    argv = [*QUICK_GLOW, "--figures", tmp_path, "--checkpoint", tmp_path / "glow.pt"]
+    run(train_glow_mnist.main, *argv, "--max-minutes", 0)
+    assert "steps 3, not 4" in one_line_error(train_glow_mnist.main, *argv, "--steps", 4, "--resume")
+    resume_file = tmp_path / "glow.resume.pt"
+    resume_file.write_bytes(resume_file.read_bytes()[:2000])
+    assert "damaged" in one_line_error(train_glow_mnist.main, *argv, "--resume")
+
+
+def test_the_training_command_runs_in_two_processes(tmp_path):
+    argv = [*QUICK_GLOW, "--figures", tmp_path, "--metrics", tmp_path / "metrics.json", "--checkpoint", tmp_path / "glow.pt"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, ROOT / "train_glow_mnist.py"]
+    subprocess.run([str(word) for word in [*launch, *argv]], check=True, capture_output=True, timeout=120)
+    assert json.loads((tmp_path / "metrics.json").read_text())["processes"] == 2
+    assert load_glow(tmp_path / "glow.pt").metrics["test_images"] == 360
 
 
 # ---------------------------------------------------------------- inpaint.py
