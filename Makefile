@@ -7,7 +7,7 @@ BIN := .venv/bin
 
 figures: .venv/ready
 	$(BIN)/python train_moons.py
-	$(BIN)/python train_glow_mnist.py --figure-only
+	$(BIN)/python train_glow_mnist.py --figure-only --data-dir $(DATA_DIR)
 	$(BIN)/python inpaint.py --data-dir $(DATA_DIR)
 
 test: .venv/ready-dev
@@ -27,6 +27,8 @@ tables: .venv/ready
 # Measures ours against the peers; nothing else should run meanwhile.
 benchmarks: .venv/ready-dev
 	$(BIN)/python benchmarks/moons_peers.py
+	$(BIN)/python benchmarks/glow_speed.py
+	$(BIN)/python benchmarks/glow_bits.py --data-dir $(DATA_DIR)
 
 .venv/ready: requirements.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

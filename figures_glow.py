@@ -2,7 +2,7 @@
 
 import torch
 from matplotlib.figure import Figure
-from torch import Tensor
+from torch import Tensor, nn
 
 from glow import Glow, quantise
 from images import TITLES
@@ -16,7 +16,7 @@ def sample_figure(glow: Glow, train: Tensor, seed: int = 0, rows: int = 6, colum
     metrics = getattr(glow, "metrics", {})
     bits = f", {metrics['test_bits_per_dim']:.3f} bits/dim on {metrics['test_images']:,} test images" if metrics else ""
     figure.suptitle(f"Samples of a Glow trained on {TITLES[metrics['data']]}{bits}" if metrics else "Samples of a Glow", fontsize=11)
-    panels = figure.subplots(1, len(TEMPERATURES) + 1, width_ratios=[columns] * len(TEMPERATURES) + [neighbours + 1.2])
+    panels = figure.subplots(1, len(TEMPERATURES) + 1, width_ratios=[columns] * len(TEMPERATURES) + [neighbours + 1])
     for panel, temperature in zip(panels, TEMPERATURES):
         torch.manual_seed(seed)
         samples = glow.sample(rows * columns, temperature).cpu()
@@ -25,11 +25,9 @@ def sample_figure(glow: Glow, train: Tensor, seed: int = 0, rows: int = 6, colum
     chosen = samples[::columns]  # the last panel's first column
     distance = torch.cdist(chosen.flatten(1).float(), train.flatten(1).float())
     nearest = train[distance.topk(neighbours, largest=False).indices].squeeze(2)
-    gap = torch.full((rows, 1, *chosen.shape[2:]), glow.levels - 1, dtype=torch.uint8)[..., : chosen.shape[3] // 4]
-    strip = torch.cat([stitch(chosen), stitch(gap), stitch(nearest)], 1)
-    panels[-1].imshow(strip.numpy(), cmap="gray", vmin=0, vmax=glow.levels - 1)
+    show(panels[-1], torch.cat([chosen, nearest], 1), glow.levels)
+    panels[-1].axvline(chosen.shape[3] + 0.5, color="tab:orange", linewidth=2)
     panels[-1].set_title(f"its first column | the {neighbours} nearest\nof {len(train):,} training images", fontsize=9)
-    panels[-1].set_axis_off()
     return figure
 
 
@@ -49,13 +47,10 @@ def interpolation_figure(glow: Glow, images: Tensor, rows: int = 6, steps: int =
     return figure
 
 
-def stitch(images: Tensor) -> Tensor:
-    """(rows, columns, H, W) -> one picture (rows · H, columns · W)."""
-    rows, columns, height, width = images.shape
-    return images.transpose(1, 2).reshape(rows * height, columns * width)
-
-
 def show(panel, images: Tensor, levels: int) -> None:
-    """Draws (rows, columns, H, W) as one grey picture."""
-    panel.imshow(stitch(images).numpy(), cmap="gray", vmin=0, vmax=levels - 1)
+    """Draws (rows, columns, H, W) as one grey picture, with a line between the images."""
+    images = nn.functional.pad(images, (0, 1, 0, 1), value=levels // 3)
+    rows, columns, height, width = images.shape
+    picture = images.transpose(1, 2).reshape(rows * height, columns * width)[:-1, :-1]
+    panel.imshow(picture.numpy(), cmap="gray", vmin=0, vmax=levels - 1)
     panel.set_axis_off()

@@ -2,8 +2,8 @@
 
     python benchmarks/tables.py
 
-Reads    train_moons.json, train_glow_mnist.json, train_glow_digits.json and inpaint.json (what the scripts' --metrics wrote), and
-         moons.json (what moons_peers.py wrote)
+Reads    train_moons.json, train_glow_digits.json and inpaint.json (what the scripts' --metrics wrote), and moons.json, glow_bits.json
+         and glow_speed.json (what moons_peers.py, glow_bits.py and glow_speed.py wrote)
 Writes   README.md: what stands between `<!-- table NAME -->` and `<!-- end -->`
 """
 
@@ -50,13 +50,15 @@ def results_table() -> str:
                 moons["hardware"],
             ]
         )
-    for dataset, title in (("mnist", "MNIST"), ("digits", "8x8 digits")):
-        glow = load(f"train_glow_{dataset}")
+    runs = {row["model"]: row for row in load("glow_bits")["rows"]}
+    for title, glow in (
+        ("MNIST, default command", runs["default command"]),
+        ("MNIST, the shipped weights", runs["the shipped weights"]),
+        ("8x8 digits", load("train_glow_digits")),
+    ):
         spread = f"± {glow['test_bits_per_dim_se']:.3f} (standard error, {glow['test_images']:,} test images)"
-        bits = f"{glow['test_bits_per_dim']:.3f} bits/dim"
-        rows.append(
-            [f"Glow on {title}, {glow['parameters']:,} parameters", bits, spread, f"{glow['training_seconds']:.0f} s", glow["hardware"]]
-        )
+        what = f"Glow on {title}, {glow['parameters']:,} parameters"
+        rows.append([what, f"{glow['test_bits_per_dim']:.3f} bits/dim", spread, minutes(glow["training_seconds"]), on(glow)])
     for kind in ("square", "noise"):
         figures = inpaint[kind]
         psnr = f"{figures['map']['hole_psnr']:.1f} dB hole PSNR"
@@ -107,6 +109,49 @@ def steps_table() -> str:
     return table(["12 couplings, 2x64, batch 512", "ours, ms", "normflows, ms", "ratio"], rows)
 
 
+def glow_bits_table() -> str:
+    """Bits/dim of each run of glow_bits.py, best last, then the published figures."""
+    results = load("glow_bits")
+    rows = []
+    for row in results["rows"]:
+        weighted = f"{row['test_bits_per_dim_weighted']:.3f}" if row["draws"] else "-"
+        bits = f"{row['test_bits_per_dim']:.3f} ± {row['test_bits_per_dim_se']:.3f}"
+        rows.append([row["model"], bits, weighted, f"{row['parameters']:,}", minutes(row["training_seconds"]), on(row)])
+    for name, row in results["about"]["published"].items():
+        rows.append([f"{name} (published)", f"{row['bits_per_dim']:g}", "", "", "", row["source"]])
+    draws = max(row["draws"] or 1 for row in results["rows"])
+    return table(["model", "test bits/dim", f"{draws} draws", "parameters", "training", "hardware, source"], rows)
+
+
+def glow_speed_table() -> str:
+    """Images per second and memory, ours beside normflows' Glow of as many blocks and channels."""
+    results = load("glow_speed")
+    about = results["about"]
+    rows = [
+        [
+            row["model"],
+            f"{row['parameters']:,}",
+            *(f"{row[f'{task}_images_per_second']:,.0f}" for task in ("train", "score", "sample")),
+            f"{row['train_ratio']:.2f}",
+            f"{row['memory_mib_per_image']:.1f} MiB",
+        ]
+        for row in results["rows"]
+    ]
+    header = ["model", "parameters", "trained, images/s", "scored, images/s", "sampled, images/s", "training, ratio", "memory an image"]
+    settings = f"{about['blocks']} blocks a level, {about['hidden']} channels, {about['batch']} images a step"
+    return table(header, rows) + f"\n{about['hardware']}; {settings}; torch {about['versions']['torch']}; {about['date']}.\n"
+
+
+def minutes(seconds: float) -> str:
+    """A duration as a table wants it."""
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+
+
+def on(row: dict) -> str:
+    """The hardware of a run, and its processes if there were several."""
+    return row["hardware"] + (f", {row['processes']} processes" if row.get("processes", 1) > 1 else "")
+
+
 def column(rows: list[dict], sigma: float, model: str, name: str) -> list[float]:
     """One figure of one model at one noise level, over the seeds, where it is finite."""
     return [row[name] for row in rows if row["sigma"] == sigma and row["model"] == model and row[name] is not None]
@@ -117,7 +162,14 @@ def middle(rows: list[dict], sigma: float, model: str, name: str) -> float:
     return median(column(rows, sigma, model, name) or [float("nan")])
 
 
-TABLES = {"results": results_table, "inpainting": inpainting_table, "moons": moons_table, "steps": steps_table}
+TABLES = {
+    "results": results_table,
+    "glow_bits": glow_bits_table,
+    "glow_speed": glow_speed_table,
+    "inpainting": inpainting_table,
+    "moons": moons_table,
+    "steps": steps_table,
+}
 
 
 def with_tables(text: str) -> str:
