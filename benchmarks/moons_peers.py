@@ -34,6 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a script's ow
 from common import ROOT, Parser, UserError, hardware, number, one_line_errors, versions, write_atomically
 from flows2d import Standardise, permutation_flow, realnvp
 from toy2d import TwoMoons, grid
+from train_moons import as_one_vector
 
 LAYERS, HIDDEN, BATCH, WARM_UP = 12, 64, 512, 0.02
 OUR_LAYERS = 16  # as in train_moons.py
@@ -155,17 +156,17 @@ def make_optimiser(model: nn.Module) -> torch.optim.Optimizer:
     layers = [module for module in model.modules() if type(module).__name__ in LINEAR_LAYERS]
     linear = {id(parameter): parameter for layer in layers for parameter in layer.parameters()}
     others = [parameter for parameter in model.parameters() if id(parameter) not in linear]
-    return torch.optim.Adam(
-        [{"params": others, "share": 1.0}, {"params": list(linear.values()), "share": 0.1}], betas=(0.9, 0.99), fused=True
-    )
+    groups = [{"params": others, "share": 1.0}, {"params": list(linear.values()), "share": 0.1}]
+    groups = [{**group, "params": [as_one_vector(group["params"])]} for group in groups if group["params"]]
+    return torch.optim.Adam(groups, betas=(0.9, 0.99), fused=True)
 
 
 def take_step(model: nn.Module, optimiser: torch.optim.Optimizer, batch: Tensor) -> bool:
     """One step down the mean negative log-likelihood; False, and nothing changed, if the loss or the gradient is not finite."""
     loss = -model.log_prob(batch).mean()
-    optimiser.zero_grad()
+    optimiser.zero_grad(set_to_none=False)
     loss.backward()
-    norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    norm = nn.utils.clip_grad_norm_([vector for group in optimiser.param_groups for vector in group["params"]], 1.0)
     if not math.isfinite((loss + norm).item()):
         return False
     optimiser.step()
