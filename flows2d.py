@@ -81,7 +81,7 @@ class AffineCoupling(nn.Module):
         ValueError: names the argument that cannot be used.
     """
 
-    def __init__(self, mask: Sequence[int] | Tensor, hidden: Sequence[int] = (64, 64), bound: float = 2.0):
+    def __init__(self, mask: Sequence[int] | Tensor, hidden: Sequence[int] = (32, 32), bound: float = 2.0):
         super().__init__()
         mask = torch.as_tensor(mask)
         if mask.ndim != 1 or len(mask) == 0 or not ((mask == 0) | (mask == 1)).all():
@@ -308,8 +308,8 @@ class Flow(nn.Module):
 
 def realnvp(
     dim: int = 2,
-    layers: int = 16,
-    hidden: Sequence[int] = (64, 64),
+    layers: int = 28,
+    hidden: Sequence[int] = (32, 32),
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> Flow:
@@ -335,8 +335,8 @@ def realnvp(
 
 def permutation_flow(
     dim: int = 2,
-    layers: int = 16,
-    hidden: Sequence[int] = (64, 64),
+    layers: int = 28,
+    hidden: Sequence[int] = (32, 32),
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     seed: int | None = None,

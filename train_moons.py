@@ -245,9 +245,9 @@ def parse_args(argv=None):
     parser.add_argument(
         "--noise", type=number(float, 0.02, 1), default=0.05, help="standard deviation of the shapes' noise (default %(default)s)"
     )
-    parser.add_argument("--layers", type=number(int, 2), default=16, help="couplings per flow (default %(default)s)")
+    parser.add_argument("--layers", type=number(int, 2), default=28, help="couplings per flow (default %(default)s)")
     parser.add_argument(
-        "--hidden", type=number(int, 1), default=64, help="width of each coupling's two hidden layers (default %(default)s)"
+        "--hidden", type=number(int, 1), default=32, help="width of each coupling's two hidden layers (default %(default)s)"
     )
     parser.add_argument("--epochs", type=number(int, 1), default=60, help="default %(default)s")
     parser.add_argument("--steps-per-epoch", type=number(int, 1), default=50, help="batches per epoch (default %(default)s)")
