@@ -75,7 +75,7 @@ class AffineCoupling(nn.Module):
 
     Args:
         mask: (dim,) of 0 and 1, not all 1.
-        hidden: widths of the network's hidden layers.
+        hidden: widths of the network's hidden layers (ReLU).
         bound: the largest |s|.
     Raises:
         ValueError: names the argument that cannot be used.

@@ -126,7 +126,7 @@ def train(
 
 
 def parameter_groups(flow: Flow, lr: float) -> list[dict]:
-    """The flow's parameters as torch's optimisers take them: the couplings' with learning rate lr, the linear layers' with lr / 10."""
+    """What torch's optimisers take: the couplings' parameters with learning rate lr, the linear layers' with lr / 10; one vector each."""
     linear = [parameter for layer in flow.transforms if isinstance(layer, InvertibleLinear) for parameter in layer.parameters()]
     others = [parameter for layer in flow.transforms if not isinstance(layer, InvertibleLinear) for parameter in layer.parameters()]
     groups = [{"params": others, "lr": lr}, {"params": linear, "lr": lr / 10}]
@@ -136,8 +136,8 @@ def parameter_groups(flow: Flow, lr: float) -> list[dict]:
 def as_one_vector(parameters: list[nn.Parameter]) -> nn.Parameter:
     """Makes the parameters, and their gradients, views of one vector: then clipping, Adam and zeroing are one operation, not one for each.
 
-    The parameters keep their shapes, values and names; everything that writes in place (an optimiser, `load_state_dict`) writes to both.
-    Zero the gradients with `set_to_none=False`, or they stop being views.
+    The parameters keep their shapes, values and names; what writes to them in place, as `load_state_dict` does, writes to the vector, and
+    the other way round. Zero the gradients with `set_to_none=False`: set to None they would be views no longer.
     """
     vector = nn.Parameter(torch.cat([parameter.detach().flatten() for parameter in parameters]))
     vector.grad = torch.zeros_like(vector)

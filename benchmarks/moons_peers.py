@@ -152,7 +152,7 @@ STEP_TIME_PAIRS: dict[str, tuple[Builder, Builder]] = {
 
 
 def make_optimiser(model: nn.Module) -> torch.optim.Optimizer:
-    """train_moons.py's optimiser for whichever model: each group's `share` of the learning rate is a tenth for linear flow layers."""
+    """train_moons.py's optimiser for whichever model, on one vector a group; its `share` of the rate is a tenth for linear flow layers."""
     layers = [module for module in model.modules() if type(module).__name__ in LINEAR_LAYERS]
     linear = {id(parameter): parameter for layer in layers for parameter in layer.parameters()}
     others = [parameter for parameter in model.parameters() if id(parameter) not in linear]
