@@ -24,6 +24,47 @@ from common import UserError, load_checkpoint, load_weights, save_checkpoint
 REACH = 10.0  # a coupling's network sees its input cut off at ±REACH, so that its outputs are bounded; data is standardised, to about ±3
 
 
+class _CouplingNetwork(torch.autograd.Function):
+    """An `AffineCoupling`'s network as one node of autograd's graph: a node an operation makes a training step a third slower.
+
+    h_0 = clip(m ⊙ x, ±REACH),   h_i = relu(W_i h_{i-1} + b_i),   (a, t) = W_n h_{n-1} + b_n
+    log_scale = bound · tanh((1 - m) ⊙ a),   shift = (1 - m) ⊙ t
+
+    Takes x (B, dim), the mask, the bound and W_1, b_1, ..., W_n, b_n; gives log_scale and shift, (B, dim) each. First derivatives only.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, mask: Tensor, bound: float, *parameters: Tensor) -> tuple[Tensor, Tensor]:
+        weights, biases = parameters[::2], parameters[1::2]
+        inputs = [(x * mask).clamp_(-REACH, REACH)]  # of each linear layer
+        for weight, bias in zip(weights[:-1], biases):
+            inputs.append(torch.addmm(bias, inputs[-1], weight.T).relu_())
+        log_scale, shift = torch.addmm(biases[-1], inputs[-1], weights[-1].T).chunk(2, dim=-1)
+        transformed = 1 - mask
+        log_scale = (log_scale * transformed).tanh_().mul_(bound)
+        ctx.save_for_backward(mask, transformed, log_scale, *weights, *inputs)
+        ctx.bound = bound
+        return log_scale, shift * transformed
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_log_scale: Tensor, grad_shift: Tensor) -> tuple[Tensor | None, ...]:
+        mask, transformed, log_scale, *saved = ctx.saved_tensors
+        weights, inputs = saved[: len(saved) // 2], saved[len(saved) // 2 :]
+        slope = ctx.bound - log_scale.square() / ctx.bound  # bound · tanh' = bound · (1 - tanh²)
+        grad = torch.cat([grad_log_scale * slope, grad_shift], dim=1) * transformed.repeat(2)
+        grads = []  # of W_1, b_1, ..., filled from the end
+        for i in reversed(range(len(weights))):
+            # The narrow factor goes first: with a few columns in the second one, the product takes five times as long.
+            narrow = inputs[i].shape[1] < grad.shape[1]
+            grad_weight = (inputs[i].T @ grad).T if narrow else grad.T @ inputs[i]
+            grads = [grad_weight, grad.sum(0), *grads]
+            if i > 0:
+                grad = (grad @ weights[i]).mul_(inputs[i].sign())  # relu' is 1 where its output is positive, else 0
+        grad_x = nn.functional.linear(grad, weights[0].T.contiguous()) * (inputs[0].abs() < REACH) * mask
+        return grad_x, None, None, *grads
+
+
 class AffineCoupling(nn.Module):
     """Leaves the entries where `mask` is 1 as they are, and scales and shifts the others as a function of those.
 
@@ -34,13 +75,13 @@ class AffineCoupling(nn.Module):
 
     Args:
         mask: (dim,) of 0 and 1, not all 1.
-        hidden: widths of the network's hidden layers.
+        hidden: widths of the network's hidden layers (ReLU).
         bound: the largest |s|.
     Raises:
         ValueError: names the argument that cannot be used.
     """
 
-    def __init__(self, mask: Sequence[int] | Tensor, hidden: Sequence[int] = (64, 64), bound: float = 2.0):
+    def __init__(self, mask: Sequence[int] | Tensor, hidden: Sequence[int] = (32, 32), bound: float = 2.0):
         super().__init__()
         mask = torch.as_tensor(mask)
         if mask.ndim != 1 or len(mask) == 0 or not ((mask == 0) | (mask == 1)).all():
@@ -54,8 +95,7 @@ class AffineCoupling(nn.Module):
         self.dim, self.hidden, self.bound = len(mask), [int(width) for width in hidden], float(bound)
         self.register_buffer("mask", mask.to(torch.get_default_dtype()))
         widths = [self.dim, *self.hidden, 2 * self.dim]
-        layers = [layer for pair in zip(widths, widths[1:]) for layer in (nn.Linear(*pair), nn.ReLU(inplace=True))]
-        self.net = nn.Sequential(*layers[:-1])
+        self.net = nn.ModuleList(nn.Linear(*pair) for pair in zip(widths, widths[1:]))  # with ReLU between them
         nn.init.zeros_(self.net[-1].weight)  # the coupling starts as the identity
         nn.init.zeros_(self.net[-1].bias)
 
@@ -64,11 +104,8 @@ class AffineCoupling(nn.Module):
         return dict(mask=self.mask.int().tolist(), hidden=self.hidden, bound=self.bound)
 
     def _log_scale_and_shift(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        kept = nn.functional.hardtanh(x * self.mask, -REACH, REACH)
-        log_scale, shift = self.net(kept).chunk(2, dim=-1)
-        transformed = 1 - self.mask
-        log_scale = self.bound * torch.tanh(log_scale * transformed)  # in this order: tanh of a chunk, which is strided, is slow
-        return log_scale, shift * transformed
+        parameters = [parameter for linear in self.net for parameter in (linear.weight, linear.bias)]
+        return _CouplingNetwork.apply(x, self.mask, self.bound, *parameters)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         log_scale, shift = self._log_scale_and_shift(x)
@@ -271,8 +308,8 @@ class Flow(nn.Module):
 
 def realnvp(
     dim: int = 2,
-    layers: int = 16,
-    hidden: Sequence[int] = (64, 64),
+    layers: int = 28,
+    hidden: Sequence[int] = (32, 32),
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> Flow:
@@ -298,8 +335,8 @@ def realnvp(
 
 def permutation_flow(
     dim: int = 2,
-    layers: int = 16,
-    hidden: Sequence[int] = (64, 64),
+    layers: int = 28,
+    hidden: Sequence[int] = (32, 32),
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     seed: int | None = None,

@@ -28,7 +28,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from common import ROOT, Parser, UserError, number, one_line_errors, require_writable, save_figure, write_metrics
@@ -96,7 +96,8 @@ def train(
     device = flow.base_mean.device
     held_out = held_out.to(device)
     steps = epochs * steps_per_epoch
-    optimiser = torch.optim.Adam(parameter_groups(flow, lr), betas=(0.9, 0.99), fused=True)
+    groups = parameter_groups(flow, lr)
+    optimiser = torch.optim.Adam(groups, betas=(0.9, 0.99), fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimiser, lambda step: min(1, 50 * (step + 1) / steps) * (1 + math.cos(math.pi * step / steps)) / 2
     )
@@ -108,9 +109,9 @@ def train(
             record = {"step": (epoch - 1) * steps_per_epoch + i, "epoch": epoch, "loss": loss.item(), "lr": schedule.get_last_lr()[0]}
             if not math.isfinite(record["loss"]):
                 raise UserError(f"the loss is {record['loss']} at step {record['step']}: try a lower --lr")
-            optimiser.zero_grad()
+            optimiser.zero_grad(set_to_none=False)  # the gradients, too, are views of one vector
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(flow.parameters(), 1.0)
+            torch.nn.utils.clip_grad_norm_([vector for group in groups for vector in group["params"]], 1.0)
             optimiser.step()
             schedule.step()
             total += record["loss"]
@@ -125,10 +126,25 @@ def train(
 
 
 def parameter_groups(flow: Flow, lr: float) -> list[dict]:
-    """The flow's parameters as torch's optimisers take them: the couplings' with learning rate lr, the linear layers' with lr / 10."""
+    """What torch's optimisers take: the couplings' parameters with learning rate lr, the linear layers' with lr / 10; one vector each."""
     linear = [parameter for layer in flow.transforms if isinstance(layer, InvertibleLinear) for parameter in layer.parameters()]
     others = [parameter for layer in flow.transforms if not isinstance(layer, InvertibleLinear) for parameter in layer.parameters()]
-    return [{"params": others, "lr": lr}, {"params": linear, "lr": lr / 10}]
+    groups = [{"params": others, "lr": lr}, {"params": linear, "lr": lr / 10}]
+    return [{**group, "params": [as_one_vector(group["params"])]} for group in groups if group["params"]]
+
+
+def as_one_vector(parameters: list[nn.Parameter]) -> nn.Parameter:
+    """Makes the parameters, and their gradients, views of one vector: then clipping, Adam and zeroing are one operation, not one for each.
+
+    The parameters keep their shapes, values and names; what writes to them in place, as `load_state_dict` does, writes to the vector, and
+    the other way round. Zero the gradients with `set_to_none=False`: set to None they would be views no longer.
+    """
+    vector = nn.Parameter(torch.cat([parameter.detach().flatten() for parameter in parameters]))
+    vector.grad = torch.zeros_like(vector)
+    sizes = [parameter.numel() for parameter in parameters]
+    for parameter, values, grads in zip(parameters, vector.detach().split(sizes), vector.grad.split(sizes)):
+        parameter.data, parameter.grad = values.view(parameter.shape), grads.view(parameter.shape)
+    return vector
 
 
 @dataclass
@@ -229,9 +245,9 @@ def parse_args(argv=None):
     parser.add_argument(
         "--noise", type=number(float, 0.02, 1), default=0.05, help="standard deviation of the shapes' noise (default %(default)s)"
     )
-    parser.add_argument("--layers", type=number(int, 2), default=16, help="couplings per flow (default %(default)s)")
+    parser.add_argument("--layers", type=number(int, 2), default=28, help="couplings per flow (default %(default)s)")
     parser.add_argument(
-        "--hidden", type=number(int, 1), default=64, help="width of each coupling's two hidden layers (default %(default)s)"
+        "--hidden", type=number(int, 1), default=32, help="width of each coupling's two hidden layers (default %(default)s)"
     )
     parser.add_argument("--epochs", type=number(int, 1), default=60, help="default %(default)s")
     parser.add_argument("--steps-per-epoch", type=number(int, 1), default=50, help="batches per epoch (default %(default)s)")

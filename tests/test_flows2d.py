@@ -84,6 +84,22 @@ def test_any_stack_is_exact(data):
     check_exact(randomised(Flow(stack, dim), 0.2), dim)
 
 
+@pytest.mark.parametrize("hidden", [(), (5,), (5, 4)])
+@pytest.mark.parametrize("mask", [[1, 0], [0, 0], [1, 0, 0, 1]])
+def test_the_couplings_gradient_by_hand_is_the_right_one(mask, hidden):
+    coupling = randomised(AffineCoupling(mask, hidden, bound=1.5))
+    x = torch.randn(4, len(mask), dtype=torch.float64, requires_grad=True)
+    parameters = dict(coupling.named_parameters())
+
+    def outputs(x, *values):
+        return torch.func.functional_call(coupling, dict(zip(parameters, values)), (x,))
+
+    assert torch.autograd.gradcheck(outputs, (x, *parameters.values()))
+    far = torch.full_like(x, 50.0, requires_grad=True)  # where the network sees its input cut off
+    log_det = coupling(far)[1]
+    assert torch.equal(torch.autograd.grad(log_det.sum(), far)[0], torch.zeros_like(far))
+
+
 def test_a_flow_without_transforms_is_the_standard_normal():
     x = torch.randn(5, 3)
     expected = torch.distributions.Normal(0, 1).log_prob(x).sum(1)
