@@ -236,6 +236,9 @@ def train_and_save(images: Images, checkpoint: Path, args, group: Processes) -> 
         print(f"resuming from {resume_file}" if resume_file.is_file() else f"no resume file at {resume_file}: starting from the beginning")
     if args.resume:
         load_resume(state, resume_file, settings)
+        steps = group.mean(torch.tensor(float(state.step), device=group.device))
+        if group.any(steps.item() != state.step):
+            raise UserError(f"the processes do not resume from the same step: {resume_file} must be the same file on every machine")
     finished = fit(state, images, args, group, resume_file, settings)
     if not group.first:
         return None
