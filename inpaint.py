@@ -5,13 +5,13 @@
 cuts random squares and random noise out of test images and finds the missing pixels that maximise the likelihood of the whole image,
 argmax over δ of log p(x_known + δ · M), M = 1 where a pixel is missing. The model's weights and the known pixels stay as they are.
 
-What to expect: the likeliest fill is *black*, and it is likelier than the truth. The maximum of a density is not a typical draw from
-it: a plain background beats any particular stroke. The figure says so in numbers, and shows beside it the local maximum that is found
-from the nearest training image: less likely by 65 to 85 nats, and what a person would call the better answer.
+What to expect: the likeliest fill of a square is *black*, and it is likelier than the truth. The maximum of a density is not a typical
+draw from it: a plain background beats any particular stroke. The figure says so in numbers, and shows beside it the local maximum that
+is found from the nearest training image: less likely, and what a person would call the better answer.
 
 Reads    checkpoints/glow_mnist.pt and MNIST's images (or, where MNIST cannot be had, the digits' checkpoint and images)
 Writes   figures/batch_inpainting_result.png
-Takes    about 50 seconds on 2 CPU cores
+Takes    about two minutes on one CPU core
 """
 
 import time
