@@ -12,7 +12,7 @@ because the grey levels are spread over their bins by a learned dequantiser. MNI
     torchrun --nproc-per-node 2 train_glow_mnist.py  the same training on two processes: GPUs, or CPUs
 
 Writes   checkpoints/glow_mnist.pt (or glow_fashion.pt, glow_digits.pt), figures/Gen.png, figures/glow_interpolation.png
-Takes    TAKES
+Takes    about 35 minutes on 2 CPU cores; 1.05 bits/dim
 """
 
 import json
@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from common import Parser, UserError, number, one_line_errors, require_writable, save_figure, write_atomically, write_metrics
+from common import Parser, UserError, hardware, number, one_line_errors, require_writable, save_figure, write_atomically, write_metrics
 from figures_glow import interpolation_figure, sample_figure
 from glow import PRECISIONS, Glow, default_checkpoint, load_glow, precision_for, save_glow
 from images import Images, add_dataset_flags, load_images
@@ -41,7 +41,7 @@ from training import (
     stop_requests,
 )
 
-STEPS = {"mnist": 18_000, "fashion": 18_000, "digits": 500}  # the 1,257 digits are overfitted after that
+STEPS = {"mnist": 13_500, "fashion": 13_500, "digits": 500}  # the 1,257 digits are overfitted after that
 PATIENCE = 20  # non-finite steps in a row before training stops
 EVERY = 250  # steps between two looks at the held-out images
 
@@ -251,6 +251,7 @@ def train_and_save(images: Images, checkpoint: Path, args, group: Processes) -> 
     glow.metrics = final_figures(glow, images, args.seed)
     glow.metrics |= {
         "training_seconds": round(state.seconds, 1),
+        "hardware": hardware(group.device),
         "processes": group.count,
         **settings,
         "skipped": state.skipped,
