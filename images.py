@@ -27,13 +27,19 @@ def add_dataset_flags(parser: Parser) -> None:
 
 @dataclass(frozen=True)
 class Images:
-    """A data set: uint8 tensors (N, 1, height, width), values 0 ... levels-1. Choices are made on `held_out`, never on `test`."""
+    """A data set: uint8 tensors (N, 1, height, width), values 0 ... levels-1, and their classes, int64 (N,).
+
+    Choices are made on `held_out`, never on `test`.
+    """
 
     name: str
     levels: int
     train: Tensor
     held_out: Tensor
     test: Tensor
+    train_labels: Tensor
+    held_out_labels: Tensor
+    test_labels: Tensor
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -59,8 +65,14 @@ def load_images(dataset: str = "auto", data_dir: str | Path = ROOT / "data", dow
             if dataset != "auto":
                 raise UserError(f"{error}: --data-dir says where it lies, --dataset digits does without it") from None
             print(f"{error}: using scikit-learn's bundled 8x8 digits instead")
-    digits = torch.from_numpy(load_digits().images).to(torch.uint8)[:, None]
-    return Images("digits", 17, digits[:-540], digits[-540:-360], digits[-360:])
+    bundled = load_digits()
+    return _split("digits", 17, torch.from_numpy(bundled.images).to(torch.uint8), torch.from_numpy(bundled.target).long(), 180, 360)
+
+
+def _split(name: str, levels: int, images: Tensor, labels: Tensor, held_out: int, test: int) -> Images:
+    """The last `test` images to test on, the `held_out` before them held out."""
+    sizes = [len(images) - held_out - test, held_out, test]
+    return Images(name, levels, *images[:, None].split(sizes), *labels.split(sizes))
 
 
 def _load_torchvision(dataset: str, data_dir: Path, download: bool) -> Images:
@@ -68,10 +80,11 @@ def _load_torchvision(dataset: str, data_dir: Path, download: bool) -> Images:
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
     try:
-        train, test = (kind(data_dir, train=part, download=download).data[:, None] for part in (True, False))
+        train, test = (kind(data_dir, train=part, download=download) for part in (True, False))
     except (RuntimeError, OSError, ValueError, KeyError, AssertionError) as error:  # torchvision checks a damaged file in many ways
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"{TITLES[dataset]} cannot be read from {data_dir} nor downloaded ({reason})") from None
     finally:
         socket.setdefaulttimeout(timeout)
-    return Images(dataset, 256, train[:-5000], train[-5000:], test)
+    images, labels = torch.cat([train.data, test.data]), torch.cat([train.targets, test.targets])
+    return _split(dataset, 256, images, labels, held_out=5000, test=len(test.data))

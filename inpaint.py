@@ -1,91 +1,114 @@
-"""Fills holes in test images with a trained Glow, without training anything for the task.
+"""Fills holes in images with a trained Glow, without training anything for the task.
 
     python inpaint.py
 
-cuts random squares and random noise out of test images and finds the missing pixels that maximise the likelihood of the whole image,
-argmax over δ of log p(x_known + δ · M), M = 1 where a pixel is missing. The model's weights and the known pixels stay as they are.
+cuts squares and random noise out of test images and answers two questions. Which missing pixels maximise the likelihood of the whole
+image, argmax over δ of log p(x_known + δ · M), M = 1 where a pixel is missing (MAP)? And what could be there: samples of the posterior
+p(missing | known), their mean, and how sure they are. The model's weights and the known pixels stay as they are.
 
 What to expect: the likeliest fill of a square is *black*, and it is likelier than the truth. The maximum of a density is not a typical
-draw from it: a plain background beats any particular stroke. The figure says so in numbers, and shows beside it the local maximum that
-is found from the nearest training image: less likely, and what a person would call the better answer.
+draw from it: a plain background beats any particular stroke. The samples are what a person would draw.
 
-Reads    checkpoints/glow_mnist.pt and MNIST's images (or, where MNIST cannot be had, the digits' checkpoint and images)
-Writes   figures/batch_inpainting_result.png
-Takes    about two minutes on one CPU core
+    python inpaint.py --image photo.png --mask mask.png    fills a picture of your own; white in the mask is missing
+    python inpaint.py --image folder/ --mask square:14     or many pictures, with any of the masks below
+    python inpaint.py --mask top noise:0.9                 other holes in the test images
+    python inpaint.py --source samples                     holes in the flow's own samples: is it calibrated where it is right?
+    torchrun --nproc-per-node 2 inpaint.py                 shares the images among processes
+
+A mask is square:SIDE, noise:FRACTION, top, bottom, left, right or a picture of the image's size. It is *missing* where the mask is set.
+
+Reads    checkpoints/glow_mnist.pt and MNIST's images (or, where MNIST cannot be had, the digits' checkpoint and images); with --image
+         and --source samples no data set is needed
+Writes   figures/batch_inpainting_result.png; with --image instead, in filled/: NAME.png (all at one glance), NAME_mean.png,
+         NAME_map.png, NAME_sample_1.png ..., NAME_uncertainty.png and results.json with every number
+Takes    about two minutes on 2 CPU cores; about 15 seconds a picture of your own
 """
 
+import json
+import math
 import time
+from pathlib import Path
+from zlib import crc32
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
-from common import Parser, UserError, number, one_line_errors, require_writable, save_figure, write_metrics
-from glow import Glow, default_checkpoint, load_glow, quantise
-from images import TITLES, Images, add_dataset_flags, load_images
-from inpainting import hole_mse, hole_psnr, ink_ratio, map_inpaint, nearest_neighbours, noise_masks, square_masks
+from classifier import default_classifier, load_classifier
+from common import Parser, UserError, number, one_line_errors, require_writable, save_figure, write_atomically, write_metrics
+from figures_inpaint import digits_in_words, inpainting_figure
+from fills import POSTERIOR, STARTS, dequantised, flow_samples, map_fill, posterior_fill, typical_log_prob
+from glow import PRECISIONS, Glow, default_checkpoint, load_glow, precision_for, quantise
+from images import TITLES, add_dataset_flags, load_images
+from inpainting import crps, describe_mask, energy_score, hole_mse, hole_psnr, ink_ratio, make_masks, ranks
+from pictures import INKS, POLARITIES, Picture, find_pictures, read_picture, save_grey
+from training import Processes, processes
 
-STARTS = ("black", "mean", "noise", "neighbour")
-HOLE_COLOUR = (1.0, 0.55, 0.1)
+COVERAGES = (0.5, 0.8, 0.9, 0.95)
+CONVERGED = 1.05  # R-hat
 
 # ---------------------------------------------------------------- data
 
 
-def make_masks(kind: str, images: Images, n: int, side: int, fraction: float, seed: int) -> Tensor:
-    """n masks, True where missing, of kind "square" or "noise". Raises UserError if they do not fit into the images."""
-    _, height, width = images.shape
-    generator = torch.Generator().manual_seed(seed)
+def masks_for(spec: str, n: int, shape: tuple[int, int, int], seed: int) -> Tensor:
+    """n masks of a kind, always the same for the same seed. Raises UserError if the kind cannot be understood or does not fit."""
     try:
-        if kind == "square":
-            return square_masks(n, height, width, side, generator)
-        return noise_masks(n, height, width, fraction, generator)
+        return make_masks(spec, n, *shape[1:], torch.Generator().manual_seed(crc32(spec.encode()) % 2**31 + seed))
     except ValueError as error:
         raise UserError(str(error)) from None
-
-
-def make_starts(names: list[str], images: Images, masked: Tensor, mask: Tensor, seed: int) -> Tensor:
-    """Guesses to climb from, (S, B, 1, H, W) in (0, 1), none of which sees the truth under the hole.
-
-    black: the middle of the black bin; mean: the training images' pixel mean; noise: uniform; neighbour: the training image that is
-    nearest in the known pixels.
-    """
-    black = torch.full(masked.shape, 0.5)
-    starts = {
-        "black": lambda: black,
-        "mean": lambda: (images.train.float().mean(0) + 0.5).expand(masked.shape),
-        "noise": lambda: images.levels * torch.rand(masked.shape, generator=torch.Generator().manual_seed(seed)),
-        "neighbour": lambda: images.train[nearest_neighbours(masked.float(), mask, images.train.float())[:, 0]] + 0.5,
-    }
-    return torch.stack([starts[name]() for name in names]) / images.levels
 
 
 # ---------------------------------------------------------------- fill
 
 
-def fill(glow: Glow, images: Images, truth: Tensor, mask: Tensor, starts: list[str], *, steps: int, seed: int) -> dict[str, Tensor]:
-    """Fills each image, uint8 (B, 1, H, W), from each start.
+def fill(
+    glow: Glow,
+    bank: Tensor,
+    masked: Tensor,
+    mask: Tensor,
+    seeds: list[int],
+    *,
+    starts: list[str],
+    steps: int,
+    stop_at_typical: bool = False,
+    known: Tensor | None = None,
+    **sampler: int,
+) -> dict[str, Tensor]:
+    """MAP and posterior of each image, see `map_fill` and `posterior_fill`; what is missing has been set to 0 in `masked`.
 
-    Returns truth, mask, `filled` (the likeliest of all), `start` (which start it came from), `fills` (S, B, 1, H, W) from every start,
-    and the log-densities of v in nats: log_prob and start_log_prob (B,), fills_log_prob (S, B), truth_log_prob (B,).
+    Adds to theirs: `atypical` (B,), whether MAP is likelier than three standard deviations above the mean of the bank's images; `median`,
+    `low` and `high` (B, 1, H, W), the samples' 50, 5 and 95 % quantiles in grey levels; and where there is a classifier for these images
+    `digits` (B, 10), p(digit | known), the share of the samples that are each digit.
     """
+    mean, std = typical_log_prob(glow, bank)
+    stop_at = mean if stop_at_typical else math.inf
+    found = map_fill(glow, bank, masked, mask, seeds, starts=starts, steps=steps, stop_at=stop_at)
+    found |= posterior_fill(glow, bank, masked, mask, seeds, known=known, **sampler)
+    found |= {"mask": mask, "masked": masked, "atypical": found["map_log_prob"] > mean + 3 * std}
+    grey = found["samples"].float()
+    found |= {name: grey.quantile(q, dim=1) for name, q in (("low", 0.05), ("median", 0.5), ("high", 0.95))}
+    classifier = default_classifier(glow.metrics.get("data", ""))
+    if classifier.is_file():
+        device = next(glow.parameters()).device
+        judge = load_classifier(classifier, device)
+        found["digits"] = torch.stack([judge.classify(samples.to(device)).mean(0).cpu() for samples in found["samples"]])
+    return found
+
+
+def fill_options(args) -> dict:
+    """The flags that `fill` takes."""
+    return {name: getattr(args, name) for name in ("starts", "steps", "stop_at_typical", "runs", "particles")}
+
+
+def with_truth(found: dict[str, Tensor], glow: Glow, truth: Tensor, seeds: list[int], v: Tensor | None = None) -> dict[str, Tensor]:
+    """Adds the truth, its log-density, and its ranks among the samples: those of `v` in (0, 1), or of the truth dequantised."""
     device = next(glow.parameters()).device
-    masked = torch.where(mask, 0, truth)  # nothing below sees the truth under the hole, but for `truth_log_prob`
-    known = glow.dequantise(masked.to(device), torch.Generator().manual_seed(seed))
-    guesses = make_starts(starts, images, masked, mask, seed)
-    found = map_inpaint(glow.log_prob, known, mask.to(device), guesses.to(device), steps=steps)
+    v = dequantised(glow, truth, seeds).cpu() if v is None else v
     with torch.no_grad():
-        true_v = glow.dequantise(truth.to(device), torch.Generator().manual_seed(seed))
-        truth_log_prob = glow.log_prob(torch.where(mask.to(device), true_v, known)).cpu()
-    return {
+        log_prob = torch.cat([glow.log_prob(part.to(device)) for part in v.split(100)]).cpu()
+    return found | {
         "truth": truth,
-        "mask": mask,
-        "filled": torch.where(mask, quantise(found.x, glow.levels).cpu(), masked),
-        "fills": torch.where(mask, quantise(found.all_x, glow.levels).cpu(), masked),
-        "start": found.start.cpu(),
-        "start_log_prob": found.start_log_prob.cpu(),
-        "log_prob": found.log_prob.cpu(),
-        "fills_log_prob": found.all_log_prob.cpu(),
-        "truth_log_prob": truth_log_prob,
+        "truth_log_prob": log_prob,
+        "rank": ranks(found["v"].transpose(0, 1), v, torch.Generator().manual_seed(0)),
     }
 
 
@@ -93,25 +116,39 @@ def fill(glow: Glow, images: Images, truth: Tensor, mask: Tensor, starts: list[s
 
 
 def evaluate(result: dict[str, Tensor], levels: int, starts: list[str]) -> dict:
-    """How good the fills are, the likeliest and each start's, over the missing pixels alone (grey levels in [0, 1])."""
-    truth, mask = result["truth"] / (levels - 1), result["mask"]
+    """How good the fills are, over the missing pixels alone (grey levels in [0, 1]): MAP, each start's maximum, and the posterior."""
+    top, mask = levels - 1, result["mask"]
+    truth = result["truth"] / top
 
-    def figures(filled: Tensor, log_prob: Tensor) -> dict:
-        filled = filled / (levels - 1)
-        return {
-            "hole_psnr": hole_psnr(filled, truth, mask),
-            "hole_mse": hole_mse(filled, truth, mask).nanmean().item(),
-            "ink_ratio": ink_ratio(filled, truth, mask),
-            "log_prob": log_prob.mean().item(),
-            "likelier_than_truth": (log_prob > result["truth_log_prob"]).float().mean().item(),
-        }
+    def figures(filled: Tensor) -> dict:
+        filled = filled / top
+        mse = hole_mse(filled, truth, mask).nanmean().item()
+        return {"hole_psnr": hole_psnr(filled, truth, mask), "hole_mse": mse, "ink_ratio": ink_ratio(filled, truth, mask)}
 
+    def climbed(filled: Tensor, log_prob: Tensor) -> dict:
+        likelier = (log_prob > result["truth_log_prob"]).float().mean().item()
+        return figures(filled) | {"log_prob": log_prob.mean().item(), "likelier_than_truth": likelier}
+
+    samples = result["samples"].transpose(0, 1) / top
+    rank = (result["rank"][mask] - 0.5).abs()
     return {
         "images": len(truth),
         "truth_log_prob": result["truth_log_prob"].mean().item(),
-        "map": figures(result["filled"], result["log_prob"])
-        | {"won_by": {name: int((result["start"] == i).sum()) for i, name in enumerate(starts)}},
-        "starts": {name: figures(result["fills"][i], result["fills_log_prob"][i]) for i, name in enumerate(starts)},
+        "map": climbed(result["map"], result["map_log_prob"])
+        | {
+            "won_by": {name: int((result["map_start"] == i).sum()) for i, name in enumerate(starts)},
+            "atypical": result["atypical"].float().mean().item(),
+        },
+        "starts": {name: climbed(result["map_each"][:, i], result["map_each_log_prob"][:, i]) for i, name in enumerate(starts)},
+        "mean": figures(result["samples"].float().mean(1)),
+        "median": figures(result["median"]),
+        "sample": figures(result["samples"][:, 0]),
+        "crps": crps(samples, truth, mask).nanmean().item(),
+        "energy_score": energy_score(samples, truth, mask).mean().item(),
+        **{f"coverage_{100 * c:.0f}": (rank < c / 2).float().mean().item() for c in COVERAGES},
+        **{name: result[name].float().mean().item() for name in ("acceptance", "ess", "temperatures")},
+        "r_hat": result["r_hat"].median().item(),
+        "converged": (result["r_hat"] < CONVERGED).float().mean().item(),
     }
 
 
@@ -119,47 +156,27 @@ def print_figures(name: str, figures: dict) -> None:
     """A table of one mask kind's fills."""
     print(f"{name}, {figures['images']} images: log p of the truth {figures['truth_log_prob']:,.0f} nats")
     won = ", ".join(f"{start} {count}" for start, count in figures["map"]["won_by"].items() if count)
-    for label, row in {
-        f"MAP (likeliest, from {won})": figures["map"],
-        **{f"from {start}": row for start, row in figures["starts"].items()},
-    }.items():
+    rows = {f"MAP (likeliest, from {won})": figures["map"], **{f"  from {start}": row for start, row in figures["starts"].items()}}
+    rows |= {"posterior mean": figures["mean"], "posterior median": figures["median"], "one posterior sample": figures["sample"]}
+    for label, row in rows.items():
+        log_p = f"   log p {row['log_prob']:,.0f}, above the truth's: {row['likelier_than_truth']:.0%}" if "log_prob" in row else ""
+        print(f"  {label:42} hole PSNR {row['hole_psnr']:5.1f} dB   MSE {row['hole_mse']:.4f}   ink ratio {row['ink_ratio']:.2f}{log_p}")
+    if figures["map"]["atypical"]:
+        print(f"  {figures['map']['atypical']:.0%} of the MAP fills are atypical: over three standard deviations above training images")
+    covered = ", ".join(f"{c:.0%} intervals {figures[f'coverage_{100 * c:.0f}']:.1%}" for c in COVERAGES)
+    print(f"  the posterior covers the truth: {covered}; CRPS {figures['crps']:.4f}, energy score {figures['energy_score']:.2f}")
+    print(f"  acceptance {figures['acceptance']:.0%}, median R-hat {figures['r_hat']:.2f}, {figures['temperatures']:.0f} temperatures")
+
+
+def warn(name: str, r_hat: Tensor) -> None:
+    """Says which images' runs still disagree."""
+    bad = [str(i) for i in range(len(r_hat)) if not r_hat[i] < CONVERGED]
+    if bad:
+        which = "all" if len(bad) == len(r_hat) else f"images {', '.join(bad)}"
         print(
-            f"  {label:40} hole PSNR {row['hole_psnr']:5.1f} dB   MSE {row['hole_mse']:.4f}   ink ratio {row['ink_ratio']:.2f}   "
-            f"log p {row['log_prob']:,.0f}   above the truth's: {row['likelier_than_truth']:.0%}"
+            f"  {name}, not converged (R-hat above {CONVERGED}): {which}. Independent runs ended in different fills, and how likely each "
+            "of them is, is not settled; more --runs find more fills, more --particles weigh them better"
         )
-
-
-# ---------------------------------------------------------------- figure
-
-
-def inpainting_figure(results: dict[str, dict[str, Tensor]], levels: int, starts: list[str], title: str, most: int = 12) -> Figure:
-    """For each mask kind the rows truth, masked (the hole in orange), likeliest fill, and the local maximum that the last start led to."""
-    columns = min(most, max(len(result["truth"]) for result in results.values()))
-    figure = Figure(figsize=(1.05 * columns + 1.2, 5 * len(results)), layout="constrained")
-    figure.suptitle(title)
-    for part, (name, result) in zip(figure.subfigures(len(results), 1, squeeze=False)[:, 0], results.items()):
-        part.suptitle(name, fontsize=10)
-        log_p = {key: [f"{value:,.0f}" for value in result[key].tolist()] for key in ("start_log_prob", "log_prob", "truth_log_prob")}
-        last = [f"{value:,.0f}" for value in result["fills_log_prob"][-1].tolist()]
-        colour = torch.tensor(HOLE_COLOUR).reshape(3, 1, 1)
-        rows = (
-            ("truth", result["truth"] / (levels - 1), log_p["truth_log_prob"]),
-            ("masked", torch.where(result["mask"], colour, result["truth"] / (levels - 1)), None),
-            ("MAP", result["filled"] / (levels - 1), [f"start {a}\n{b}" for a, b in zip(log_p["start_log_prob"], log_p["log_prob"])]),
-            (f"local max.,\nfrom {starts[-1]}", result["fills"][-1] / (levels - 1), last),
-        )
-        panels = part.subplots(len(rows), columns, squeeze=False)
-        for row, (label, pictures, captions) in enumerate(rows):
-            panels[row, 0].set_ylabel(label, fontsize=9)
-            for column, panel in enumerate(panels[row]):
-                panel.set(xticks=[], yticks=[])
-                if column >= len(pictures):
-                    panel.set_visible(False)
-                    continue
-                panel.imshow(pictures[column].expand(3, -1, -1).permute(1, 2, 0).numpy(), vmin=0, vmax=1)
-                if captions:
-                    panel.set_xlabel(captions[column], fontsize=7, labelpad=2)
-    return figure
 
 
 # ---------------------------------------------------------------- command line
@@ -169,16 +186,29 @@ def parse_args(argv=None):
     parser = Parser(__doc__)
     add_dataset_flags(parser)
     parser.add_argument(
-        "--images", type=number(int, 1), default=12, help="test images per mask kind; the figure shows up to 12 (default %(default)s)"
-    )
-    parser.add_argument("--side", type=number(int, 1), help="side of the missing squares in pixels (default: half the image)")
-    parser.add_argument(
-        "--fraction", type=number(float, 0, 1), default=0.5, help="share of pixels that the noise masks miss (default %(default)s)"
+        "--image", type=Path, nargs="+", metavar="PATH", help="pictures of your own, or folders of them, instead of test images"
     )
     parser.add_argument(
-        "--starts", nargs="+", choices=STARTS, default=list(STARTS), help="fills to climb from; the likeliest result wins (default: all)"
+        "--mask", nargs="+", metavar="MASK", help="what is missing (default: squares of half the image's side, and noise:0.5)"
     )
-    parser.add_argument("--steps", type=number(int, 0), default=300, help="steps of the ascent (default %(default)s)")
+    parser.add_argument(
+        "--mask-polarity",
+        choices=POLARITIES,
+        default="auto",
+        help="the colour that is missing in a mask file; auto: white, or the rarer one",
+    )
+    parser.add_argument("--ink", choices=INKS, default="auto", help="of your pictures: the model knows light ink on dark; auto: the rarer")
+    parser.add_argument("--output", type=Path, metavar="FOLDER", default=Path("filled"), help="for --image (default filled/ where you are)")
+    parser.add_argument("--source", choices=("test", "samples"), default="test", help="whose holes: test images, or the flow's own samples")
+    parser.add_argument("--count", type=number(int, 1), default=7, help="images per mask; the figure shows up to 8 (default %(default)s)")
+    parser.add_argument(
+        "--starts", nargs="+", choices=STARTS, default=list(STARTS), help="fills to climb from; the likeliest result is MAP (default: all)"
+    )
+    parser.add_argument("--steps", type=number(int, 0), default=200, help="of the ascent (default %(default)s)")
+    parser.add_argument("--stop-at-typical", action="store_true", help="climb no further than the mean log p of training images")
+    for name, what in (("runs", "independent runs of the sampler"), ("particles", "per run")):
+        parser.add_argument(f"--{name}", type=number(int, 1), default=POSTERIOR[name], help=f"{what} (default %(default)s)")
+    parser.add_argument("--precision", choices=PRECISIONS, default="auto", help="of the networks; auto: bf16 where the processor has it")
     parser.add_common_flags(checkpoint="the Glow to fill with (default checkpoints/glow_DATASET.pt)")
     return parser.parse_args(argv)
 
@@ -186,24 +216,139 @@ def parse_args(argv=None):
 @one_line_errors()
 def main(argv=None) -> None:
     args = parse_args(argv)
+    with processes(args.device) as group:
+        args.device = group.device
+        if args.image:
+            fill_pictures(args)
+        else:
+            fill_data_set(args, group)
+
+
+def fill_data_set(args, group: Processes) -> None:
+    """Cuts holes into test images or samples, fills them, prints and draws the results."""
     start = time.perf_counter()
-    images = load_images(args.dataset, args.data_dir)
-    checkpoint = args.checkpoint or default_checkpoint(images.name)
-    glow = load_glow(checkpoint, args.device, images.shape, images.levels)
+    images = load_images(args.dataset, args.data_dir) if args.source == "test" else None
+    name = images.name if images else ("mnist" if args.dataset == "auto" else args.dataset)
+    glow = load_glow(args.checkpoint or default_checkpoint(name), args.device, images and images.shape, images and images.levels)
+    glow.set_precision(precision_for(args.precision, args.device))
     require_writable(args.figures)
-    truth = images.test[: args.images]
-    side = args.side or images.shape[1] // 2
-    names = {"square": f"square holes of {side} x {side} pixels", "noise": f"{args.fraction:.0%} of the pixels missing at random"}
-    masks = {kind: make_masks(kind, images, len(truth), side, args.fraction, args.seed) for kind in names}
-    results = {names[kind]: fill(glow, images, truth, mask, args.starts, steps=args.steps, seed=args.seed) for kind, mask in masks.items()}
-    figures = {name: evaluate(result, images.levels, args.starts) for name, result in results.items()}
-    for name in names.values():
-        print_figures(name, figures[name])
-    title = f"Zero-shot inpainting on {TITLES[images.name]}: missing pixels (orange) that maximise log p(image), given below in nats"
-    save_figure(inpainting_figure(results, images.levels, args.starts, title), args.figures, "batch_inpainting_result.png")
+    if args.count < group.count:
+        raise UserError(f"--count {args.count} images cannot be shared by {group.count} processes")
+    part = torch.arange(args.count).tensor_split(group.count)[group.rank]
+    seeds = (part + args.seed).tolist()
+    if images:
+        bank, truth, v = images.train, images.test[: args.count][part], None
+    else:
+        bank = quantise(flow_samples(glow, 2000, args.seed + 1), glow.levels)
+        v = flow_samples(glow, args.count, args.seed)[part]
+        truth = quantise(v, glow.levels)
+    specs = args.mask or [f"square:{glow.shape[1] // 2}", "noise:0.5"]
+    masks = {spec: masks_for(spec, args.count, glow.shape, args.seed)[part] for spec in specs}
+    results = {}
+    for spec, mask in masks.items():
+        known = None if v is None else torch.where(mask, 0.5, v)
+        found = fill(glow, bank, torch.where(mask, 0, truth), mask, seeds, known=known, **fill_options(args))
+        found = with_truth(found, glow, truth, seeds, v)
+        del found["v"]
+        results[describe_mask(spec)] = group.gather(found)
+    if not group.first:
+        return
+    figures = {kind: evaluate(result, glow.levels, args.starts) for kind, result in results.items()}
+    for kind, result in results.items():
+        print_figures(kind, figures[kind])
+        warn(kind, result["r_hat"])
+    whose = f"on {TITLES[name]}" if images else f"in the samples of a Glow for {TITLES[name]}"
+    title = (
+        f"Zero-shot inpainting {whose}. Orange: missing. Below MAP: its log p above the truth's, nats; below the mean: which digit it is"
+    )
+    save_figure(inpainting_figure(results, glow.levels, title), args.figures, "batch_inpainting_result.png")
     if args.metrics:
-        metrics = {"data": images.name, **{kind: {"mask": name} | figures[name] for kind, name in names.items()}}
+        metrics = {
+            "data": name,
+            "source": args.source,
+            "masks": {spec: {"mask": kind} | figures[kind] for spec, kind in zip(specs, results)},
+        }
         write_metrics(args.metrics, metrics, seconds=time.perf_counter() - start, device=args.device, seed=args.seed)
+
+
+def fill_pictures(args) -> None:
+    """Fills the user's own pictures and writes a folder of results."""
+    start = time.perf_counter()
+    name = "mnist" if args.dataset == "auto" else args.dataset
+    glow = load_glow(args.checkpoint or default_checkpoint(name), args.device)
+    glow.set_precision(precision_for(args.precision, args.device))
+    paths = find_pictures(args.image)
+    if not args.mask or len(args.mask) > 1:
+        raise UserError("--image needs one --mask: a picture of the same size, or square:14, noise:0.5, top, bottom, left or right")
+    pictures = [read_own(path, args.mask[0], glow, args, seed) for seed, path in enumerate(paths, args.seed)]
+    require_writable(args.output)
+    for picture in pictures:
+        print(
+            f"{picture.name}: {int(picture.mask.sum())} of {picture.mask.numel()} pixels missing" + "".join(f"; {n}" for n in picture.notes)
+        )
+    bank = bank_for(name, glow, args)
+    image, mask = (torch.stack([getattr(picture, part) for picture in pictures]) for part in ("image", "mask"))
+    seeds = list(range(args.seed, args.seed + len(pictures)))
+    found = fill(glow, bank, torch.where(mask, 0, image), mask, seeds, **fill_options(args))
+    rows = {}
+    for i, picture in enumerate(pictures):
+        rows[picture.name] = write_fill(picture, {key: value[i : i + 1] for key, value in found.items()}, glow.levels, args)
+    warn("these pictures", found["r_hat"])
+    write_atomically(args.output / "results.json", lambda file: file.write_text(json.dumps(rows, indent=1) + "\n"))
+    print(f"wrote {args.output}/results.json and {', '.join(f'{picture.name}.png' for picture in pictures)}")
+    if args.metrics:
+        write_metrics(args.metrics, {"pictures": rows}, seconds=time.perf_counter() - start, device=args.device, seed=args.seed)
+
+
+def read_own(path: Path, mask: str, glow: Glow, args, seed: int) -> Picture:
+    """One picture and its mask: a file, the file of the picture's name in a folder, or one of the named kinds."""
+    file = Path(mask)
+    if file.is_dir():
+        matches = [match for match in sorted(file.iterdir()) if match.stem == path.stem]
+        if not matches:
+            raise UserError(f"no mask for {path.name} in the folder {file}: it must be called {path.stem}.png or the like")
+        file = matches[0]
+    named = file if file.is_file() or file.suffix else masks_for(mask, 1, glow.shape, seed)[0]
+    return read_picture(path, named, glow.shape, glow.levels, ink=args.ink, polarity=args.mask_polarity)
+
+
+def bank_for(name: str, glow: Glow, args) -> Tensor:
+    """Images to find neighbours in: the training images where they lie, otherwise 2,000 samples of the flow."""
+    try:
+        images = load_images(name, args.data_dir, download=False)
+        if images.shape == glow.shape and images.levels == glow.levels:
+            return images.train
+    except UserError:
+        pass
+    return quantise(flow_samples(glow, 2000, args.seed + 1), glow.levels)
+
+
+def write_fill(picture: Picture, found: dict[str, Tensor], levels: int, args, samples: int = 8) -> dict:
+    """Writes one picture's results; its numbers, for results.json."""
+    top, folder = levels - 1, args.output
+    drawn = found["samples"][0, :samples] / top
+    mean, width = found["samples"][0].float().mean(0) / top, (found["high"][0] - found["low"][0]) / top
+    for ending, image in {
+        "mean": mean,
+        "map": found["map"][0] / top,
+        "uncertainty": width,
+        **{f"sample_{i + 1}": sample for i, sample in enumerate(drawn)},
+    }.items():
+        write_atomically(folder / f"{picture.name}_{ending}.png", lambda file, image=image: save_grey(file, image))
+    title = "Orange: missing. Below MAP: its log p, nats; below the mean: which digit it is"
+    save_figure(inpainting_figure({picture.name: found}, levels, title), folder, f"{picture.name}.png")
+    missing = (found["log_prob"] - found["log_evidence"][:, None])[0]
+    numbers = {
+        key: round(found[key][0].item(), 4) for key in ("log_evidence", "map_log_prob", "acceptance", "ess", "r_hat", "temperatures")
+    }
+    numbers |= {"map_start": args.starts[int(found["map_start"][0])], "map_atypical": bool(found["atypical"][0])}
+    numbers |= {"sample_log_prob": [round(value, 2) for value in found["log_prob"][0, :samples].tolist()]}
+    numbers |= {"log_prob_missing_given_known": round(missing.mean().item(), 2), "missing_pixels": int(picture.mask.sum())}
+    numbers |= {"converged": bool(found["r_hat"][0] < CONVERGED), "mean_uncertainty": round(width[picture.mask].mean().item(), 4)}
+    if "digits" in found:
+        numbers["digits"] = [round(value, 4) for value in found["digits"][0].tolist()]
+        print(f"{picture.name}: {digits_in_words(found, 0, 0.05)}")
+    return {"notes": picture.notes, **numbers}
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Filling in what is missing, with any density: masks, the maximum of the likelihood, and how to judge a fill.
+"""Filling in what is missing, with any density: masks, the maximum of the likelihood, and how to judge a fill or samples of it.
 
 A mask is True where an entry is *missing*. The engine is a function of a log-density, a batch and a mask, of no particular model:
 it takes images and 2-D points alike. The density stays as it is; only the missing entries move.
@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+HALVES = ("top", "bottom", "left", "right")
 
 # ---------------------------------------------------------------- masks
 
@@ -41,17 +43,66 @@ def noise_masks(n: int, height: int, width: int, fraction: float, generator: tor
     return (rank < round(fraction * height * width)).reshape(n, 1, height, width)
 
 
-def nearest_neighbours(x: Tensor, mask: Tensor, bank: Tensor, k: int = 1) -> Tensor:
+def half_masks(n: int, height: int, width: int, side: str) -> Tensor:
+    """n masks, bool (n, 1, height, width), each missing (True) in one half of the image: "top", "bottom", "left" or "right".
+
+    Raises:
+        ValueError: if side is none of them.
+    """
+    if side not in HALVES:
+        raise ValueError(f"side must be one of {', '.join(HALVES)}, not {side!r}")
+    mask = torch.zeros(n, 1, height, width, dtype=torch.bool)
+    rows, columns = slice(0, height // 2), slice(0, width // 2)
+    if side in ("bottom", "right"):
+        rows, columns = slice(height // 2, None), slice(width // 2, None)
+    if side in ("top", "bottom"):
+        mask[:, :, rows] = True
+    else:
+        mask[..., columns] = True
+    return mask
+
+
+def make_masks(spec: str, n: int, height: int, width: int, generator: torch.Generator | None = None) -> Tensor:
+    """n masks, bool (n, 1, height, width), by name: "square:14", "noise:0.5", or "top", "bottom", "left" or "right" for that half.
+
+    Raises:
+        ValueError: if the name cannot be understood, or such a hole does not fit.
+    """
+    kind, _, size = spec.partition(":")
+    try:
+        if kind == "square":
+            return square_masks(n, height, width, int(size), generator)
+        if kind == "noise":
+            return noise_masks(n, height, width, float(size), generator)
+        if spec in HALVES:
+            return half_masks(n, height, width, spec)
+    except ValueError as error:
+        raise ValueError(f"{spec}: {error}") from None
+    raise ValueError(f"a mask is square:SIDE, noise:FRACTION, {', '.join(HALVES)} or a file, not {spec!r}")
+
+
+def describe_mask(spec: str) -> str:
+    """A mask's name in words."""
+    kind, _, size = spec.partition(":")
+    if kind == "noise":
+        return f"{float(size):.0%} of the pixels missing at random"
+    return f"square holes of {size} x {size} pixels" if kind == "square" else f"the {spec} half missing"
+
+
+def nearest_neighbours(x: Tensor, mask: Tensor, bank: Tensor, k: int = 1, weight: Tensor | None = None) -> Tensor:
     """For each example the k of the bank that are nearest to it in its known entries: indices (B, k), nearest first.
 
     Args:
         x: (B, ...), looked at only where it is known.
         mask: (B, ...) bool, True where missing.
         bank: (N, ...) complete examples.
+        weight: (B, ...), of each known entry's squared difference; all 1 if None.
     """
     known = (~mask).flatten(1).to(bank.dtype)
+    if weight is not None:
+        known = known * weight.flatten(1)
     x, bank = torch.where(mask, torch.zeros_like(x), x).flatten(1), bank.flatten(1)
-    squared_distance = known @ bank.square().T - 2 * x @ bank.T  # up to a constant per example
+    squared_distance = known @ bank.square().T - 2 * (known * x) @ bank.T  # up to a constant per example
     return squared_distance.topk(k, dim=1, largest=False).indices
 
 
@@ -81,6 +132,7 @@ def map_inpaint(
     lr: float = 0.1,
     final_lr: float = 0.005,
     unit_interval: bool = True,
+    stop_at: float = math.inf,
 ) -> MapResult:
     """The missing entries that maximise the likelihood of the whole example: argmax over δ of log p(x_known + δ · M).
 
@@ -97,6 +149,7 @@ def map_inpaint(
         steps: of the ascent; 0 only compares the starts.
         lr, final_lr: first and last learning rate.
         unit_interval: climb in logit(δ), so that no value leaves (0, 1); False climbs in δ itself, for data on the real line.
+        stop_at: an example that has reached this log p, say that of typical data, climbs no further.
     Raises:
         ValueError: names the argument that cannot be used.
     """
@@ -124,7 +177,7 @@ def map_inpaint(
         for step in range(steps + 1):
             candidate = completed()
             log_p = log_prob(candidate)
-            better = log_p.detach() > best  # False where log p is not a number
+            better = (log_p.detach() > best) & (best < stop_at)  # False where log p is not a number
             best = torch.where(better, log_p.detach(), best)
             best_x = torch.where(_like(better, best_x), candidate.detach(), best_x)
             if step == 0:
@@ -189,3 +242,37 @@ def hole_psnr(filled: Tensor, truth: Tensor, mask: Tensor) -> float:
 def ink_ratio(filled: Tensor, truth: Tensor, mask: Tensor) -> float:
     """Sum of the fills over the sum of the truth, over all the missing pixels of all the images: 1 is right, 0 is a black hole."""
     return (filled[mask].sum() / truth[mask].sum()).item()
+
+
+def crps(samples: Tensor, truth: Tensor, mask: Tensor) -> Tensor:
+    """Continuous ranked probability score of the samples, averaged over the missing pixels: (S, B, ...), (B, ...) -> (B,); 0 is perfect.
+
+    E|X - truth| - E|X - X'| / 2, per pixel; of a single sample it is the absolute error. Source: Gneiting and Raftery (2007),
+    doi:10.1198/016214506000001437, equation 21.
+    """
+    count = len(samples)
+    error = (samples - truth).abs().mean(0)
+    rank = 2 * torch.arange(1, count + 1, dtype=samples.dtype, device=samples.device) - count - 1
+    # the mean of |X - X'| over all pairs, from the sorted samples
+    spread = 2 * (samples.sort(0).values * rank.reshape(-1, *[1] * truth.ndim)).sum(0) / count**2
+    score = torch.where(mask, error - spread / 2, 0)
+    return score.flatten(1).sum(1) / mask.flatten(1).sum(1)
+
+
+def energy_score(samples: Tensor, truth: Tensor, mask: Tensor) -> Tensor:
+    """The score of the samples as one vector, over the missing pixels: (S, B, ...), (B, ...) -> (B,); 0 is perfect.
+
+    E‖X - truth‖ - E‖X - X'‖ / 2; unlike `crps` it sees whether pixels fit together. Source: Gneiting and Raftery (2007), equation 22.
+    """
+    flat = torch.where(mask, samples - truth, 0).flatten(2).transpose(0, 1)  # (B, S, D)
+    return flat.norm(dim=2).mean(1) - torch.cdist(flat, flat).mean((1, 2)) / 2
+
+
+def ranks(samples: Tensor, truth: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Where the truth stands among the samples, entry by entry, in (0, 1): (S, ...), (...) -> (...).
+
+    Uniform if the truth is one more draw from where the samples are from, so a c interval covers where |rank - 1/2| < c / 2.
+    Source: Talts et al. (2018), arXiv:1804.06788 (simulation-based calibration).
+    """
+    below = (samples < truth).sum(0) + (torch.rand(truth.shape, generator=generator).to(truth.device) * (1 + (samples == truth).sum(0)))
+    return below / (len(samples) + 1)

@@ -139,6 +139,14 @@ class Processes:
             dist.all_reduce(value)
         return value / self.count
 
+    def gather(self, parts: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Every process's tensors, one after the other along their first dimension."""
+        if self.count == 1:
+            return parts
+        everyone: list = [None] * self.count
+        dist.all_gather_object(everyone, parts)
+        return {name: torch.cat([part[name] for part in everyone]) for name in parts}
+
     def any(self, condition: bool) -> bool:
         """Whether it holds for one of the processes: they must leave a loop together."""
         return self.mean(torch.tensor(float(condition), device=self.device)).item() > 0 if self.count > 1 else condition

@@ -2,14 +2,15 @@
 
     python benchmarks/tables.py
 
-Reads    train_moons.json, train_glow_digits.json and inpaint.json (what the scripts' --metrics wrote), and moons.json, glow_bits.json
-         and glow_speed.json (what moons_peers.py, glow_bits.py and glow_speed.py wrote)
+Reads    train_moons.json, train_glow_digits.json and inpaint.json (what the scripts' --metrics wrote), and moons.json, glow_bits.json,
+         glow_speed.json and inpainting.json (what moons_peers.py, glow_bits.py, glow_speed.py and inpainting_table.py wrote)
 Writes   README.md: what stands between `<!-- table NAME -->` and `<!-- end -->`
 """
 
 import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
@@ -59,26 +60,72 @@ def results_table() -> str:
         spread = f"± {glow['test_bits_per_dim_se']:.3f} (standard error, {glow['test_images']:,} test images)"
         what = f"Glow on {title}, {glow['parameters']:,} parameters"
         rows.append([what, f"{glow['test_bits_per_dim']:.3f} bits/dim", spread, minutes(glow["training_seconds"]), on(glow)])
-    for kind in ("square", "noise"):
-        figures = inpaint[kind]
-        psnr = f"{figures['map']['hole_psnr']:.1f} dB hole PSNR"
-        what = f"{figures['map']['likelier_than_truth']:.0%} of {figures['images']} fills likelier than the truth"
-        rows.append([f"MAP fill, {figures['mask']}", psnr, what, f"{inpaint['seconds']:.0f} s for both", inpaint["hardware"]])
+    for figures in inpaint["masks"].values():
+        psnr = f"MAP {figures['map']['hole_psnr']:.1f}, posterior mean {figures['mean']['hole_psnr']:.1f} dB"
+        what = f"{figures['map']['likelier_than_truth']:.0%} of {figures['images']} MAP fills likelier than the truth"
+        rows.append([f"Hole PSNR, {figures['mask']}", psnr, what, f"{inpaint['seconds']:.0f} s for both", inpaint["hardware"]])
     return table(["what", "result", "spread", "time", "hardware"], rows)
 
 
+def by_mask(cell: Callable[[dict], str], methods: Callable[[str], bool] = lambda method: True) -> str:
+    """A row a method, a column a mask, of benchmarks/results/inpainting.json."""
+    rows = [row for row in load("inpainting")["rows"] if methods(row["method"])]
+    masks = list(dict.fromkeys(row["mask"] for row in rows))
+    cells: dict[str, dict[str, str]] = {}
+    for row in rows:
+        cells.setdefault(row["method"], {})[row["mask"]] = cell(row)
+    lines = [[method, *(found.get(mask, "-") for mask in masks)] for method, found in cells.items()]
+    return table(["method", *masks], lines)
+
+
 def inpainting_table() -> str:
-    """What each start of the ascent leads to, per mask kind."""
-    inpaint, rows = load("inpaint"), []
-    for kind in ("square", "noise"):
-        figures = inpaint[kind]
-        for label, row in [
-            ("**MAP: the likeliest of all**", figures["map"]),
-            *((f"from {start}", row) for start, row in figures["starts"].items()),
-        ]:
-            gap = f"{row['log_prob'] - figures['truth_log_prob']:+,.0f}"
-            rows.append([figures["mask"], label, f"{row['hole_psnr']:.1f}", f"{row['hole_mse']:.4f}", f"{row['ink_ratio']:.2f}", gap])
-    return table(["mask", "fill", "hole PSNR, dB", "hole MSE", "ink ratio", "log p above the truth's, nats"], rows)
+    """Hole PSNR of every method under every mask; below it, on what."""
+    results = load("inpainting")
+    about, n = results["about"], results["rows"][0]["n"]
+    error = median(row["hole_psnr_high"] - row["hole_psnr_low"] for row in results["rows"]) / 2
+    return by_mask(lambda row: f"{row['hole_psnr']:.1f}") + (
+        f"\nHole PSNR in dB, the first {n} test images; 95 % bootstrap intervals in the results file, typically ± {error:.1f} dB. "
+        f"{about['hardware']}; torch {about['versions']['torch']}; {about['date']}.\n"
+    )
+
+
+def inpainting_accuracy_table() -> str:
+    """How many filled images are still the digit that they were, for the classifier."""
+    kept = (
+        "zero",
+        "mean of 20 nearest",
+        "Gaussian mixture, mean",
+        "Gaussian mixture, sample",
+        "biharmonic",
+        "U-Net (trained for the task)",
+    )
+    return by_mask(lambda row: f"{row['digit_accuracy']:.0%}", lambda method: method in kept or method.startswith(("MAP", "posterior")))
+
+
+def inpainting_sampler_table() -> str:
+    """What the posterior's samples are worth: coverage of the truth, ink, scores, and how far the sampler has come."""
+    results = load("inpainting")
+    by_name = {f"test images, {row['mask']}": row for row in results["rows"] if row["method"] == "posterior, sample"}
+    rows = []
+    for row in results["sampler"]:
+        sample = by_name.get(row["what"])
+        covered = [f"{row[f'coverage_{c}']:.1%}" for c in (50, 80, 90, 95)]
+        rest = [f"{sample['ink_ratio']:.2f}", f"{sample['crps']:.3f}", f"{sample['seconds_per_image']:.1f}"] if sample else ["", "", ""]
+        rows.append([row["what"], str(row["n"]), *covered, *rest, f"{row['r_hat_median']:.1f}", f"{row['converged']:.0%}"])
+    header = [
+        "truth, mask",
+        "images",
+        "50 % interval",
+        "80 %",
+        "90 %",
+        "95 %",
+        "ink ratio",
+        "CRPS",
+        "s/image",
+        "median R-hat",
+        "R-hat < 1.05",
+    ]
+    return table(header, rows)
 
 
 def moons_table() -> str:
@@ -167,6 +214,8 @@ TABLES = {
     "glow_bits": glow_bits_table,
     "glow_speed": glow_speed_table,
     "inpainting": inpainting_table,
+    "inpainting_accuracy": inpainting_accuracy_table,
+    "inpainting_sampler": inpainting_sampler_table,
     "moons": moons_table,
     "steps": steps_table,
 }

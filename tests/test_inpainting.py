@@ -4,7 +4,21 @@ import pytest
 import torch
 
 from flows2d import realnvp
-from inpainting import frozen, hole_mse, hole_psnr, ink_ratio, map_inpaint, nearest_neighbours, noise_masks, square_masks
+from inpainting import (
+    crps,
+    energy_score,
+    frozen,
+    half_masks,
+    hole_mse,
+    hole_psnr,
+    ink_ratio,
+    make_masks,
+    map_inpaint,
+    nearest_neighbours,
+    noise_masks,
+    ranks,
+    square_masks,
+)
 
 
 def gaussian(dim=4):
@@ -148,6 +162,40 @@ def test_noise_masks_miss_the_exact_share():
     assert masks.float().mean(0).max() < 0.5
     assert noise_masks(1, 8, 8, 1.0).all()
     assert not noise_masks(1, 8, 8, 0.0).any()
+
+
+def test_half_masks_and_names():
+    top, bottom, left, right = (half_masks(2, 6, 4, side) for side in ("top", "bottom", "left", "right"))
+    assert top[:, :, :3].all()
+    assert torch.equal(bottom, ~top)
+    assert left[..., :2].all()
+    assert torch.equal(right, ~left)
+    assert torch.equal(make_masks("left", 2, 6, 4), left)
+    assert make_masks("square:3", 5, 8, 8).sum() == 45
+    assert make_masks("noise:0.25", 1, 8, 8).sum() == 16
+
+
+def test_the_ascent_stops_at_the_log_prob_that_is_asked_for():
+    x, mask, starts = torch.rand(4, 1, 8, 8), square_masks(4, 8, 8, 4), torch.full((1, 4, 1, 8, 8), 0.9)
+    free = map_inpaint(bumps, x, mask, starts, steps=200)
+    level = (free.log_prob + free.start_log_prob).mean().item() / 2
+    stopped = map_inpaint(bumps, x, mask, starts, steps=200, stop_at=level)
+    assert (stopped.log_prob < free.log_prob - 0.1).any()
+    assert (stopped.log_prob >= torch.minimum(free.log_prob, torch.tensor(level)) - 1e-4).all()
+
+
+def test_scores_are_those_of_all_pairs_and_ranks_are_uniform_for_one_more_draw():
+    samples, truth = torch.rand(7, 3, 5, dtype=torch.float64), torch.rand(3, 5, dtype=torch.float64)
+    mask = torch.rand(3, 5) < 0.6
+    mask[:, 0] = True
+    pairs = (samples[:, None] - samples[None]).abs()
+    expected = (samples - truth).abs().mean(0) - pairs.mean((0, 1)) / 2
+    torch.testing.assert_close(crps(samples, truth, mask), (expected * mask).sum(1) / mask.sum(1))
+    distances = ((samples[:, None] - samples[None]) * mask).norm(dim=3).mean((0, 1))
+    torch.testing.assert_close(energy_score(samples, truth, mask), ((samples - truth) * mask).norm(dim=2).mean(0) - distances / 2)
+    draws = torch.randint(3, (20, 4000))  # many ties
+    rank = ranks(draws[1:], draws[0], torch.Generator().manual_seed(0))
+    assert torch.histc(rank.float(), 10, 0, 1).div(400).sub(1).abs().max() < 0.2  # four standard errors
 
 
 def test_nearest_neighbours_are_those_of_a_plain_search_over_known_entries():

@@ -5,10 +5,11 @@ import shlex
 
 import pytest
 
+import classifier
 import inpaint
 import train_glow_mnist
 import train_moons
-from benchmarks import moons_peers
+from benchmarks import inpainting_table, moons_peers
 from benchmarks.tables import MARKED, with_tables
 from common import ROOT
 
@@ -17,6 +18,8 @@ SCRIPTS = {
     "train_moons.py": train_moons,
     "train_glow_mnist.py": train_glow_mnist,
     "inpaint.py": inpaint,
+    "classifier.py": classifier,
+    "benchmarks/inpainting_table.py": inpainting_table,
     "benchmarks/moons_peers.py": moons_peers,
 }
 COMMANDS = re.findall(

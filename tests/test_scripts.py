@@ -11,12 +11,15 @@ import time
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torchvision.datasets import MNIST
 
+import classifier
 import inpaint
 import train_glow_mnist
 import train_moons
 from common import ROOT
+from fills import STARTS, make_starts
 from flows2d import Flow, Standardise, load_flow, realnvp, save_flow
 from glow import Glow, load_glow
 from toy2d import grid, mode_around, modes, normalised
@@ -24,7 +27,7 @@ from training import TrainingState
 
 QUICK_MOONS = ["--epochs", 2, "--steps-per-epoch", 3, "--layers", 2, "--hidden", 8]
 QUICK_GLOW = ["--dataset", "digits", "--steps", 3, "--blocks", 1, "--hidden", 8, "--batch", 8]
-QUICK_INPAINT = ["--dataset", "digits", "--images", 3, "--steps", 3]
+QUICK_INPAINT = ["--dataset", "digits", "--count", 3, "--steps", 3, "--runs", 4]
 PNG = b"\x89PNG"
 
 
@@ -358,31 +361,82 @@ def test_the_training_command_runs_in_two_processes(tmp_path):
 def test_inpaint_writes_figure_and_metrics(tmp_path, tiny_glow_file, capsys):
     run(inpaint.main, *QUICK_INPAINT, "--checkpoint", tiny_glow_file, *into(tmp_path))
     assert (tmp_path / "batch_inpainting_result.png").read_bytes().startswith(PNG)
-    metrics = json.loads((tmp_path / "metrics.json").read_text())
-    for kind in ("square", "noise"):
-        assert metrics[kind]["images"] == 3
-        assert metrics[kind]["map"]["hole_psnr"] > 0
-        assert sum(metrics[kind]["map"]["won_by"].values()) == 3
-        assert metrics[kind]["map"]["log_prob"] >= max(row["log_prob"] for row in metrics[kind]["starts"].values())
+    masks = json.loads((tmp_path / "metrics.json").read_text())["masks"]
+    assert list(masks) == ["square:4", "noise:0.5"]
+    for figures in masks.values():
+        assert figures["images"] == 3
+        assert sum(figures["map"]["won_by"].values()) == 3
+        assert figures["map"]["log_prob"] >= max(row["log_prob"] for row in figures["starts"].values())
+        assert figures["mean"]["hole_mse"] <= figures["sample"]["hole_mse"]
+        assert figures["coverage_50"] <= figures["coverage_95"]
     assert "hole PSNR" in capsys.readouterr().out
 
 
-def test_a_fill_keeps_known_pixels_and_never_looks_under_the_hole(tiny_glow_file, digits):
-    glow = load_glow(tiny_glow_file)
-    truth, mask = digits.test[:4], inpaint.make_masks("square", digits, 4, 4, 0.5, 0)
-    result = inpaint.fill(glow, digits, truth, mask, list(inpaint.STARTS), steps=5, seed=0)
-    assert torch.equal(result["filled"][~mask], truth[~mask])
-    tampered = inpaint.fill(glow, digits, torch.where(mask, 16 - truth, truth), mask, list(inpaint.STARTS), steps=5, seed=0)
-    for key in ("filled", "fills", "log_prob", "start_log_prob"):
-        assert torch.equal(tampered[key], result[key]), key
-    assert not torch.equal(tampered["truth_log_prob"], result["truth_log_prob"])
+def test_the_flows_own_samples_need_no_data_set(tmp_path, tiny_glow_file, monkeypatch):
+    monkeypatch.setattr(inpaint, "load_images", None)
+    run(inpaint.main, *QUICK_INPAINT, "--source", "samples", "--mask", "top", "--checkpoint", tiny_glow_file, *into(tmp_path))
+    assert json.loads((tmp_path / "metrics.json").read_text())["masks"]["top"]["images"] == 3
 
 
-def test_the_neighbour_start_is_a_training_image_that_fits_the_known_pixels(digits):
+def test_two_processes_fill_what_one_does(tmp_path, tiny_glow_file):
+    flags = [*QUICK_INPAINT, "--mask", "left", "--checkpoint", tiny_glow_file, "--precision", "fp32"]
+    run(inpaint.main, *flags, "--figures", tmp_path / "one", "--metrics", tmp_path / "one.json")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, ROOT / "inpaint.py"]
+    argv = [*launch, *flags, "--figures", tmp_path / "two", "--metrics", tmp_path / "two.json"]
+    subprocess.run([str(word) for word in argv], check=True, capture_output=True, timeout=120)
+    one, two = (json.loads((tmp_path / f"{name}.json").read_text())["masks"]["left"] for name in ("one", "two"))
+    assert two["images"] == 3
+    for row in ("map", "mean"):
+        assert two[row]["hole_mse"] == pytest.approx(one[row]["hole_mse"], abs=0.02)
+
+
+def test_a_picture_of_ones_own_is_filled_with_one_command(tmp_path, tiny_glow_file):
+    folder, output = tmp_path / "pictures", tmp_path / "filled"
+    folder.mkdir()
+    for name in ("one", "two"):
+        Image.fromarray(np.full((40, 40), 20, dtype=np.uint8)).save(folder / f"{name}.png")
+    mask = np.zeros((40, 40), dtype=np.uint8)
+    mask[10:20, 10:20] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    flags = ["--dataset", "digits", "--steps", 2, "--runs", 2, "--checkpoint", tiny_glow_file, "--output", output]
+    run(inpaint.main, "--image", folder, "--mask", tmp_path / "mask.png", *flags)
+    written = {path.name for path in output.iterdir()}
+    for name in ("one", "two"):
+        assert {f"{name}{end}.png" for end in ("", "_mean", "_map", "_uncertainty", "_sample_1", "_sample_8")} <= written
+    numbers = json.loads((output / "results.json").read_text())["one"]
+    assert "resized from 40x40 to 8x8" in numbers["notes"]
+    assert math.isfinite(numbers["log_prob_missing_given_known"])
+    assert Image.open(output / "one_mean.png").size == (8, 8)
+
+
+def test_fills_keep_known_pixels_and_never_look_under_the_hole(tiny_glow_file, digits):
+    glow, seeds = load_glow(tiny_glow_file), [0, 1, 2, 3]
+    truth, mask = digits.test[:4], inpaint.masks_for("square:4", 4, digits.shape, 0)
+    options = dict(starts=list(STARTS), steps=5, runs=2, particles=2)
+    found = inpaint.fill(glow, digits.train, torch.where(mask, 0, truth), mask, seeds, **options)
+    assert torch.equal(found["map"][~mask], truth[~mask])
+    assert torch.equal(found["samples"].transpose(0, 1)[:, ~mask], truth[~mask].expand(found["samples"].shape[1], -1))
+    again = inpaint.fill(glow, digits.train, torch.where(mask, 0, truth), mask, seeds, **options)
+    for key, value in found.items():
+        assert torch.equal(value, again[key]), key
+
+
+def test_the_neighbour_start_is_a_training_image_that_fits_the_known_pixels(tiny_glow_file, digits):
     truth = digits.train[:3]  # their own nearest neighbours
-    mask = inpaint.make_masks("noise", digits, 3, 4, 0.5, 0)
-    (start,) = inpaint.make_starts(["neighbour"], digits, torch.where(mask, 0, truth), mask, 0)
+    mask = inpaint.masks_for("noise:0.5", 3, digits.shape, 0)
+    (start,) = make_starts(["neighbour"], load_glow(tiny_glow_file), digits.train, torch.where(mask, 0, truth), mask, [0, 1, 2])
     assert torch.equal((start * 17).floor().to(torch.uint8), truth)
+
+
+# ---------------------------------------------------------------- classifier.py
+
+
+def test_the_classifier_learns_the_digits_and_comes_back_from_its_file(tmp_path, digits):
+    run(classifier.main, "--dataset", "digits", "--epochs", 8, "--checkpoint", tmp_path / "c.pt", "--metrics", tmp_path / "m.json")
+    metrics = json.loads((tmp_path / "m.json").read_text())
+    assert metrics["test_accuracy"] > 0.8
+    model = classifier.load_classifier(tmp_path / "c.pt")
+    assert classifier.accuracy(model, digits.test, digits.test_labels) == pytest.approx(metrics["test_accuracy"])
 
 
 # ---------------------------------------------------------------- bad input, all scripts
@@ -391,9 +445,11 @@ def test_the_neighbour_start_is_a_training_image_that_fits_the_known_pixels(digi
 @pytest.mark.parametrize(
     ("main", "argv", "says"),
     [
-        (inpaint.main, [*QUICK_INPAINT, "--side", 9], "side must be 1 ... 8"),
+        (inpaint.main, [*QUICK_INPAINT, "--mask", "square:9"], "side must be 1 ... 8"),
+        (inpaint.main, [*QUICK_INPAINT, "--mask", "noise:1.5"], "fraction must be in [0, 1]"),
+        (inpaint.main, [*QUICK_INPAINT, "--mask", "circle"], "square:SIDE"),
+        (inpaint.main, ["--image", "a.png", "--dataset", "digits"], "needs one --mask"),
         (inpaint.main, [*QUICK_INPAINT, "--steps", -1], "--steps"),
-        (inpaint.main, [*QUICK_INPAINT, "--fraction", 1.5], "--fraction"),
         (inpaint.main, [*QUICK_INPAINT, "--starts", "truth"], "--starts"),
         (train_glow_mnist.main, [*QUICK_GLOW, "--steps", -5], "--steps"),
         (train_glow_mnist.main, [*QUICK_GLOW, "--lr", 0], "--lr"),
@@ -472,7 +528,7 @@ def test_ctrl_c_leaves_no_traceback(monkeypatch, capsys):
     assert capsys.readouterr().err == "interrupted\n"
 
 
-@pytest.mark.parametrize("script", ["train_moons.py", "train_glow_mnist.py", "inpaint.py"])
+@pytest.mark.parametrize("script", ["train_moons.py", "train_glow_mnist.py", "inpaint.py", "classifier.py"])
 def test_help_prints_the_docstring_and_a_script_starts_from_any_folder(script, tmp_path):
     done = subprocess.run([sys.executable, ROOT / script, "--help"], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert f"python {script}" in done.stdout

@@ -1,0 +1,114 @@
+"""Fills holes in grey images with a Glow: where the model, the images and the engines of inpainting.py and posterior.py meet.
+
+Every function takes `masked`, images whose missing pixels have been set to 0, and so cannot see the truth under the hole. Results
+are dictionaries of tensors whose first dimension is the image, so that parts of a batch can be put together.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from glow import Glow, quantise
+from inpainting import map_inpaint, nearest_neighbours
+from posterior import posterior_inpaint
+
+STARTS = ("black", "mean", "noise", "neighbour", "sample")
+POSTERIOR = dict(runs=8, particles=2, leapfrog=3, conditional_ess=0.3, settle=6)
+NEIGHBOURS = 32  # guesses for the posterior
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def flow_samples(glow: Glow, n: int, seed: int) -> Tensor:
+    """n samples of the flow as v in (0, 1), (n, 1, H, W), from their own seed."""
+    _, height, width = glow.shape
+    device = next(glow.parameters()).device
+    shapes = [(n, 8, height // 4, width // 4), (n, 2, height // 2, width // 2)]
+    generator = seeded(seed)
+    latents = [torch.randn(shape, generator=generator).to(device) for shape in shapes]
+    parts = [glow.decode([z[i : i + 250] for z in latents])[0] for i in range(0, n, 250)]
+    return torch.cat(parts).clamp(1e-6, 1 - 1e-6).cpu()
+
+
+def neighbours(masked: Tensor, mask: Tensor, bank: Tensor, k: int) -> Tensor:
+    """The k images of the bank nearest to each, (k, B, 1, H, W), those known pixels counting most that the hole is near."""
+    near = nn.functional.avg_pool2d(mask.float(), 7, stride=1, padding=3, count_include_pad=False)  # share missing among 7x7
+    index = nearest_neighbours(masked.float(), mask, bank.float(), min(k, len(bank)), weight=0.05 + near)
+    return bank[index].transpose(0, 1)
+
+
+def make_starts(names: Sequence[str], glow: Glow, bank: Tensor, masked: Tensor, mask: Tensor, seeds: Sequence[int]) -> Tensor:
+    """Guesses to climb from, (S, B, 1, H, W) in (0, 1), none of which sees the truth under the hole.
+
+    black: the middle of the black bin; mean: the bank's pixel mean; noise: uniform; neighbour: the image of the bank that is nearest in
+    the known pixels; sample: likewise, of 250 of the flow's own samples.
+    """
+    starts = {
+        "black": lambda: torch.full(masked.shape, 0.5),
+        "mean": lambda: (bank.float().mean(0) + 0.5).expand(masked.shape),
+        "noise": lambda: glow.levels * torch.stack([torch.rand(masked.shape[1:], generator=seeded(seed)) for seed in seeds]),
+        "neighbour": lambda: neighbours(masked, mask, bank, 1)[0] + 0.5,
+        "sample": lambda: neighbours(masked, mask, quantise(flow_samples(glow, 250, 0), glow.levels), 1)[0] + 0.5,
+    }
+    return torch.stack([starts[name]() for name in names]) / glow.levels
+
+
+def dequantised(glow: Glow, images: Tensor, seeds: Sequence[int]) -> Tensor:
+    """One v in each pixel's bin, with each image's own noise."""
+    device = next(glow.parameters()).device
+    return torch.cat([glow.dequantise(image[None].to(device), seeded(seed)) for image, seed in zip(images, seeds)])
+
+
+def typical_log_prob(glow: Glow, images: Tensor) -> tuple[float, float]:
+    """Mean and standard deviation of log p(v) over up to 500 images, nats."""
+    device = next(glow.parameters()).device
+    with torch.no_grad():
+        log_p = torch.cat([glow.log_prob(glow.dequantise(part.to(device), seeded(0))) for part in images[:500].split(125)])
+    return log_p.mean().item(), log_p.std().item()
+
+
+def map_fill(
+    glow: Glow, bank: Tensor, masked: Tensor, mask: Tensor, seeds: Sequence[int], *, starts: Sequence[str] = STARTS, **options
+) -> dict[str, Tensor]:
+    """The likeliest fill, from several starts; `options` are those of `map_inpaint`. Log-densities are of v, in nats.
+
+    Returns `map` uint8 (B, 1, H, W), `map_start` (B,) which start it came from, `map_log_prob` and `map_start_log_prob` (B,); and where
+    every start led, `map_each` uint8 (B, S, 1, H, W) and `map_each_log_prob` (B, S).
+    """
+    device = next(glow.parameters()).device
+    known = dequantised(glow, masked, seeds)
+    guesses = make_starts(starts, glow, bank, masked, mask, seeds).to(device)
+    found = map_inpaint(glow.log_prob, known, mask.to(device), guesses, **options)
+    each = torch.where(mask, quantise(found.all_x, glow.levels).cpu(), masked).transpose(0, 1)
+    return {
+        "map": torch.where(mask, quantise(found.x, glow.levels).cpu(), masked),
+        "map_start": found.start.cpu(),
+        "map_log_prob": found.log_prob.cpu(),
+        "map_start_log_prob": found.start_log_prob.cpu(),
+        "map_each": each,
+        "map_each_log_prob": found.all_log_prob.T.cpu(),
+    }
+
+
+def posterior_fill(
+    glow: Glow, bank: Tensor, masked: Tensor, mask: Tensor, seeds: Sequence[int], *, known: Tensor | None = None, **options
+) -> dict[str, Tensor]:
+    """Samples of the missing pixels given the known ones; `options` are those of `posterior_inpaint`, on top of POSTERIOR.
+
+    Each run dequantises the known pixels with its own noise, so what differs between runs includes the position within a grey level;
+    or they are `known`, v in (0, 1), if given. Returns `v` (B, S, 1, H, W) in (0, 1), `samples` the same as uint8, the samples'
+    log-densities `log_prob` (B, S), and `log_evidence`, `acceptance`, `ess`, `r_hat` and `temperatures` (B,), see `Posterior`.
+    """
+    device = next(glow.parameters()).device
+    options = POSTERIOR | options
+    if known is None:
+        known = torch.stack([dequantised(glow, masked, [1000 * run + seed for seed in seeds]) for run in range(options["runs"])])
+    guesses = [dequantised(glow, images, seeds) for images in neighbours(masked, mask, bank, NEIGHBOURS)]
+    found = posterior_inpaint(glow.log_prob, known.to(device), mask.to(device), torch.stack(guesses), seeds=seeds, **options)
+    v = found.samples.transpose(0, 1).cpu()
+    per_image = {name: getattr(found, name).cpu() for name in ("log_evidence", "acceptance", "ess", "r_hat", "temperatures")}
+    samples = torch.where(mask[:, None], quantise(v, glow.levels), masked[:, None])
+    return {"v": v, "samples": samples, "log_prob": found.log_prob.T.cpu(), **per_image}

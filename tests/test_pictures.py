@@ -1,0 +1,107 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from common import UserError
+from pictures import find_pictures, read_picture
+
+SHAPE, LEVELS = (1, 28, 28), 256
+
+
+@pytest.fixture
+def stroke():
+    """A white stroke on black, 28 x 28."""
+    values = np.zeros((28, 28), dtype=np.uint8)
+    values[4:24, 12:16] = 255
+    return values
+
+
+@pytest.fixture
+def files(tmp_path):
+    def write(name: str, values: np.ndarray, mode: str | None = None):
+        Image.fromarray(values).convert(mode).save(tmp_path / name) if mode else Image.fromarray(values).save(tmp_path / name)
+        return tmp_path / name
+
+    return write
+
+
+def hole(size=28):
+    mask = np.zeros((size, size), dtype=np.uint8)
+    mask[size // 4 : size // 2] = 255
+    return mask
+
+
+def test_a_picture_of_the_models_size_comes_through_unchanged_but_for_its_hole(stroke, files):
+    picture = read_picture(files("a.png", stroke), files("m.png", hole()), SHAPE, LEVELS)
+    missing = torch.from_numpy(hole() > 0)[None]
+    assert torch.equal(picture.mask, missing)
+    assert torch.equal(picture.image[~missing], torch.from_numpy(stroke)[None][~missing])
+    assert picture.notes == []
+
+
+def test_dark_ink_is_inverted_and_said_so(stroke, files):
+    picture = read_picture(files("a.png", 255 - stroke), files("m.png", hole()), SHAPE, LEVELS)
+    assert picture.image[0, 20, 13] == 255
+    assert picture.image[0, 0, 0] == 0
+    assert any("inverted" in note for note in picture.notes)
+    kept = read_picture(files("a.png", 255 - stroke), files("m.png", hole()), SHAPE, LEVELS, ink="light")
+    assert kept.image[0, 0, 0] == 255
+
+
+def test_an_inverted_mask_is_seen_and_polarity_decides(stroke, files):
+    inverted = read_picture(files("a.png", stroke), files("m.png", 255 - hole()), SHAPE, LEVELS)
+    assert torch.equal(inverted.mask[0], torch.from_numpy(hole() > 0))
+    assert any("took black as missing" in note for note in inverted.notes)
+    as_told = read_picture(files("a.png", stroke), files("m.png", 255 - hole()), SHAPE, LEVELS, polarity="white")
+    assert torch.equal(as_told.mask[0], torch.from_numpy(hole() == 0))
+
+
+@pytest.mark.parametrize(("mode", "note"), [("RGB", "colour"), ("RGBA", "colour"), ("P", "colour"), ("L", None), ("I;16", "16-bit")])
+def test_other_kinds_of_picture_give_the_same_grey(mode, note, stroke, files):
+    file = files("a.png", stroke.astype(np.uint16) * 257) if mode == "I;16" else files("a.png", stroke, mode)
+    picture = read_picture(file, files("m.png", hole()), SHAPE, LEVELS)
+    expected = torch.where(torch.from_numpy(hole() > 0), 0, torch.from_numpy(stroke))
+    assert (picture.image[0].int() - expected.int()).abs().max() <= 1
+    assert note is None or any(note in said for said in picture.notes)
+
+
+def test_transparency_is_laid_over_white(files):
+    values = np.zeros((28, 28, 4), dtype=np.uint8)
+    values[4:24, 12:16] = (0, 0, 0, 255)  # black ink, all else transparent
+    picture = read_picture(files("a.png", values), files("m.png", hole()), SHAPE, LEVELS)
+    assert picture.image[0, 20, 13] == 255
+    assert picture.image[0, 0, 0] == 0
+
+
+def test_a_large_picture_is_resized_with_its_mask_and_the_hole_does_not_bleed(files, stroke):
+    large, mask = stroke.repeat(4, 0).repeat(4, 1), hole(112)
+    picture = read_picture(files("a.png", large), files("m.png", mask), SHAPE, LEVELS)
+    assert picture.image.shape == picture.mask.shape == SHAPE
+    tampered = np.where(mask > 0, 200, large).astype(np.uint8)
+    again = read_picture(files("b.png", tampered), files("m.png", mask), SHAPE, LEVELS)
+    assert torch.equal(picture.image, again.image)
+
+
+def test_a_grey_mask_is_cut_at_half_and_said_so(stroke, files):
+    soft = np.where(hole() > 0, 180, 60).astype(np.uint8)
+    picture = read_picture(files("a.png", stroke), files("m.png", soft), SHAPE, LEVELS)
+    assert torch.equal(picture.mask[0], torch.from_numpy(hole() > 0))
+    assert any("cut at half" in note for note in picture.notes)
+
+
+def test_what_cannot_be_used_is_said(stroke, files, tmp_path):
+    good, mask = files("a.png", stroke), files("m.png", hole())
+    (tmp_path / "text.png").write_text("no picture")
+    for image, hidden, says in (
+        (tmp_path / "none.png", mask, "no file"),
+        (tmp_path / "text.png", mask, "cannot be read"),
+        (good, tmp_path / "text.png", "cannot be read"),
+        (good, files("small.png", hole(14)), "one size"),
+        (good, files("nothing.png", hole() * 0), "nothing as missing"),
+    ):
+        with pytest.raises(UserError, match=says):
+            read_picture(image, hidden, SHAPE, LEVELS)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="no picture in the folder"):
+        find_pictures([tmp_path / "empty"])
