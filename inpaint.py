@@ -21,7 +21,7 @@ Reads    checkpoints/glow_mnist.pt and MNIST's images (or, where MNIST cannot be
          and --source samples no data set is needed
 Writes   figures/batch_inpainting_result.png; with --image instead, in filled/: NAME.png (all at one glance), NAME_mean.png,
          NAME_map.png, NAME_sample_1.png ..., NAME_uncertainty.png and results.json with every number
-Takes    about two minutes on 2 CPU cores; about 15 seconds a picture of your own
+Takes    about two minutes on 2 CPU cores; under half a minute for a picture of your own
 """
 
 import json
