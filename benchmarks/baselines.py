@@ -1,10 +1,9 @@
-"""What inpainting_table.py compares with: nearest neighbours, a Gaussian mixture, classical image processing, and a trained U-Net.
+"""What inpainting_table.py compares with: nearest neighbours, a Gaussian mixture, and classical image processing.
 
 Every method takes masked images in [0, 1], (B, 1, H, W) with the missing pixels 0, and the mask, True where missing.
 """
 
 import math
-from collections.abc import Iterator
 
 import cv2
 import numpy as np
@@ -12,10 +11,9 @@ import torch
 from skimage.restoration import inpaint_biharmonic
 from sklearn.decomposition import PCA
 from sklearn.mixture import GaussianMixture
-from torch import Tensor, nn
+from torch import Tensor
 
-from inpainting import make_masks, nearest_neighbours
-from training import batches, generator_for
+from inpainting import nearest_neighbours
 
 # ---------------------------------------------------------------- without a model
 
@@ -89,46 +87,3 @@ class Mixture:
             drawn.append(torch.where(hole, latent @ self.basis.T + self.mean + pixel_noise, image))
         mean, sample = torch.stack(means), torch.stack(drawn, 1)
         return mean.float().clamp(0, 1).reshape(masked.shape), sample.float().clamp(0, 1).reshape(samples, *masked.shape)
-
-
-# ---------------------------------------------------------------- a network trained for the task
-
-
-class UNet(nn.Module):
-    """Two levels down and up; sees the masked image and the mask, gives the expected grey level of every pixel."""
-
-    def __init__(self, width: int = 24):
-        super().__init__()
-
-        def stage(inputs: int, outputs: int) -> nn.Module:
-            layers = [nn.Conv2d(inputs, outputs, 3, padding=1), nn.ReLU(), nn.Conv2d(outputs, outputs, 3, padding=1), nn.ReLU()]
-            return nn.Sequential(*layers)
-
-        self.first, self.second, self.third = stage(2, width), stage(width, 2 * width), stage(2 * width, 4 * width)
-        self.up_second, self.up_first = stage(6 * width, 2 * width), stage(3 * width, width)
-        self.last = nn.Conv2d(width, 1, 1)
-        self.to(memory_format=torch.channels_last)
-
-    def forward(self, masked: Tensor, mask: Tensor) -> Tensor:
-        first = self.first(torch.cat([2 * masked - 1, mask.to(masked)], 1))
-        second = self.second(nn.functional.max_pool2d(first, 2))
-        third = self.third(nn.functional.max_pool2d(second, 2))
-        up = self.up_second(torch.cat([second, nn.functional.interpolate(third, scale_factor=2)], 1))
-        up = self.up_first(torch.cat([first, nn.functional.interpolate(up, scale_factor=2)], 1))
-        return torch.where(mask, self.last(up).sigmoid(), masked)
-
-
-def train_unet(model: UNet, images: Tensor, specs: list[str], *, steps: int, batch: int = 64, lr: float = 2e-3) -> Iterator[dict]:
-    """Minimises the squared error over the missing pixels of training images in [0, 1], a random kind of mask each step."""
-    optimiser = torch.optim.Adam(model.parameters(), lr=lr)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, lr, total_steps=steps, pct_start=0.1)
-    for step, chosen in zip(range(1, steps + 1), batches(len(images), batch, 0, 0)):
-        generator = generator_for(0, step)
-        spec = specs[torch.randint(len(specs), (1,), generator=generator).item()]
-        mask, truth = make_masks(spec, batch, *images.shape[2:], generator), images[chosen]
-        error = (model(torch.where(mask, 0, truth), mask) - truth).square().sum() / mask.sum()
-        optimiser.zero_grad()
-        error.backward()
-        optimiser.step()
-        schedule.step()
-        yield {"step": step, "loss": error.item()}

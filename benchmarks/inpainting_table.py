@@ -4,14 +4,14 @@
     torchrun --nproc-per-node 2 benchmarks/inpainting_table.py --data-dir DATA
 
 fills the first test images with every method. PSNR is over the missing pixels alone, 10 log10(1 / mean over the images of the hole's mean
-squared error), grey levels in [0, 1]; the intervals are 95 % of bootstraps over the images. The U-Net is the only method that was
+squared error), grey levels in [0, 1]; the intervals are 95 % of bootstraps over the images. No method was
 trained for the task. The calibration takes the flow's own samples for the truth: there the model is right, only the sampler can be wrong.
 
 Sixteen images at a time are filled and kept in benchmarks/runs/inpainting/: a run that was stopped goes on, and one with more --images
 adds to what is there. Delete that folder after a change of the model or of a method.
 
 Writes   benchmarks/results/inpainting.json, figures/inpainting_calibration.png
-Takes    on 2 CPU cores some 40 seconds an image over all eleven masks, after eight minutes for the fits and the calibration
+Takes    on 2 CPU cores some 40 seconds an image over all eleven masks, after four minutes for the fit and the calibration
 """
 
 import json
@@ -33,7 +33,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a script's own folder is on the path, the modules lie one above
 import cv2
 
-from benchmarks.baselines import Mixture, UNet, biharmonic, nearest_mean, opencv, train_unet
+from benchmarks.baselines import Mixture, biharmonic, nearest_mean, opencv
 from classifier import default_classifier, load_classifier
 from common import ROOT, Parser, hardware, number, one_line_errors, save_figure, versions, write_atomically
 from figures_inpaint import calibration_figure
@@ -55,7 +55,6 @@ MASKS = [
 ]
 CALIBRATION = ["square:14", "noise:0.5"]  # in the flow's own samples
 CHUNK = 16  # images
-UNET_STEPS = 1000
 SLOW = {"biharmonic": ("noise:0.9",)}  # its linear system takes minutes there
 
 # ---------------------------------------------------------------- methods
@@ -67,7 +66,7 @@ class Methods:
     def __init__(self, images: Images, glow, map_steps: int):
         self.glow, self.bank, self.map_steps = glow, images.train, map_steps
         self.grey = images.train.float() / 255
-        self.mixture, self.unet = fitted(images)
+        self.mixture = fitted(images)
         self.judge = load_classifier(default_classifier(images.name))
 
     def simple(self, masked: Tensor, mask: Tensor, spec: str) -> dict[str, tuple]:
@@ -80,7 +79,6 @@ class Methods:
             "biharmonic": lambda: biharmonic(masked, mask),
             "Telea": lambda: opencv(masked, mask, cv2.INPAINT_TELEA),
             "Navier-Stokes": lambda: opencv(masked, mask, cv2.INPAINT_NS),
-            "U-Net (trained for the task)": lambda: self.unet(masked, mask),
         }
         found = {
             name: timed(lambda call=call: torch.where(mask, call(), masked))
@@ -113,22 +111,13 @@ def timed(call) -> tuple:
     return result, time.perf_counter() - start
 
 
-def fitted(images: Images) -> tuple[Mixture, UNet]:
-    """The Gaussian mixture and the U-Net, from the folder of runs if they were fitted before."""
-    mixture_file, unet_file = FOLDER / "mixture.pt", FOLDER / "unet.pt"
-    grey = images.train.float() / 255
-    if not mixture_file.is_file():
-        fresh = Mixture.fit(grey[:20_000])
-        write_atomically(mixture_file, lambda temporary: torch.save(vars(fresh), temporary))
-    mixture, unet = Mixture(**torch.load(mixture_file, weights_only=True)), UNet()
-    if not unet_file.is_file():
-        torch.manual_seed(0)
-        unet = UNet()
-        for _ in tqdm(train_unet(unet, grey, MASKS, steps=UNET_STEPS), total=UNET_STEPS, desc="U-Net", mininterval=1):
-            pass
-        write_atomically(unet_file, lambda temporary: torch.save(unet.state_dict(), temporary))
-    unet.load_state_dict(torch.load(unet_file, weights_only=True))
-    return mixture, unet.eval()
+def fitted(images: Images) -> Mixture:
+    """The Gaussian mixture, from the folder of runs if it was fitted before."""
+    file = FOLDER / "mixture.pt"
+    if not file.is_file():
+        fresh = Mixture.fit(images.train[:20_000].float() / 255)
+        write_atomically(file, lambda temporary: torch.save(vars(fresh), temporary))
+    return Mixture(**torch.load(file, weights_only=True))
 
 
 # ---------------------------------------------------------------- measure
@@ -306,7 +295,6 @@ def write(args, count: int, seconds: float) -> None:
         "seconds_of_this_run": round(seconds),
         "posterior": POSTERIOR,
         "map_steps": args.map_steps,
-        "unet_steps": UNET_STEPS,
         "judge_parameters": sum(parameter.numel() for parameter in judge.parameters()),
         "versions": versions(),
     }

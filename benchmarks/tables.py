@@ -91,14 +91,7 @@ def inpainting_table() -> str:
 
 def inpainting_accuracy_table() -> str:
     """How many filled images are still the digit that they were, for the classifier."""
-    kept = (
-        "zero",
-        "mean of 20 nearest",
-        "Gaussian mixture, mean",
-        "Gaussian mixture, sample",
-        "biharmonic",
-        "U-Net (trained for the task)",
-    )
+    kept = ("zero", "mean of 20 nearest", "Gaussian mixture, mean", "Gaussian mixture, sample", "biharmonic")
     return by_mask(lambda row: f"{row['digit_accuracy']:.0%}", lambda method: method in kept or method.startswith(("MAP", "posterior")))
 
 
