@@ -9,13 +9,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from coordinates import frozen, value_and_gradient
 from glow import Glow, quantise
+from guesses import improve_guesses
 from inpainting import map_inpaint, nearest_neighbours
 from posterior import posterior_inpaint
 
 STARTS = ("black", "mean", "noise", "neighbour", "sample")
-POSTERIOR = dict(runs=8, particles=2, leapfrog=3, conditional_ess=0.3, settle=6)
-NEIGHBOURS = 32  # guesses for the posterior
+POSTERIOR = dict(runs=12, particles=1, leapfrog=3, conditional_ess=0.15, settle=4)
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -93,11 +94,29 @@ def map_fill(
     }
 
 
+def pixel_widths(glow: Glow, images: Tensor) -> Tensor:
+    """How far a pixel of each grey level can move in y = logit(v) before the density changes much: (levels,).
+
+    1 / root mean square of d log p(y) / dy, over these images' pixels of that level and those next to it; the darkest level, most
+    of the background, stands alone. Brightest strokes are the narrow ones: there most pixels have one of two or three levels.
+    """
+    device = next(glow.parameters()).device
+    v = dequantised(glow, images, range(len(images)))
+    gradient = value_and_gradient(glow.log_prob, v, 128)[1] * v * (1 - v) + 1 - 2 * v
+    level = torch.arange(glow.levels, device=device)
+    near = (-0.5 * ((level[:, None] - level) / (glow.levels / 64)) ** 2).exp()
+    near[0, 1:] = near[1:, 0] = 0
+    pixels = images.flatten().long().to(device)
+    squares = torch.zeros(glow.levels, device=device).index_add_(0, pixels, gradient.square().flatten())
+    return ((near @ squares + 1) / (near @ torch.bincount(pixels, minlength=glow.levels).float() + 1)).rsqrt()
+
+
 def posterior_fill(
     glow: Glow, bank: Tensor, masked: Tensor, mask: Tensor, seeds: Sequence[int], *, known: Tensor | None = None, **options
 ) -> dict[str, Tensor]:
     """Samples of the missing pixels given the known ones; `options` are those of `posterior_inpaint`, on top of POSTERIOR.
 
+    The sampler starts from the bank's nearest images, one a particle, which `improve_guesses` has made fit what is known.
     Each run dequantises the known pixels with its own noise, so what differs between runs includes the position within a grey level;
     or they are `known`, v in (0, 1), if given. Returns `v` (B, S, 1, H, W) in (0, 1), `samples` the same as uint8, the samples'
     log-densities `log_prob` (B, S), and `log_evidence`, `acceptance`, `ess`, `r_hat` and `temperatures` (B,), see `Posterior`.
@@ -106,8 +125,16 @@ def posterior_fill(
     options = POSTERIOR | options
     if known is None:
         known = torch.stack([dequantised(glow, masked, [1000 * run + seed for seed in seeds]) for run in range(options["runs"])])
-    guesses = [dequantised(glow, images, seeds) for images in neighbours(masked, mask, bank, NEIGHBOURS)]
-    found = posterior_inpaint(glow.log_prob, known.to(device), mask.to(device), torch.stack(guesses), seeds=seeds, **options)
+    else:
+        known = known.to(device).expand(options["runs"], *mask.shape)
+    mask_there = mask.to(device)
+    rough = neighbours(masked, mask, bank, options["runs"] * options["particles"])
+    guesses = torch.stack([dequantised(glow, images, seeds) for images in rough])
+    of_run = torch.arange(len(guesses)) % options["runs"]
+    with torch.no_grad(), frozen(glow):
+        guesses = improve_guesses(glow.log_prob, known[of_run], mask_there, guesses, seeds=seeds)
+        width = pixel_widths(glow, bank[:64])[quantise(guesses, glow.levels).long()]
+    found = posterior_inpaint(glow.log_prob, known, mask_there, guesses, seeds=seeds, width=width, **options)
     v = found.samples.transpose(0, 1).cpu()
     per_image = {name: getattr(found, name).cpu() for name in ("log_evidence", "acceptance", "ess", "r_hat", "temperatures")}
     samples = torch.where(mask[:, None], quantise(v, glow.levels), masked[:, None])

@@ -33,7 +33,7 @@ from zlib import crc32
 import torch
 from torch import Tensor
 
-from classifier import default_classifier, load_classifier
+from classifier import Classifier, default_classifier, load_classifier
 from common import Parser, UserError, number, one_line_errors, require_writable, save_figure, write_atomically, write_metrics
 from figures_inpaint import digits_in_words, inpainting_figure
 from fills import POSTERIOR, STARTS, dequantised, flow_samples, map_fill, posterior_fill, typical_log_prob
@@ -67,6 +67,8 @@ def fill(
     mask: Tensor,
     seeds: list[int],
     *,
+    typical: tuple[float, float],
+    judge: Classifier | None,
     starts: list[str],
     steps: int,
     stop_at_typical: bool = False,
@@ -75,23 +77,27 @@ def fill(
 ) -> dict[str, Tensor]:
     """MAP and posterior of each image, see `map_fill` and `posterior_fill`; what is missing has been set to 0 in `masked`.
 
-    Adds to theirs: `atypical` (B,), whether MAP is likelier than three standard deviations above the mean of the bank's images; `median`,
-    `low` and `high` (B, 1, H, W), the samples' 50, 5 and 95 % quantiles in grey levels; and where there is a classifier for these images
-    `digits` (B, 10), p(digit | known), the share of the samples that are each digit.
+    Adds to theirs: `atypical` (B,), whether MAP is likelier than three standard deviations above the mean of typical images, `typical`
+    being both; `median`, `low` and `high` (B, 1, H, W), the samples' 50, 5 and 95 % quantiles in grey levels; and with a classifier as
+    the judge `digits` (B, 10), p(digit | known), the share of the samples that are each digit.
     """
-    mean, std = typical_log_prob(glow, bank)
+    mean, std = typical
     stop_at = mean if stop_at_typical else math.inf
     found = map_fill(glow, bank, masked, mask, seeds, starts=starts, steps=steps, stop_at=stop_at)
     found |= posterior_fill(glow, bank, masked, mask, seeds, known=known, **sampler)
     found |= {"mask": mask, "masked": masked, "atypical": found["map_log_prob"] > mean + 3 * std}
     grey = found["samples"].float()
     found |= {name: grey.quantile(q, dim=1) for name, q in (("low", 0.05), ("median", 0.5), ("high", 0.95))}
-    classifier = default_classifier(glow.metrics.get("data", ""))
-    if classifier.is_file():
+    if judge:
         device = next(glow.parameters()).device
-        judge = load_classifier(classifier, device)
         found["digits"] = torch.stack([judge.classify(samples.to(device)).mean(0).cpu() for samples in found["samples"]])
     return found
+
+
+def references(glow: Glow, bank: Tensor) -> dict:
+    """What `fill` compares with: the typical log p of the bank's images, and the classifier of such images, if there is one."""
+    file, device = default_classifier(glow.metrics.get("data", "")), next(glow.parameters()).device
+    return {"typical": typical_log_prob(glow, bank), "judge": load_classifier(file, device) if file.is_file() else None}
 
 
 def fill_options(args) -> dict:
@@ -244,10 +250,10 @@ def fill_data_set(args, group: Processes) -> None:
         truth = quantise(v, glow.levels)
     specs = args.mask or [f"square:{glow.shape[1] // 2}", "noise:0.5"]
     masks = {spec: masks_for(spec, args.count, glow.shape, args.seed)[part] for spec in specs}
-    results = {}
+    results, options = {}, references(glow, bank) | fill_options(args)
     for spec, mask in masks.items():
         known = None if v is None else torch.where(mask, 0.5, v)
-        found = fill(glow, bank, torch.where(mask, 0, truth), mask, seeds, known=known, **fill_options(args))
+        found = fill(glow, bank, torch.where(mask, 0, truth), mask, seeds, known=known, **options)
         found = with_truth(found, glow, truth, seeds, v)
         del found["v"]
         results[describe_mask(spec)] = group.gather(found)
@@ -289,7 +295,7 @@ def fill_pictures(args) -> None:
     bank = bank_for(name, glow, args)
     image, mask = (torch.stack([getattr(picture, part) for picture in pictures]) for part in ("image", "mask"))
     seeds = list(range(args.seed, args.seed + len(pictures)))
-    found = fill(glow, bank, torch.where(mask, 0, image), mask, seeds, **fill_options(args))
+    found = fill(glow, bank, torch.where(mask, 0, image), mask, seeds, **references(glow, bank), **fill_options(args))
     rows = {}
     for i, picture in enumerate(pictures):
         rows[picture.name] = write_fill(picture, {key: value[i : i + 1] for key, value in found.items()}, glow.levels, args)

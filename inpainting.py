@@ -4,13 +4,14 @@ A mask is True where an entry is *missing*. The engine is a function of a log-de
 it takes images and 2-D points alike. The density stays as it is; only the missing entries move.
 """
 
-import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from coordinates import frozen
 
 HALVES = ("top", "bottom", "left", "right")
 
@@ -199,25 +200,6 @@ def map_inpaint(
         all_x=all_x,
         all_log_prob=all_log_prob,
     )
-
-
-@contextlib.contextmanager
-def frozen(log_prob: Callable) -> Iterator[None]:
-    """Puts the module whose method `log_prob` is, if any, in eval mode with frozen parameters, and back afterwards."""
-    module = log_prob if isinstance(log_prob, nn.Module) else getattr(log_prob, "__self__", None)
-    if not isinstance(module, nn.Module):
-        yield
-        return
-    modes = [(part, part.training) for part in module.modules()]
-    grads = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
-    try:
-        module.eval().requires_grad_(False)
-        yield
-    finally:
-        for part, training in modes:
-            part.training = training
-        for parameter, requires_grad in grads:
-            parameter.requires_grad_(requires_grad)
 
 
 def _like(per_example: Tensor, x: Tensor) -> Tensor:

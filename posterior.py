@@ -16,9 +16,9 @@ from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from inpainting import frozen
+from coordinates import Streams, Target, frozen, to_x, to_y
 
 TARGET_ACCEPTANCE = 0.65  # Neal (2011), section 5.4.4
 
@@ -48,9 +48,11 @@ class Posterior(NamedTuple):
 class _Particles:
     """B examples with P particles each, as flat vectors of D entries; particle p belongs to run p % runs."""
 
-    hole: Tensor  # (B, 1, D) 1 where missing, else 0
+    hole: Tensor  # (B, 1, D) bool, True where missing
     known: Tensor  # (B, P, D) known entries, in x's coordinate; 0.5 where missing
     centres: Tensor  # (B, M, D) of the base q, in y; 0 where known
+    precision: Tensor  # (B, M, D) of the base q around them: 1 / width²; 0 where known
+    scale: Tensor  # (B, P, D) the width around the centre that the particle started from: HMC's steps are in units of it; 0 where known
     y: Tensor  # (B, P, D) the unbounded coordinate; 0 where known
     log_p: Tensor  # (B, P) log p(known, y)
     grad_p: Tensor  # (B, P, D)
@@ -82,7 +84,8 @@ def posterior_inpaint(
     leapfrog: int = 4,
     conditional_ess: float = 0.9,
     settle: int = 8,
-    width: float = 1.0,
+    keep: int = 1,
+    width: float | Tensor = 1.0,
     unit_interval: bool = True,
     chunk: int = 256,
 ) -> Posterior:
@@ -101,8 +104,9 @@ def posterior_inpaint(
         seeds: (B,), one for each example; 0 ... B-1 if None.
         leapfrog: steps of an HMC trajectory, each one gradient.
         conditional_ess: how much of the effective sample size one step of β may leave; nearer 1 takes more values of β.
-        settle: moves at β = 1; after each of them all particles count as samples, so S = settle · runs · particles.
-        width: standard deviation of q around each guess, in y.
+        settle: moves at β = 1.
+        keep: how many of them count: where all particles are after each of the last `keep` are the samples, S = keep · runs · particles.
+        width: standard deviation of q around each guess, in y: one for all, or (M, B, ...). HMC's steps are in proportion to it.
         unit_interval: sample in logit(x), so that no value leaves (0, 1); False samples in x itself.
         chunk: how many points `log_prob` is given at once.
     Raises:
@@ -112,58 +116,50 @@ def posterior_inpaint(
         raise ValueError(f"mask must be bool and of x's shape {tuple(x.shape)}, not {mask.dtype} and {tuple(mask.shape)}")
     if guesses.shape[1:] != mask.shape or len(guesses) == 0:
         raise ValueError(f"guesses must be of shape (M, {', '.join(map(str, mask.shape))}), not {tuple(guesses.shape)}")
-    if min(runs, particles, leapfrog, settle, chunk) < 1:
+    if min(runs, particles, leapfrog, settle, chunk) < 1 or not 1 <= keep <= settle:
         raise ValueError(
-            f"runs, particles, leapfrog, settle and chunk must be at least 1, not {(runs, particles, leapfrog, settle, chunk)}"
+            "runs, particles, leapfrog, settle and chunk must be at least 1, and keep from 1 to settle; not "
+            f"{(runs, particles, leapfrog, settle, chunk, keep)}"
         )
-    if not 0 < conditional_ess < 1 or not 0 < width < math.inf:
-        raise ValueError(f"conditional_ess must be in (0, 1) and width positive, not {conditional_ess} and {width}")
-    seeds = list(range(len(mask))) if seeds is None else [int(seed) for seed in seeds]
-    if len(seeds) != len(mask):
-        raise ValueError(f"seeds must be {len(mask)}, one for each example, not {len(seeds)}")
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    shape, count = mask.shape[1:], runs * particles
-
-    def random(kind: Callable, examples: Tensor, *size: int) -> Tensor:
-        """Numbers for these examples, each from its own generator."""
-        draws = [kind(*size, generator=generators[i], dtype=x.dtype) for i in examples.tolist()]
-        return torch.stack(draws).to(x.device) if draws else torch.empty(0, *size, dtype=x.dtype, device=x.device)
-
-    def completed(state: _Particles, y: Tensor) -> Tensor:
-        return torch.where(state.hole.bool(), y.sigmoid() if unit_interval else y, state.known)
+    width = torch.as_tensor(width, dtype=x.dtype, device=x.device)
+    if not 0 < conditional_ess < 1 or width.shape not in ((), guesses.shape) or not ((width > 0) & width.isfinite()).all():
+        raise ValueError(
+            f"conditional_ess must be in (0, 1), not {conditional_ess}, and width positive, a number or of the guesses' shape, "
+            f"not {tuple(width.shape)}, {width.aminmax()}"
+        )
+    streams, count = Streams(seeds, len(mask), x), runs * particles
+    log_density = Target(log_prob, mask.shape[1:], unit_interval, chunk)
 
     def target(state: _Particles, y: Tensor) -> tuple[Tensor, Tensor]:
         """log p(known, y) (B, P) and its gradient in y."""
-        points = completed(state, y)
-        log_p, grad = value_and_gradient(log_prob, points.reshape(-1, *shape), chunk)
-        log_p, grad = log_p.reshape(points.shape[:2]), grad.reshape(points.shape)
-        if unit_interval:
-            log_p = log_p + ((nn.functional.logsigmoid(y) + nn.functional.logsigmoid(-y)) * state.hole).sum(2)
-            grad = grad * points * (1 - points) + 1 - 2 * points
-        return log_p, grad * state.hole
+        return log_density.with_gradient(y, state.known, state.hole)
 
     def base(state: _Particles, y: Tensor) -> tuple[Tensor, Tensor]:
         """log q(y) (B, P) and its gradient: a mixture of equal weights."""
-        squared = (y.square().sum(2, keepdim=True) - 2 * y @ state.centres.mT + state.centres.square().sum(2)[:, None]) / width**2
-        log_terms = -squared / 2
-        normaliser = state.hole.sum((1, 2))[:, None] * math.log(width * math.sqrt(2 * math.pi)) + math.log(state.centres.shape[1])
-        return log_terms.logsumexp(2) - normaliser, (log_terms.softmax(2) @ state.centres - y) / width**2
+        pull = state.centres * state.precision
+        squared = y.square() @ state.precision.mT - 2 * y @ pull.mT + (state.centres * pull).sum(2)[:, None]
+        log_width = -0.5 * torch.where(state.hole, state.precision, 1).log().sum(2)[:, None]
+        normaliser = state.hole.sum((1, 2))[:, None] * 0.5 * math.log(2 * math.pi) + math.log(state.centres.shape[1])
+        log_terms = -squared / 2 - log_width
+        share = log_terms.softmax(2)
+        return log_terms.logsumexp(2) - normaliser, share @ pull - y * (share @ state.precision)
 
     def start() -> _Particles:
         n, everyone = len(mask), torch.arange(len(mask), device=x.device)
-        hole = mask.flatten(1)[:, None].to(x.dtype)
+        hole = mask.flatten(1)[:, None]
         known = x.expand(runs, *mask.shape).flatten(2).transpose(0, 1).repeat(1, particles, 1)
-        known = torch.where(hole.bool(), torch.full_like(known, 0.5), known)
-        centres = guesses.flatten(2).transpose(0, 1)
-        centres = torch.where(hole.bool(), torch.logit(centres, eps=1e-6) if unit_interval else centres, torch.zeros_like(centres))
+        known = torch.where(hole, torch.full_like(known, 0.5), known)
+        centres = to_y(guesses.flatten(2).transpose(0, 1), hole, unit_interval)
+        widths = torch.where(hole, width.expand_as(guesses).flatten(2).transpose(0, 1), 0)
         # every guess is used as often as any other, and those of a run are a random choice of them
-        order = random(torch.rand, everyone, max(count, len(guesses))).argsort(1) % len(guesses)
-        y = centres.gather(1, order[:, :count, None].expand(-1, -1, centres.shape[2]))
-        y = y + width * random(torch.randn, everyone, *y.shape[1:]) * hole
+        order = streams.rand(everyone, max(count, len(guesses))).argsort(1) % len(guesses)
+        first = order[:, :count, None].expand(-1, -1, hole.shape[2])
+        scale = widths.gather(1, first)
+        y = centres.gather(1, first) + scale * streams.randn(everyone, *known.shape[1:])
         zeros = x.new_zeros(n, count)
         state = _Particles(
-            hole, known, centres, y, zeros, y, zeros, y, zeros - math.log(particles), x.new_zeros(n, runs),
-            torch.arange(count, device=x.device).expand(n, -1), x.new_zeros(n, 1), x.new_full((n, 1), 0.2), everyone,
+            hole, known, centres, torch.where(hole, widths**-2, 0), scale, y, zeros, y, zeros, y, zeros - math.log(particles),
+            x.new_zeros(n, runs), torch.arange(count, device=x.device).expand(n, -1), x.new_zeros(n, 1), x.new_full((n, 1), 0.2), everyone,
             torch.zeros_like(everyone), torch.zeros_like(everyone),
         )  # fmt: skip
         state.log_p, state.grad_p = target(state, y)
@@ -172,8 +168,8 @@ def posterior_inpaint(
 
     def move(state: _Particles) -> Tensor:
         """One HMC trajectory of each particle, the step size adapted to the example; the acceptance rate (B,)."""
-        momentum = random(torch.randn, state.example, *state.y.shape[1:]) * state.hole
-        step = state.step[..., None] * (0.8 + 0.4 * random(torch.rand, state.example, count, 1))
+        momentum = streams.randn(state.example, *state.y.shape[1:]) * state.hole
+        step = state.step[..., None] * (0.8 + 0.4 * streams.rand(state.example, count, 1)) * state.scale
         beta = state.beta[..., None]
         energy = (1 - state.beta) * state.log_q + state.beta * state.log_p - momentum.square().sum(2) / 2
         y, grad_p, grad_q = state.y, state.grad_p, state.grad_q
@@ -185,7 +181,7 @@ def posterior_inpaint(
             momentum = momentum + step / 2 * ((1 - beta) * grad_q + beta * grad_p)
         energy = (1 - state.beta) * log_q + state.beta * log_p - momentum.square().sum(2) / 2 - energy
         chance = torch.nan_to_num(energy, nan=-math.inf).clamp(max=0).exp()
-        accepted = random(torch.rand, state.example, count) < chance
+        accepted = streams.rand(state.example, count) < chance
         for name, value in dict(y=y, log_p=log_p, grad_p=grad_p, log_q=log_q, grad_q=grad_q).items():
             old = getattr(state, name)
             setattr(state, name, torch.where(accepted.reshape(*accepted.shape, *[1] * (old.ndim - 2)), value, old))
@@ -195,7 +191,7 @@ def posterior_inpaint(
     def resample(state: _Particles, when: Tensor) -> None:
         """Systematic resampling within the runs (B, runs) in which `when` holds: a particle is copied as often as its weight says."""
         weight = state.log_weight.unflatten(1, (particles, runs)).softmax(1)
-        place = (torch.arange(particles, device=x.device)[:, None] + random(torch.rand, state.example, 1, runs)) / particles
+        place = (torch.arange(particles, device=x.device)[:, None] + streams.rand(state.example, 1, runs)) / particles
         chosen = (weight.cumsum(1)[:, None] < place[:, :, None]).sum(2).clamp(max=particles - 1)  # (B, particles, runs)
         itself = torch.arange(particles, device=x.device)[:, None].expand_as(chosen)
         chosen = torch.where(when[:, None], chosen, itself)
@@ -230,15 +226,24 @@ def posterior_inpaint(
             state.settled = state.settled + here
             if here.any():
                 part = state.select(here)
-                trace.append({"example": part.example, "x": completed(part, part.y), "log_p": part.log_p, "acceptance": acceptance[here]})
+                trace.append(
+                    {
+                        "example": part.example,
+                        "x": to_x(part.y, part.known, part.hole, unit_interval),
+                        "log_p": part.log_p,
+                        "acceptance": acceptance[here],
+                    }
+                )
             done = state.settled >= settle
             if done.any():
                 finished.append(state.select(done))
                 state = state.select(~done)
-    return _collect(finished, trace, mask, runs, settle, unit_interval)
+    return _collect(finished, trace, mask, runs, settle, keep, unit_interval)
 
 
-def _collect(finished: list[_Particles], trace: list[dict], mask: Tensor, runs: int, settle: int, unit_interval: bool) -> Posterior:
+def _collect(
+    finished: list[_Particles], trace: list[dict], mask: Tensor, runs: int, settle: int, keep: int, unit_interval: bool
+) -> Posterior:
     """Puts the examples back into the caller's order."""
     order = torch.cat([state.example for state in finished]).argsort()
     rounds, log_evidence, ancestor = (
@@ -251,8 +256,8 @@ def _collect(finished: list[_Particles], trace: list[dict], mask: Tensor, runs: 
     )
     hole = mask.flatten(1)
     ink = (xs * hole[:, None, None]).sum(3) / hole.sum(1).clamp(min=1)[:, None, None]
-    samples = xs.flip(1).flatten(1, 2).transpose(0, 1).reshape(-1, *mask.shape)
-    log_p = log_ps.flip(1).flatten(1, 2).T
+    samples = xs[:, -keep:].flip(1).flatten(1, 2).transpose(0, 1).reshape(-1, *mask.shape)
+    log_p = log_ps[:, -keep:].flip(1).flatten(1, 2).T
     if unit_interval:  # of x again, not of its logit
         safe = torch.where(mask, samples, torch.full_like(samples, 0.5)).flatten(2)
         log_p = log_p - (torch.where(hole, (safe * (1 - safe)).log(), 0)).sum(2)
@@ -266,18 +271,6 @@ def _collect(finished: list[_Particles], trace: list[dict], mask: Tensor, runs: 
         r_hat=torch.maximum(split_r_hat(log_ps, runs), split_r_hat(ink, runs)),
         temperatures=rounds,
     )
-
-
-def value_and_gradient(log_prob: Callable[[Tensor], Tensor], x: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
-    """log_prob(x) (N,) and its gradient, of x's shape, `chunk` points at a time."""
-    values, gradients = [], []
-    for part in x.split(chunk):
-        with torch.enable_grad():
-            part = part.detach().requires_grad_()
-            value = log_prob(part)
-            gradients.append(torch.autograd.grad(value.sum(), part)[0])
-        values.append(value.detach())
-    return torch.cat(values), torch.cat(gradients)
 
 
 def next_temperature(gain: Tensor, log_weight: Tensor, conditional_ess: float, most: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ Every method takes masked images in [0, 1], (B, 1, H, W) with the missing pixels
 """
 
 import math
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
@@ -11,9 +12,10 @@ import torch
 from skimage.restoration import inpaint_biharmonic
 from sklearn.decomposition import PCA
 from sklearn.mixture import GaussianMixture
-from torch import Tensor
+from torch import Tensor, nn
+from tqdm import tqdm
 
-from inpainting import nearest_neighbours
+from inpainting import make_masks, nearest_neighbours
 
 # ---------------------------------------------------------------- without a model
 
@@ -87,3 +89,62 @@ class Mixture:
             drawn.append(torch.where(hole, latent @ self.basis.T + self.mean + pixel_noise, image))
         mean, sample = torch.stack(means), torch.stack(drawn, 1)
         return mean.float().clamp(0, 1).reshape(masked.shape), sample.float().clamp(0, 1).reshape(samples, *masked.shape)
+
+
+# ---------------------------------------------------------------- trained for the task
+
+
+class UNet(nn.Module):
+    """A supervised reference: a small U-Net that has seen a million holes of the table's kinds and their truth.
+
+    It minimises the squared error over the hole, so it gives a mean, as blurred as the posterior's.
+    """
+
+    def __init__(self, width: int = 32):
+        super().__init__()
+
+        def block(inputs: int, outputs: int) -> nn.Sequential:
+            layers = []
+            for channels in (inputs, outputs):
+                layers += [nn.Conv2d(channels, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
+            return nn.Sequential(*layers)
+
+        wide, wider = 2 * width, 4 * width
+        self.down = nn.ModuleList([block(2, width), block(width, wide), block(wide, wider)])
+        self.up = nn.ModuleList([block(wider + wide, wide), block(wide + width, width)])
+        self.last = nn.Conv2d(width, 1, 1)
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, masked: Tensor, mask: Tensor) -> Tensor:
+        """Images in [0, 1], (B, 1, H, W), height and width multiples of 4, and bool masks -> images, not cut off."""
+        h = torch.cat([masked, mask.to(masked.dtype)], 1)
+        levels = []
+        for i, block in enumerate(self.down):
+            h = block(h if i == 0 else nn.functional.max_pool2d(h, 2))
+            levels.append(h)
+        for block, skip in zip(self.up, levels[-2::-1]):
+            h = block(torch.cat([nn.functional.interpolate(h, scale_factor=2), skip], 1))
+        return self.last(h)
+
+    @torch.no_grad()
+    def fill(self, masked: Tensor, mask: Tensor) -> Tensor:
+        return torch.where(mask, self(masked, mask).clamp(0, 1), masked)
+
+
+def train_unet(images: Tensor, masks: Sequence[str], steps: int = 8000, batch: int = 64, lr: float = 1e-3, seed: int = 0) -> UNet:
+    """Adam, one-cycle schedule, holes of all the kinds at once; images in [0, 1]."""
+    torch.manual_seed(seed)
+    model, generator = UNet(), torch.Generator().manual_seed(seed)
+    optimiser = torch.optim.Adam(model.parameters(), lr=lr)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, lr, total_steps=steps, pct_start=0.1)
+    shares = [chunk.numel() for chunk in torch.arange(batch).tensor_split(len(masks))]
+    for _ in tqdm(range(steps), desc="U-Net", mininterval=10):
+        truth = images[torch.randint(len(images), (batch,), generator=generator)]
+        mask = torch.cat([make_masks(spec, n, *images.shape[2:], generator) for spec, n in zip(masks, shares)])
+        filled = model(torch.where(mask, 0, truth), mask)
+        loss = ((filled - truth)[mask]).square().mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+    return model.eval()

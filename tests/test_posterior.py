@@ -7,7 +7,7 @@ from flows2d import realnvp
 from inpainting import noise_masks
 from posterior import next_temperature, posterior_inpaint, split_r_hat
 
-OPTIONS = dict(runs=4, particles=8, leapfrog=4, conditional_ess=0.9, settle=10)
+OPTIONS = dict(runs=4, particles=8, leapfrog=4, conditional_ess=0.9, settle=10, keep=10)
 
 
 def gaussian(dim=4):
@@ -33,7 +33,7 @@ def test_on_a_gaussian_mean_covariance_and_evidence_are_the_closed_form_ones():
     marginal = torch.distributions.MultivariateNormal(density.loc[known], covariance[known][:, known])
     guesses = torch.randn(5, 1, 4, dtype=torch.float64)
     found = posterior_inpaint(
-        density.log_prob, x[None], missing[None], guesses, runs=8, particles=250, leapfrog=6, settle=10, unit_interval=False
+        density.log_prob, x[None], missing[None], guesses, runs=8, particles=250, leapfrog=6, settle=10, keep=10, unit_interval=False
     )
     samples = found.samples[:, 0, missing]
     deviation = spread.diagonal().sqrt()
@@ -56,7 +56,7 @@ def test_on_a_flow_the_samples_have_the_conditional_distribution_by_quadrature()
     cdf = torch.cumulative_trapezoid(density, grid) / total
     guesses = torch.linspace(-4, 4, 9, dtype=torch.float64)[:, None, None].expand(9, 1, 2)
     found = posterior_inpaint(
-        flow.log_prob, x, torch.tensor([[False, True]]), guesses, runs=8, particles=100, leapfrog=6, settle=10, unit_interval=False
+        flow.log_prob, x, torch.tensor([[False, True]]), guesses, runs=8, particles=100, leapfrog=6, settle=10, keep=10, unit_interval=False
     )
     for q in (0.1, 0.25, 0.5, 0.75, 0.9):  # some 800 effective samples: four standard errors
         quantile = grid[1:][(cdf < q).sum()]

@@ -412,7 +412,7 @@ def test_a_picture_of_ones_own_is_filled_with_one_command(tmp_path, tiny_glow_fi
 def test_fills_keep_known_pixels_and_never_look_under_the_hole(tiny_glow_file, digits):
     glow, seeds = load_glow(tiny_glow_file), [0, 1, 2, 3]
     truth, mask = digits.test[:4], inpaint.masks_for("square:4", 4, digits.shape, 0)
-    options = dict(starts=list(STARTS), steps=5, runs=2, particles=2)
+    options = inpaint.references(glow, digits.train) | dict(starts=list(STARTS), steps=5, runs=2, particles=2)
     found = inpaint.fill(glow, digits.train, torch.where(mask, 0, truth), mask, seeds, **options)
     assert torch.equal(found["map"][~mask], truth[~mask])
     assert torch.equal(found["samples"].transpose(0, 1)[:, ~mask], truth[~mask].expand(found["samples"].shape[1], -1))
