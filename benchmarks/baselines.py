@@ -95,12 +95,12 @@ class Mixture:
 
 
 class UNet(nn.Module):
-    """A supervised reference: a small U-Net that has seen a million holes of the table's kinds and their truth.
+    """A supervised reference: a small U-Net that has seen 192,000 holes of the table's kinds and their truth.
 
     It minimises the squared error over the hole, so it gives a mean, as blurred as the posterior's.
     """
 
-    def __init__(self, width: int = 32):
+    def __init__(self, width: int = 24):
         super().__init__()
 
         def block(inputs: int, outputs: int) -> nn.Sequential:
@@ -131,7 +131,7 @@ class UNet(nn.Module):
         return torch.where(mask, self(masked, mask).clamp(0, 1), masked)
 
 
-def train_unet(images: Tensor, masks: Sequence[str], steps: int = 8000, batch: int = 64, lr: float = 1e-3, seed: int = 0) -> UNet:
+def train_unet(images: Tensor, masks: Sequence[str], steps: int = 3000, batch: int = 64, lr: float = 2e-3, seed: int = 0) -> UNet:
     """Adam, one-cycle schedule, holes of all the kinds at once; images in [0, 1]."""
     torch.manual_seed(seed)
     model, generator = UNet(), torch.Generator().manual_seed(seed)
@@ -141,8 +141,9 @@ def train_unet(images: Tensor, masks: Sequence[str], steps: int = 8000, batch: i
     for _ in tqdm(range(steps), desc="U-Net", mininterval=10):
         truth = images[torch.randint(len(images), (batch,), generator=generator)]
         mask = torch.cat([make_masks(spec, n, *images.shape[2:], generator) for spec, n in zip(masks, shares)])
-        filled = model(torch.where(mask, 0, truth), mask)
-        loss = ((filled - truth)[mask]).square().mean()
+        with torch.autocast("cpu", torch.bfloat16):
+            filled = model(torch.where(mask, 0, truth).contiguous(memory_format=torch.channels_last), mask)
+        loss = ((filled.float() - truth)[mask]).square().mean()
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
