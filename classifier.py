@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from common import ROOT, Parser, UserError, load_checkpoint, load_weights, number, one_line_errors, save_checkpoint, write_metrics
+from common import ROOT, Parser, load_model, number, one_line_errors, save_checkpoint, write_metrics
 from images import Images, add_dataset_flags, load_images
 from training import batches, generator_for
 
@@ -99,12 +99,9 @@ def default_classifier(dataset: str) -> Path:
 
 def load_classifier(path: Path, device: str | torch.device = "cpu") -> Classifier:
     """Rebuilds a classifier; raises UserError if the file is missing, damaged or something else."""
-    checkpoint = load_checkpoint(Path(path), "classifier", "`python classifier.py` makes it")
-    try:
-        model = Classifier(**checkpoint["config"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} is damaged: no classifier can be built from its config ({error})") from None
-    load_weights(model, checkpoint, Path(path))
+    model, _ = load_model(
+        Path(path), "classifier", lambda checkpoint: Classifier(**checkpoint["config"]), "`python classifier.py` makes it"
+    )
     return model.to(device).eval()
 
 

@@ -7,11 +7,13 @@ import os
 import platform
 import sys
 import tempfile
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn import Module
 
 ROOT = Path(__file__).resolve().parent
 
@@ -136,12 +138,21 @@ def load_checkpoint(path: Path, kind: str, hint: str = "") -> dict[str, Any]:
     return checkpoint
 
 
-def load_weights(model: torch.nn.Module, checkpoint: dict, path: Path) -> None:
-    """Loads a checkpoint's state_dict into the model that was built from its config; raises UserError if they do not fit."""
+def load_model(path: Path, kind: str, build: Callable[[dict], Module], hint: str = "") -> tuple[Module, dict[str, Any]]:
+    """The model that a checkpoint of this kind holds, on the CPU, and the checkpoint; `build` makes it, without weights, from that.
+
+    Raises UserError if the file is missing (`hint` then says what makes it) or damaged, or its weights do not fit its config.
+    """
+    checkpoint = load_checkpoint(path, kind, hint)
+    try:
+        model = build(checkpoint)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is damaged: no {kind} can be built from its config ({error})") from None
     try:
         model.load_state_dict(checkpoint["state_dict"])
     except (RuntimeError, KeyError) as error:
         raise UserError(f"{path} is damaged: its weights do not fit its config ({str(error).splitlines()[0]})") from None
+    return model, checkpoint
 
 
 def versions() -> dict[str, str]:

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from common import UserError, load_checkpoint, load_weights, save_checkpoint
+from common import load_model, save_checkpoint
 
 REACH = 10.0  # a coupling's network sees its input cut off at ±REACH, so that its outputs are bounded; data is standardised, to about ±3
 
@@ -400,15 +400,14 @@ def load_flow(path: Path, device: str | torch.device = "cpu", hint: str = "") ->
     Raises:
         UserError: if the file is missing (`hint` then says what makes it), damaged or not a flow.
     """
-    checkpoint = load_checkpoint(path, "flow", hint)
-    try:
+
+    def build(checkpoint: dict) -> Flow:
         config = checkpoint["config"]
         flow = Flow([TRANSFORMS[name](**arguments) for name, arguments in config["transforms"]], config["dim"])
         dtypes = {value.dtype for value in checkpoint["state_dict"].values() if value.is_floating_point()}
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} is damaged: no flow can be built from its config ({error})") from None
-    flow = flow.to(*dtypes) if len(dtypes) == 1 else flow  # a flow in float64 comes back as one
-    load_weights(flow, checkpoint, path)
+        return flow.to(*dtypes) if len(dtypes) == 1 else flow  # a flow in float64 comes back as one
+
+    flow, _ = load_model(path, "flow", build, hint)
     return flow.to(device)
 
 

@@ -17,7 +17,7 @@ import normflows as nf
 import torch
 from torch import Tensor, nn
 
-from common import ROOT, UserError, load_checkpoint, load_weights, save_checkpoint
+from common import ROOT, UserError, load_model, save_checkpoint
 
 PRECISIONS = ("auto", "fp32", "bf16")
 LOG_TWO_PI = math.log(2 * math.pi)
@@ -381,12 +381,8 @@ def load_glow(
     Raises:
         UserError: if the file is missing, damaged, not a Glow, or one for other images.
     """
-    checkpoint = load_checkpoint(Path(path), "glow", "`python train_glow_mnist.py` makes it (--dataset digits: without a download)")
-    try:
-        glow = Glow(**checkpoint["config"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} is damaged: no Glow can be built from its config ({error})") from None
-    load_weights(glow, checkpoint, Path(path))
+    hint = "`python train_glow_mnist.py` makes it (--dataset digits: without a download)"
+    glow, checkpoint = load_model(Path(path), "glow", lambda checkpoint: Glow(**checkpoint["config"]), hint)
     if (shape or glow.shape, levels or glow.levels) != (glow.shape, glow.levels):
         raise UserError(
             f"{path} is a model of images of shape {glow.shape} with {glow.levels} levels, these are {shape} with {levels}: "

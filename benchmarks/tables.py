@@ -81,17 +81,18 @@ def by_mask(cell: Callable[[dict], str], methods: Callable[[str], bool] = lambda
 def inpainting_table() -> str:
     """Hole PSNR of every method under every mask; below it, on what."""
     results = load("inpainting")
-    about, n = results["about"], results["rows"][0]["n"]
+    about, counts = results["about"], {row["method"].startswith("MAP"): row["n"] for row in results["rows"]}
+    images = f"the first {counts[False]} test images" + (f" (MAP: the first {counts[True]})" if True in counts else "")
     error = median(row["hole_psnr_high"] - row["hole_psnr_low"] for row in results["rows"]) / 2
     return by_mask(lambda row: f"{row['hole_psnr']:.1f}") + (
-        f"\nHole PSNR in dB, the first {n} test images; 95 % bootstrap intervals in the results file, typically ± {error:.1f} dB. "
+        f"\nHole PSNR in dB, {images}; 95 % bootstrap intervals in the results file, typically ± {error:.1f} dB. "
         f"{about['hardware']}; torch {about['versions']['torch']}; {about['date']}.\n"
     )
 
 
 def inpainting_accuracy_table() -> str:
     """How many filled images are still the digit that they were, for the classifier."""
-    kept = ("zero", "mean of 20 nearest", "Gaussian mixture, mean", "Gaussian mixture, sample", "biharmonic")
+    kept = ("zero", "mean of 20 nearest", "Gaussian mixture, mean", "Gaussian mixture, sample", "biharmonic", "U-Net, supervised")
     return by_mask(lambda row: f"{row['digit_accuracy']:.0%}", lambda method: method in kept or method.startswith(("MAP", "posterior")))
 
 
