@@ -13,8 +13,8 @@ figures: .venv/ready
 test: .venv/ready-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	DATA_DIR=$(abspath $(DATA_DIR)) $(BIN)/python -m pytest
-	DATA_DIR=$(abspath $(DATA_DIR)) $(BIN)/python -m pytest --nbmake --nbmake-timeout=120 notebooks
+	DATA_DIR=$(abspath $(DATA_DIR)) $(BIN)/python -m pytest -n auto
+	DATA_DIR=$(abspath $(DATA_DIR)) $(BIN)/python -m pytest -n auto --nbmake --nbmake-timeout=240 notebooks
 
 # Runs the notebooks and stores what they show.
 notebooks: .venv/ready-dev

@@ -39,12 +39,10 @@ from figures_inpaint import digits_in_words, inpainting_figure
 from fills import POSTERIOR, STARTS, dequantised, flow_samples, map_fill, posterior_fill, typical_log_prob
 from glow import PRECISIONS, Glow, default_checkpoint, load_glow, precision_for, quantise
 from images import TITLES, add_dataset_flags, load_images
-from inpainting import crps, describe_mask, energy_score, hole_mse, hole_psnr, ink_ratio, make_masks, ranks
+from inpainting import describe_mask, make_masks
 from pictures import INKS, POLARITIES, Picture, find_pictures, read_picture, save_grey
+from scores import CONVERGED, evaluate, print_figures, ranks, warn
 from training import Processes, processes
-
-COVERAGES = (0.5, 0.8, 0.9, 0.95)
-CONVERGED = 1.05  # R-hat
 
 # ---------------------------------------------------------------- data
 
@@ -116,73 +114,6 @@ def with_truth(found: dict[str, Tensor], glow: Glow, truth: Tensor, seeds: list[
         "truth_log_prob": log_prob,
         "rank": ranks(found["v"].transpose(0, 1), v, torch.Generator().manual_seed(0)),
     }
-
-
-# ---------------------------------------------------------------- evaluate
-
-
-def evaluate(result: dict[str, Tensor], levels: int, starts: list[str]) -> dict:
-    """How good the fills are, over the missing pixels alone (grey levels in [0, 1]): MAP, each start's maximum, and the posterior."""
-    top, mask = levels - 1, result["mask"]
-    truth = result["truth"] / top
-
-    def figures(filled: Tensor) -> dict:
-        filled = filled / top
-        mse = hole_mse(filled, truth, mask).nanmean().item()
-        return {"hole_psnr": hole_psnr(filled, truth, mask), "hole_mse": mse, "ink_ratio": ink_ratio(filled, truth, mask)}
-
-    def climbed(filled: Tensor, log_prob: Tensor) -> dict:
-        likelier = (log_prob > result["truth_log_prob"]).float().mean().item()
-        return figures(filled) | {"log_prob": log_prob.mean().item(), "likelier_than_truth": likelier}
-
-    samples = result["samples"].transpose(0, 1) / top
-    rank = (result["rank"][mask] - 0.5).abs()
-    return {
-        "images": len(truth),
-        "truth_log_prob": result["truth_log_prob"].mean().item(),
-        "map": climbed(result["map"], result["map_log_prob"])
-        | {
-            "won_by": {name: int((result["map_start"] == i).sum()) for i, name in enumerate(starts)},
-            "atypical": result["atypical"].float().mean().item(),
-        },
-        "starts": {name: climbed(result["map_each"][:, i], result["map_each_log_prob"][:, i]) for i, name in enumerate(starts)},
-        "mean": figures(result["samples"].float().mean(1)),
-        "median": figures(result["median"]),
-        "sample": figures(result["samples"][:, 0]),
-        "crps": crps(samples, truth, mask).nanmean().item(),
-        "energy_score": energy_score(samples, truth, mask).mean().item(),
-        **{f"coverage_{100 * c:.0f}": (rank < c / 2).float().mean().item() for c in COVERAGES},
-        **{name: result[name].float().mean().item() for name in ("acceptance", "ess", "temperatures")},
-        "r_hat": result["r_hat"].median().item(),
-        "converged": (result["r_hat"] < CONVERGED).float().mean().item(),
-    }
-
-
-def print_figures(name: str, figures: dict) -> None:
-    """A table of one mask kind's fills."""
-    print(f"{name}, {figures['images']} images: log p of the truth {figures['truth_log_prob']:,.0f} nats")
-    won = ", ".join(f"{start} {count}" for start, count in figures["map"]["won_by"].items() if count)
-    rows = {f"MAP (likeliest, from {won})": figures["map"], **{f"  from {start}": row for start, row in figures["starts"].items()}}
-    rows |= {"posterior mean": figures["mean"], "posterior median": figures["median"], "one posterior sample": figures["sample"]}
-    for label, row in rows.items():
-        log_p = f"   log p {row['log_prob']:,.0f}, above the truth's: {row['likelier_than_truth']:.0%}" if "log_prob" in row else ""
-        print(f"  {label:42} hole PSNR {row['hole_psnr']:5.1f} dB   MSE {row['hole_mse']:.4f}   ink ratio {row['ink_ratio']:.2f}{log_p}")
-    if figures["map"]["atypical"]:
-        print(f"  {figures['map']['atypical']:.0%} of the MAP fills are atypical: over three standard deviations above training images")
-    covered = ", ".join(f"{c:.0%} intervals {figures[f'coverage_{100 * c:.0f}']:.1%}" for c in COVERAGES)
-    print(f"  the posterior covers the truth: {covered}; CRPS {figures['crps']:.4f}, energy score {figures['energy_score']:.2f}")
-    print(f"  acceptance {figures['acceptance']:.0%}, median R-hat {figures['r_hat']:.2f}, {figures['temperatures']:.0f} temperatures")
-
-
-def warn(name: str, r_hat: Tensor) -> None:
-    """Says which images' runs still disagree."""
-    bad = [str(i) for i in range(len(r_hat)) if not r_hat[i] < CONVERGED]
-    if bad:
-        which = "all" if len(bad) == len(r_hat) else f"images {', '.join(bad)}"
-        print(
-            f"  {name}, not converged (R-hat above {CONVERGED}): {which}. Independent runs ended in different fills, and how likely each "
-            "of them is, is not settled; more --runs find more fills, more --particles weigh them better"
-        )
 
 
 # ---------------------------------------------------------------- command line

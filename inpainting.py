@@ -1,4 +1,4 @@
-"""Filling in what is missing, with any density: masks, the maximum of the likelihood, and how to judge a fill or samples of it.
+"""Filling in what is missing, with any density: masks, neighbours, and the maximum of the likelihood.
 
 A mask is True where an entry is *missing*. The engine is a function of a log-density, a batch and a mask, of no particular model:
 it takes images and 2-D points alike. The density stays as it is; only the missing entries move.
@@ -205,56 +205,3 @@ def map_inpaint(
 def _like(per_example: Tensor, x: Tensor) -> Tensor:
     """(B,) -> (B, 1, ...), to broadcast against x."""
     return per_example.reshape(-1, *[1] * (x.ndim - 1))
-
-
-# ---------------------------------------------------------------- judging a fill
-
-
-def hole_mse(filled: Tensor, truth: Tensor, mask: Tensor) -> Tensor:
-    """Mean squared error over the missing pixels alone: (B, ...) grey levels in [0, 1] -> (B,); nan where nothing is missing."""
-    error = torch.where(mask, (filled - truth).square(), torch.zeros_like(truth))
-    return error.flatten(1).sum(1) / mask.flatten(1).sum(1)
-
-
-def hole_psnr(filled: Tensor, truth: Tensor, mask: Tensor) -> float:
-    """Peak signal-to-noise ratio over the missing pixels, dB: 10 log10(1 / mean over the images of `hole_mse`)."""
-    return -10 * math.log10(max(hole_mse(filled, truth, mask).nanmean().item(), 1e-12))
-
-
-def ink_ratio(filled: Tensor, truth: Tensor, mask: Tensor) -> float:
-    """Sum of the fills over the sum of the truth, over all the missing pixels of all the images: 1 is right, 0 is a black hole."""
-    return (filled[mask].sum() / truth[mask].sum()).item()
-
-
-def crps(samples: Tensor, truth: Tensor, mask: Tensor) -> Tensor:
-    """Continuous ranked probability score of the samples, averaged over the missing pixels: (S, B, ...), (B, ...) -> (B,); 0 is perfect.
-
-    E|X - truth| - E|X - X'| / 2, per pixel; of a single sample it is the absolute error. Source: Gneiting and Raftery (2007),
-    doi:10.1198/016214506000001437, equation 21.
-    """
-    count = len(samples)
-    error = (samples - truth).abs().mean(0)
-    rank = 2 * torch.arange(1, count + 1, dtype=samples.dtype, device=samples.device) - count - 1
-    # the mean of |X - X'| over all pairs, from the sorted samples
-    spread = 2 * (samples.sort(0).values * rank.reshape(-1, *[1] * truth.ndim)).sum(0) / count**2
-    score = torch.where(mask, error - spread / 2, 0)
-    return score.flatten(1).sum(1) / mask.flatten(1).sum(1)
-
-
-def energy_score(samples: Tensor, truth: Tensor, mask: Tensor) -> Tensor:
-    """The score of the samples as one vector, over the missing pixels: (S, B, ...), (B, ...) -> (B,); 0 is perfect.
-
-    E‖X - truth‖ - E‖X - X'‖ / 2; unlike `crps` it sees whether pixels fit together. Source: Gneiting and Raftery (2007), equation 22.
-    """
-    flat = torch.where(mask, samples - truth, 0).flatten(2).transpose(0, 1)  # (B, S, D)
-    return flat.norm(dim=2).mean(1) - torch.cdist(flat, flat).mean((1, 2)) / 2
-
-
-def ranks(samples: Tensor, truth: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Where the truth stands among the samples, entry by entry, in (0, 1): (S, ...), (...) -> (...).
-
-    Uniform if the truth is one more draw from where the samples are from, so a c interval covers where |rank - 1/2| < c / 2.
-    Source: Talts et al. (2018), arXiv:1804.06788 (simulation-based calibration).
-    """
-    below = (samples < truth).sum(0) + (torch.rand(truth.shape, generator=generator).to(truth.device) * (1 + (samples == truth).sum(0)))
-    return below / (len(samples) + 1)

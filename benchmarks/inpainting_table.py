@@ -41,8 +41,8 @@ from figures_inpaint import calibration_figure
 from fills import POSTERIOR, STARTS, dequantised, flow_samples, map_fill, posterior_fill
 from glow import default_checkpoint, load_glow, precision_for, quantise
 from images import Images, load_images
-from inpaint import COVERAGES, masks_for
-from inpainting import crps, energy_score, hole_mse, ranks
+from inpaint import masks_for
+from scores import COVERAGES, crps, energy_score, hole_mse, ranks
 from training import processes
 
 FOLDER = ROOT / "benchmarks/runs/inpainting"

@@ -27,7 +27,7 @@ from fills import dequantised, neighbours, posterior_fill
 from glow import Glow, default_checkpoint, load_glow, precision_for, quantise
 from images import load_images
 from inpaint import masks_for
-from inpainting import hole_psnr
+from scores import hole_psnr
 
 MASKS = ("square:14", "noise:0.5")
 CHAINS = 4  # from neighbours; one from the truth

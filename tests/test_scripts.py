@@ -398,11 +398,11 @@ def test_a_picture_of_ones_own_is_filled_with_one_command(tmp_path, tiny_glow_fi
     mask = np.zeros((40, 40), dtype=np.uint8)
     mask[10:20, 10:20] = 255
     Image.fromarray(mask).save(tmp_path / "mask.png")
-    flags = ["--dataset", "digits", "--steps", 2, "--runs", 2, "--checkpoint", tiny_glow_file, "--output", output]
+    flags = ["--dataset", "digits", "--steps", 2, "--runs", 4, "--checkpoint", tiny_glow_file, "--output", output]
     run(inpaint.main, "--image", folder, "--mask", tmp_path / "mask.png", *flags)
     written = {path.name for path in output.iterdir()}
     for name in ("one", "two"):
-        assert {f"{name}{end}.png" for end in ("", "_mean", "_map", "_uncertainty", "_sample_1", "_sample_8")} <= written
+        assert {f"{name}{end}.png" for end in ("", "_mean", "_map", "_uncertainty", "_sample_1", "_sample_4")} <= written
     numbers = json.loads((output / "results.json").read_text())["one"]
     assert "resized from 40x40 to 8x8" in numbers["notes"]
     assert math.isfinite(numbers["log_prob_missing_given_known"])
