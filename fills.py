@@ -122,7 +122,7 @@ def posterior_fill(
     log-densities `log_prob` (B, S), and `log_evidence`, `acceptance`, `ess`, `r_hat` and `temperatures` (B,), see `Posterior`.
     """
     device = next(glow.parameters()).device
-    options = POSTERIOR | options
+    options = POSTERIOR | {"chunk": 128 if device.type == "cpu" else 2048} | options
     if known is None:
         known = torch.stack([dequantised(glow, masked, [1000 * run + seed for seed in seeds]) for run in range(options["runs"])])
     else:
@@ -132,7 +132,7 @@ def posterior_fill(
     guesses = torch.stack([dequantised(glow, images, seeds) for images in rough])
     of_run = torch.arange(len(guesses)) % options["runs"]
     with torch.no_grad(), frozen(glow):
-        guesses = improve_guesses(glow.log_prob, known[of_run], mask_there, guesses, seeds=seeds)
+        guesses = improve_guesses(glow.log_prob, known[of_run], mask_there, guesses, seeds=seeds, chunk=options["chunk"])
         width = pixel_widths(glow, bank[:64])[quantise(guesses, glow.levels).long()]
     found = posterior_inpaint(glow.log_prob, known, mask_there, guesses, seeds=seeds, width=width, **options)
     v = found.samples.transpose(0, 1).cpu()

@@ -31,10 +31,9 @@ def test_on_a_gaussian_mean_covariance_and_evidence_are_the_closed_form_ones():
     mean = density.loc[missing] + gain @ (x[known] - density.loc[known])
     spread = covariance[missing][:, missing] - gain @ covariance[known][:, missing]
     marginal = torch.distributions.MultivariateNormal(density.loc[known], covariance[known][:, known])
-    guesses = torch.randn(5, 1, 4, dtype=torch.float64)
-    found = posterior_inpaint(
-        density.log_prob, x[None], missing[None], guesses, runs=8, particles=250, leapfrog=6, settle=10, keep=10, unit_interval=False
-    )
+    guesses, width = torch.randn(5, 1, 4, dtype=torch.float64), 0.5 + torch.rand(5, 1, 4, dtype=torch.float64)
+    options = dict(runs=8, particles=250, leapfrog=6, settle=10, keep=10, width=width, unit_interval=False)
+    found = posterior_inpaint(density.log_prob, x[None], missing[None], guesses, **options)
     samples = found.samples[:, 0, missing]
     deviation = spread.diagonal().sqrt()
     assert ((samples.mean(0) - mean).abs() < 0.06 * deviation).all()  # some 1,000 effective samples: two standard errors

@@ -19,7 +19,7 @@ import inpaint
 import train_glow_mnist
 import train_moons
 from common import ROOT
-from fills import STARTS, make_starts
+from fills import STARTS, dequantised, make_starts, pixel_widths
 from flows2d import Flow, Standardise, load_flow, realnvp, save_flow
 from glow import Glow, load_glow
 from toy2d import grid, mode_around, modes, normalised
@@ -419,6 +419,16 @@ def test_fills_keep_known_pixels_and_never_look_under_the_hole(tiny_glow_file, d
     again = inpaint.fill(glow, digits.train, torch.where(mask, 0, truth), mask, seeds, **options)
     for key, value in found.items():
         assert torch.equal(value, again[key]), key
+
+
+def test_a_pixel_of_a_level_that_the_density_is_steep_at_may_move_less(tiny_glow_file, digits):
+    glow, images = load_glow(tiny_glow_file), digits.train[:16]
+    widths = pixel_widths(glow, images)
+    assert widths.shape == (digits.levels,)
+    v = dequantised(glow, images, range(16)).requires_grad_()
+    slope = torch.autograd.grad((glow.log_prob(v) + (v * (1 - v)).log().flatten(1).sum(1)).sum(), v)[0] * v * (1 - v)
+    background = slope[images == 0].square()
+    torch.testing.assert_close(widths[0], ((background.sum() + 1) / (len(background) + 1)).rsqrt())
 
 
 def test_the_neighbour_start_is_a_training_image_that_fits_the_known_pixels(tiny_glow_file, digits):
