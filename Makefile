@@ -13,8 +13,8 @@ figures: .venv/ready
 test: .venv/ready-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	DATA_DIR=$(abspath $(DATA_DIR)) $(BIN)/python -m pytest -n auto
-	DATA_DIR=$(abspath $(DATA_DIR)) $(BIN)/python -m pytest -n auto --nbmake --nbmake-timeout=240 notebooks
+	OMP_NUM_THREADS=1 DATA_DIR=$(abspath $(DATA_DIR)) $(BIN)/python -m pytest -n auto --dist worksteal
+	OMP_NUM_THREADS=1 DATA_DIR=$(abspath $(DATA_DIR)) $(BIN)/python -m pytest -n auto --dist worksteal --nbmake --nbmake-timeout=240 notebooks
 
 # Runs the notebooks and stores what they show.
 notebooks: .venv/ready-dev
