@@ -7,7 +7,7 @@ with posterior.py) from the nearest training images; and with the same from the 
 from the posterior, and a chain from there in equilibrium from its first move on: its log p is where the others' should settle.
 
 Writes   benchmarks/results/posterior_check.json
-Takes    about ten minutes on 2 CPU cores
+Takes    about five minutes on 2 CPU cores
 """
 
 import json
@@ -109,7 +109,7 @@ def main(argv=None) -> None:
     parser = Parser(__doc__)
     parser.add_argument("--data-dir", type=Path, default=ROOT / "data", help="where MNIST lies (default data/)")
     parser.add_argument("--images", type=number(int, 1), default=4, help="held-out images a mask (default %(default)s)")
-    parser.add_argument("--moves", type=number(int, 2), default=400, help="of each chain, 8 gradients each (default %(default)s)")
+    parser.add_argument("--moves", type=number(int, 2), default=200, help="of each chain, 8 gradients each (default %(default)s)")
     parser.add_argument(
         "--output", type=Path, metavar="FILE", default=ROOT / "benchmarks/results/posterior_check.json", help="default %(default)s"
     )

@@ -3,7 +3,8 @@
     python benchmarks/tables.py
 
 Reads    train_moons.json, train_glow_digits.json and inpaint.json (what the scripts' --metrics wrote), and moons.json, glow_bits.json,
-         glow_speed.json and inpainting.json (what moons_peers.py, glow_bits.py, glow_speed.py and inpainting_table.py wrote)
+         glow_speed.json, inpainting.json and posterior_check.json (what moons_peers.py, glow_bits.py, glow_speed.py,
+         inpainting_table.py and posterior_check.py wrote)
 Writes   README.md: what stands between `<!-- table NAME -->` and `<!-- end -->`
 """
 
@@ -122,6 +123,19 @@ def inpainting_sampler_table() -> str:
     return table(header, rows)
 
 
+def posterior_check_table() -> str:
+    """The posterior's samples beside those of an independent sampler."""
+    results = load("posterior_check")
+    rows = [
+        [mask, name, f"{row['log_prob_above_truth']:+.0f}", f"{row['mean_hole_psnr']:.1f} dB", f"{row['seconds']:.0f} s"]
+        for mask, found in results["results"].items()
+        for name, row in found.items()
+    ]
+    return table(["mask", "sampler", "log p above the truth's, nats", "hole PSNR of the mean", "time, all images"], rows) + (
+        f"\n`{results['about']['command']}`; {results['about']['hardware']}; {results['about']['date']}.\n"
+    )
+
+
 def moons_table() -> str:
     """Ours and the peers at equal CPU time: the median over the seeds, and the range of the KL divergence; below it, on what."""
     moons = load("moons")
@@ -210,6 +224,7 @@ TABLES = {
     "inpainting": inpainting_table,
     "inpainting_accuracy": inpainting_accuracy_table,
     "inpainting_sampler": inpainting_sampler_table,
+    "posterior_check": posterior_check_table,
     "moons": moons_table,
     "steps": steps_table,
 }
