@@ -5,9 +5,11 @@ import contextlib
 import json
 import os
 import platform
+import shlex
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from datetime import date
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -173,6 +175,11 @@ def hardware(device: torch.device) -> str:
                 break
     threads = torch.get_num_threads()
     return f"{name}, {threads} thread{'' if threads == 1 else 's'}"
+
+
+def provenance(command: Sequence[str], device: torch.device) -> dict[str, Any]:
+    """What a benchmark's results file says of the run behind it: when, the command, on what, with which versions."""
+    return {"date": date.today().isoformat(), "command": shlex.join(command), "hardware": hardware(device), "versions": versions()}
 
 
 def write_metrics(path: Path, metrics: dict, *, seconds: float, device: torch.device, seed: int) -> None:

@@ -15,7 +15,6 @@ import math
 import shlex
 import subprocess
 import sys
-from datetime import date
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -29,11 +28,10 @@ from common import (
     ROOT,
     Parser,
     UserError,
-    hardware,
     load_checkpoint,
     one_line_errors,
+    provenance,
     save_figure,
-    versions,
     write_atomically,
     write_metrics,
 )
@@ -152,10 +150,7 @@ def main(argv=None) -> None:
     rows = [row(STOCK, run_stock(data_dir)), *(row(name, run(name, data_dir)) for name in RUNS)]
     rows.append(row("the shipped weights", load_checkpoint(default_checkpoint("mnist"), "glow")["metrics"]))
     about = {
-        "date": date.today().isoformat(),
-        "command": shlex.join(["python", "benchmarks/glow_bits.py"]),
-        "hardware": hardware(torch.device("cpu")),
-        "versions": versions(),
+        **provenance(["python", "benchmarks/glow_bits.py"], torch.device("cpu")),
         "runs": {name: shlex.join(["train_glow_mnist.py", *flags]) for name, flags in RUNS.items()},
         "published": {name: {"bits_per_dim": bits, "source": source} for name, (bits, source) in PUBLISHED.items()},
     }

@@ -13,11 +13,9 @@ Takes    about two minutes on 2 CPU cores; nothing else should run meanwhile
 import json
 import multiprocessing
 import resource
-import shlex
 import sys
 import time
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 from statistics import median
 
@@ -26,7 +24,7 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a script's own folder is on the path, the modules lie one above
 from benchmarks.stock_glow import StockGlow
-from common import ROOT, Parser, hardware, number, one_line_errors, versions, write_atomically
+from common import ROOT, Parser, number, one_line_errors, provenance, write_atomically
 from glow import Glow, precision_for
 
 SHAPE, LEVELS = (1, 28, 28), 256
@@ -134,10 +132,7 @@ def main(argv=None) -> None:
         rows.append(row)
         print("   ".join(f"{key} {value:,.2f}" if isinstance(value, float) else str(value) for key, value in row.items()))
     about = {
-        "date": date.today().isoformat(),
-        "command": shlex.join(["python", "benchmarks/glow_speed.py", *(sys.argv[1:] if argv is None else argv)]),
-        "hardware": hardware(args.device),
-        "versions": versions(),
+        **provenance(["python", "benchmarks/glow_speed.py", *(sys.argv[1:] if argv is None else argv)], args.device),
         **{name: getattr(args, name) for name in ("blocks", "hidden", "batch", "rounds", "repeats")},
     }
     write_atomically(

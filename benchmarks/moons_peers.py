@@ -16,12 +16,10 @@ import importlib.util
 import json
 import math
 import os
-import shlex
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from datetime import date
 from importlib import metadata
 from pathlib import Path
 from statistics import median
@@ -31,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a script's own folder is on the path, the modules lie one above
-from common import ROOT, Parser, UserError, hardware, number, one_line_errors, versions, write_atomically
+from common import ROOT, Parser, UserError, number, one_line_errors, provenance, versions, write_atomically
 from flows2d import Standardise, permutation_flow, realnvp
 from toy2d import TwoMoons, grid
 from train_moons import as_one_vector
@@ -333,9 +331,7 @@ def main(argv=None) -> None:
         except OSError:
             raise UserError(f"--core {args.core} cannot be used here: take one of {sorted(os.sched_getaffinity(0))}") from None
     about = {
-        "date": date.today().isoformat(),
-        "command": shlex.join(["python", "benchmarks/moons_peers.py", *(sys.argv[1:] if argv is None else argv)]),
-        "hardware": hardware(torch.device("cpu")),
+        **provenance(["python", "benchmarks/moons_peers.py", *(sys.argv[1:] if argv is None else argv)], torch.device("cpu")),
         "versions": versions() | {name: metadata.version(name) for name in EXTRA_PEERS},
         "seconds": args.seconds,
         "lr_seconds": args.lr_seconds,

@@ -11,10 +11,8 @@ Takes    about five minutes on 2 CPU cores
 """
 
 import json
-import shlex
 import sys
 import time
-from datetime import date
 from pathlib import Path
 
 import torch
@@ -22,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a script's own folder is on the path, the modules lie one above
-from common import ROOT, Parser, hardware, number, one_line_errors, versions, write_atomically
+from common import ROOT, Parser, number, one_line_errors, provenance, write_atomically
 from fills import dequantised, neighbours, posterior_fill
 from glow import Glow, default_checkpoint, load_glow, precision_for, quantise
 from images import load_images
@@ -119,12 +117,7 @@ def main(argv=None) -> None:
     glow = load_glow(default_checkpoint("mnist")).set_precision(precision_for("auto", device)).requires_grad_(False)
     with torch.no_grad():
         results = {spec: compare(spec, glow, images, args.images, args.moves) for spec in MASKS}
-    about = {
-        "date": date.today().isoformat(),
-        "command": shlex.join(["python", "benchmarks/posterior_check.py", "--images", str(args.images), "--moves", str(args.moves)]),
-        "hardware": hardware(device),
-        "versions": versions(),
-    }
+    about = provenance(["python", "benchmarks/posterior_check.py", "--images", str(args.images), "--moves", str(args.moves)], device)
     write_atomically(args.output, lambda file: file.write_text(json.dumps({"about": about, "results": results}, indent=1) + "\n"))
     for spec, rows in results.items():
         for name, row in rows.items():
