@@ -5,6 +5,8 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from scores import COVERAGES, inside
+
 HOLE_COLOUR = (1.0, 0.55, 0.1)
 
 
@@ -74,7 +76,7 @@ def inpainting_figure(results: dict[str, dict[str, Tensor]], levels: int, title:
     return figure
 
 
-def calibration_figure(ranks: dict[str, Tensor], levels: tuple[float, ...] = (0.5, 0.8, 0.9, 0.95)) -> Figure:
+def calibration_figure(ranks: dict[str, Tensor]) -> Figure:
     """For each set of ranks of the truth among the samples (in (0, 1)): their histogram, and how much the intervals cover."""
     figure = Figure(figsize=(3.1 * (len(ranks) + 1), 3.2), layout="constrained")
     figure.suptitle("Calibration: where the truth stands among the posterior's samples, missing pixel by missing pixel", fontsize=11)
@@ -86,10 +88,10 @@ def calibration_figure(ranks: dict[str, Tensor], levels: tuple[float, ...] = (0.
         panel.axhline(1, color="0.4", linewidth=0.8, linestyle="--")
         panel.set(title=name, xlabel="rank of the truth", yticks=[0, 1], xlim=(0, 1))
         panel.title.set_fontsize(9)
-        covered = [((values - 0.5).abs() < c / 2).float().mean().item() for c in promised.tolist()]
+        covered = [inside(values, c).float().mean().item() for c in promised.tolist()]
         (line,) = last.plot(promised.numpy(), covered, linewidth=1.3, label=name.replace("\n", " "))
-        marks = [((values - 0.5).abs() < c / 2).float().mean().item() for c in levels]
-        last.plot(levels, marks, "o", markersize=3, color=line.get_color())
+        marks = [inside(values, c).float().mean().item() for c in COVERAGES]
+        last.plot(COVERAGES, marks, "o", markersize=3, color=line.get_color())
     panels[0].set_ylabel("density (dashed: calibrated)")
     last.set(title="intervals", xlabel="promised", ylabel="covered", xlim=(0, 1), ylim=(0, 1))
     last.title.set_fontsize(9)

@@ -94,7 +94,7 @@ def improve_guesses(
     with frozen(log_prob):
         for _ in range(rounds):
             y = climb(exchange(y))
-    return to_x(y, known, hole, unit_interval).transpose(0, 1).reshape(guesses.shape).where(mask, x)
+    return to_x(y, known, hole, unit_interval).transpose(0, 1).reshape(guesses.shape)
 
 
 def random_boxes(streams: Streams, examples: Tensor, hole: Tensor, shape: Sequence[int]) -> Tensor:

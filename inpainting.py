@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from coordinates import frozen
+from coordinates import frozen, to_x, to_y
 
 HALVES = ("top", "bottom", "left", "right")
 
@@ -163,12 +163,10 @@ def map_inpaint(
     n_starts, n = starts.shape[:2]
     hole = mask.repeat(n_starts, *[1] * (x.ndim - 1))
     known = torch.where(mask, torch.zeros_like(x), x).repeat(n_starts, *[1] * (x.ndim - 1))  # whatever lay in the hole is gone from here on
-    delta = torch.where(hole, starts.flatten(0, 1), torch.full_like(known, 0.5))
-    to_x = torch.sigmoid if unit_interval else torch.Tensor.clone
-    y = (torch.logit(delta, eps=1e-6) if unit_interval else delta).detach().clone().requires_grad_()
+    y = to_y(starts.flatten(0, 1), hole, unit_interval).detach().requires_grad_()
 
     def completed() -> Tensor:
-        return torch.where(hole, to_x(y), known)
+        return to_x(y, known, hole, unit_interval)
 
     best_x = start_x = completed().detach()
     best = torch.full((len(known),), -math.inf, dtype=x.dtype, device=x.device)

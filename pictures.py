@@ -135,7 +135,7 @@ def _resize(values: np.ndarray, width: int, height: int) -> np.ndarray:
     return np.asarray(Image.fromarray(padded).resize((width, height), Image.Resampling.BOX if scale > 1 else Image.Resampling.BILINEAR))
 
 
-def save_grey(path: Path, image: Tensor, scale: int = 1) -> None:
-    """Writes grey levels in [0, 1], (1, height, width), as an 8-bit PNG, each pixel `scale` pixels wide."""
-    values = (image[0].clamp(0, 1) * 255).round().to(torch.uint8).repeat_interleave(scale, 0).repeat_interleave(scale, 1)
+def save_grey(path: Path, image: Tensor) -> None:
+    """Writes grey levels in [0, 1], (1, height, width), as an 8-bit PNG."""
+    values = (image[0].clamp(0, 1) * 255).round().to(torch.uint8)
     Image.fromarray(values.cpu().numpy()).save(path, format="PNG")

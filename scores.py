@@ -20,9 +20,14 @@ def hole_mse(filled: Tensor, truth: Tensor, mask: Tensor) -> Tensor:
     return error.flatten(1).sum(1) / mask.flatten(1).sum(1)
 
 
+def psnr(mse: float) -> float:
+    """Peak signal-to-noise ratio of a mean squared error, dB: 10 log10(1 / mse); 120 at most."""
+    return -10 * math.log10(max(mse, 1e-12))
+
+
 def hole_psnr(filled: Tensor, truth: Tensor, mask: Tensor) -> float:
-    """Peak signal-to-noise ratio over the missing pixels, dB: 10 log10(1 / mean over the images of `hole_mse`)."""
-    return -10 * math.log10(max(hole_mse(filled, truth, mask).nanmean().item(), 1e-12))
+    """`psnr` over the missing pixels: that of the mean over the images of `hole_mse`."""
+    return psnr(hole_mse(filled, truth, mask).nanmean().item())
 
 
 def ink_ratio(filled: Tensor, truth: Tensor, mask: Tensor) -> float:
@@ -57,11 +62,16 @@ def energy_score(samples: Tensor, truth: Tensor, mask: Tensor) -> Tensor:
 def ranks(samples: Tensor, truth: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Where the truth stands among the samples, entry by entry, in (0, 1): (S, ...), (...) -> (...).
 
-    Uniform if the truth is one more draw from where the samples are from, so a c interval covers where |rank - 1/2| < c / 2.
+    Uniform if the truth is one more draw from where the samples are from.
     Source: Talts et al. (2018), arXiv:1804.06788 (simulation-based calibration).
     """
     below = (samples < truth).sum(0) + (torch.rand(truth.shape, generator=generator).to(truth.device) * (1 + (samples == truth).sum(0)))
     return below / (len(samples) + 1)
+
+
+def inside(rank: Tensor, share: float) -> Tensor:
+    """Whether the truth, by its rank, lies in the samples' central interval of this share: bool, of rank's shape."""
+    return (rank - 0.5).abs() < share / 2
 
 
 # ---------------------------------------------------------------- a Glow's fills
@@ -82,7 +92,7 @@ def evaluate(result: dict[str, Tensor], levels: int, starts: list[str]) -> dict:
         return figures(filled) | {"log_prob": log_prob.mean().item(), "likelier_than_truth": likelier}
 
     samples = result["samples"].transpose(0, 1) / top
-    rank = (result["rank"][mask] - 0.5).abs()
+    rank = result["rank"][mask]
     return {
         "images": len(truth),
         "truth_log_prob": result["truth_log_prob"].mean().item(),
@@ -97,7 +107,7 @@ def evaluate(result: dict[str, Tensor], levels: int, starts: list[str]) -> dict:
         "sample": figures(result["samples"][:, 0]),
         "crps": crps(samples, truth, mask).nanmean().item(),
         "energy_score": energy_score(samples, truth, mask).mean().item(),
-        **{f"coverage_{100 * c:.0f}": (rank < c / 2).float().mean().item() for c in COVERAGES},
+        **{f"coverage_{100 * c:.0f}": inside(rank, c).float().mean().item() for c in COVERAGES},
         **{name: result[name].float().mean().item() for name in ("acceptance", "ess", "temperatures")},
         "r_hat": result["r_hat"].median().item(),
         "converged": (result["r_hat"] < CONVERGED).float().mean().item(),

@@ -1,6 +1,7 @@
-"""What inpainting_table.py compares with: nearest neighbours, a Gaussian mixture, and classical image processing.
+"""What inpainting_table.py compares with: nearest neighbours, classical image processing, a Gaussian mixture, and a supervised U-Net.
 
-Every method takes masked images in [0, 1], (B, 1, H, W) with the missing pixels 0, and the mask, True where missing.
+Every method takes masked images in [0, 1], (B, 1, H, W) with the missing pixels 0, and the mask, True where missing. What it returns for
+known pixels does not count, but for the mixture, which leaves them as they are.
 """
 
 import math
@@ -22,7 +23,7 @@ from inpainting import make_masks, nearest_neighbours
 
 def nearest_mean(masked: Tensor, mask: Tensor, bank: Tensor, k: int) -> Tensor:
     """The mean of the k training images that are nearest in the known pixels."""
-    return torch.where(mask, bank[nearest_neighbours(masked, mask, bank, k)].mean(1), masked)
+    return bank[nearest_neighbours(masked, mask, bank, k)].mean(1)
 
 
 def biharmonic(masked: Tensor, mask: Tensor) -> Tensor:
@@ -128,7 +129,7 @@ class UNet(nn.Module):
 
     @torch.no_grad()
     def fill(self, masked: Tensor, mask: Tensor) -> Tensor:
-        return torch.where(mask, self(masked, mask).clamp(0, 1), masked)
+        return self(masked, mask).clamp(0, 1)
 
 
 def train_unet(images: Tensor, masks: Sequence[str], steps: int = 3000, batch: int = 64, lr: float = 2e-3, seed: int = 0) -> UNet:

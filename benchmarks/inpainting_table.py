@@ -16,12 +16,9 @@ Takes    on 2 CPU cores some 25 seconds an image over all eleven masks, MAP as l
 """
 
 import json
-import math
 import os
-import shlex
 import sys
 import time
-from datetime import date
 from pathlib import Path
 
 import torch
@@ -36,13 +33,13 @@ import cv2
 
 from benchmarks.baselines import Mixture, UNet, biharmonic, nearest_mean, opencv, train_unet
 from classifier import default_classifier, load_classifier
-from common import ROOT, Parser, hardware, number, one_line_errors, save_figure, versions, write_atomically
+from common import ROOT, Parser, number, one_line_errors, provenance, save_figure, write_atomically
 from figures_inpaint import calibration_figure
 from fills import POSTERIOR, STARTS, dequantised, flow_samples, map_fill, posterior_fill
 from glow import default_checkpoint, load_glow, precision_for, quantise
 from images import Images, load_images
 from inpaint import masks_for
-from scores import COVERAGES, crps, energy_score, hole_mse, ranks
+from scores import COVERAGES, crps, energy_score, hole_mse, inside, psnr, ranks
 from training import processes
 
 FOLDER = ROOT / "benchmarks/runs/inpainting"
@@ -67,6 +64,7 @@ class Methods:
     def __init__(self, images: Images, glow, map_steps: int):
         self.glow, self.bank, self.map_steps = glow, images.train, map_steps
         self.grey = images.train.float() / 255
+        self.pixel_mean = self.grey.mean(0)
         self.mixture, self.unet = fitted(images)
         self.judge = load_classifier(default_classifier(images.name))
 
@@ -74,7 +72,7 @@ class Methods:
         """Name -> (fill, seconds) or (fill, seconds, samples); those that need no flow."""
         calls = {
             "zero": lambda: masked,
-            "pixel mean": lambda: torch.where(mask, self.grey.mean(0), masked),
+            "pixel mean": lambda: self.pixel_mean,
             "nearest neighbour": lambda: nearest_mean(masked, mask, self.grey, 1),
             "mean of 20 nearest": lambda: nearest_mean(masked, mask, self.grey, 20),
             "biharmonic": lambda: biharmonic(masked, mask),
@@ -142,7 +140,7 @@ def scores(
     if rank is None and samples is not None:
         rank = ranks(samples, truth, torch.Generator().manual_seed(0))
     covered = {
-        f"coverage_{100 * c:.0f}": ((rank - 0.5).abs().lt(c / 2) & mask).flatten(1).sum(1) / mask.flatten(1).sum(1)
+        f"coverage_{100 * c:.0f}": (inside(rank, c) & mask).flatten(1).sum(1) / mask.flatten(1).sum(1)
         for c in (COVERAGES if rank is not None else ())
     }
     return {
@@ -224,16 +222,12 @@ def rows_of(spec: str, chunks: list[dict]) -> list[dict]:
     return rows
 
 
-def psnr(mse: float) -> float:
-    return -10 * math.log10(max(mse, 1e-12))
-
-
 def sampler_row(name: str, chunks: list[dict]) -> dict:
     """How the sampler fared, and how well its intervals cover."""
     rank = torch.cat([chunk["ranks"] for chunk in chunks])
     values = {key: torch.cat([chunk["sampler"][key] for chunk in chunks]).float() for key in chunks[0]["sampler"]}
     row = {"what": name, "n": len(values["r_hat"])}
-    row |= {f"coverage_{100 * c:.0f}": ((rank - 0.5).abs() < c / 2).float().mean().item() for c in COVERAGES}
+    row |= {f"coverage_{100 * c:.0f}": inside(rank, c).float().mean().item() for c in COVERAGES}
     row |= {"acceptance": values["acceptance"].mean().item(), "ess": values["ess"].mean().item()}
     row |= {"temperatures": values["temperatures"].mean().item(), "r_hat_median": values["r_hat"].median().item()}
     row["converged"] = (values["r_hat"] < 1.05).float().mean().item()
@@ -303,16 +297,15 @@ def write(args, count: int, seconds: float) -> None:
     judge = load_classifier(default_classifier("mnist"))
     launcher = ["python"] if count == 1 else ["torchrun", "--nproc-per-node", str(count)]
     flags = [(f"--{name.replace('_', '-')}", str(getattr(args, name))) for name in ("images", "samples", "map_images", "map_steps")]
-    about = {
-        "date": date.today().isoformat(),
-        "command": shlex.join([*launcher, "benchmarks/inpainting_table.py", *(word for flag in flags for word in flag)]),
-        "hardware": f"{hardware(torch.device('cpu'))}, {count} process{'' if count == 1 else 'es'}",
+    command = [*launcher, "benchmarks/inpainting_table.py", *(word for flag in flags for word in flag)]
+    about = provenance(command, torch.device("cpu"))
+    about |= {
+        "hardware": f"{about['hardware']}, {count} process{'' if count == 1 else 'es'}",
         "cores": os.cpu_count(),
         "seconds_of_this_run": round(seconds),
         "posterior": POSTERIOR,
         "map_steps": args.map_steps,
         "judge_parameters": sum(parameter.numel() for parameter in judge.parameters()),
-        "versions": versions(),
     }
     rows = [row for spec, parts in measured.items() for row in rows_of(spec, parts)]
     content = {"about": about, "rows": rows, "sampler": sampler}
