@@ -127,7 +127,7 @@ def print_figures(name: str, figures: dict) -> None:
         print(f"  {figures['map']['atypical']:.0%} of the MAP fills are atypical: over three standard deviations above training images")
     covered = ", ".join(f"{c:.0%} intervals {figures[f'coverage_{100 * c:.0f}']:.1%}" for c in COVERAGES)
     print(f"  the posterior covers the truth: {covered}; CRPS {figures['crps']:.4f}, energy score {figures['energy_score']:.2f}")
-    print(f"  acceptance {figures['acceptance']:.0%}, median R-hat {figures['r_hat']:.2f}, {figures['temperatures']:.0f} temperatures")
+    print(f"  acceptance {figures['acceptance']:.0%}, median R-hat {figures['r_hat']:.2f}")
 
 
 def warn(name: str, r_hat: Tensor) -> None:
