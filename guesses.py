@@ -85,10 +85,12 @@ def improve_guesses(
             y = y + lr * (1 - 0.9 * (step - 1) / ascent) * mean / (1 - 0.8**step) / (rms + 1e-3)
         return y
 
-    def exchange(y: Tensor, donors: Tensor | None) -> Tensor:
+    def exchange(y: Tensor, others: Tensor | None) -> Tensor:
+        if others is None and count == 1:
+            return y  # it could only be offered parts of itself
         log_p = target(y, known, hole)
         for _ in range(exchanges):
-            givers = y if donors is None else donors
+            givers = y if others is None else others
             giver = (streams.rand(everyone, count) * givers.shape[1]).long()[..., None].expand_as(y)
             candidate = torch.where(random_boxes(streams, everyone, hole, shape), givers.gather(1, giver), y)
             value = target(candidate, known, hole)

@@ -39,7 +39,7 @@ from fills import POSTERIOR, STARTS, dequantised, flow_samples, map_fill, poster
 from glow import default_checkpoint, load_glow, precision_for, quantise
 from images import Images, load_images
 from inpaint import masks_for
-from scores import COVERAGES, crps, energy_score, hole_mse, inside, psnr, ranks
+from scores import CONVERGED, COVERAGES, crps, energy_score, hole_mse, inside, psnr, ranks
 from training import processes
 
 FOLDER = ROOT / "benchmarks/runs/inpainting"
@@ -230,7 +230,7 @@ def sampler_row(name: str, chunks: list[dict]) -> dict:
     row |= {f"coverage_{100 * c:.0f}": inside(rank, c).float().mean().item() for c in COVERAGES}
     row |= {"acceptance": values["acceptance"].mean().item(), "ess": values["ess"].mean().item()}
     row |= {"temperatures": values["temperatures"].mean().item(), "r_hat_median": values["r_hat"].median().item()}
-    row["converged"] = (values["r_hat"] < 1.05).float().mean().item()
+    row["converged"] = (values["r_hat"] < CONVERGED).float().mean().item()
     if "ink_rank" in chunks[0]:
         row["ink_rank_p"] = float(kstest(torch.cat([chunk["ink_rank"] for chunk in chunks]).numpy(), "uniform").pvalue)
     return row
