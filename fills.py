@@ -26,6 +26,7 @@ def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+@torch.no_grad()
 def flow_samples(glow: Glow, n: int, seed: int) -> Tensor:
     """n samples of the flow as v in (0, 1), (n, 1, H, W), from their own seed."""
     _, height, width = glow.shape

@@ -19,7 +19,7 @@ import inpaint
 import train_glow_mnist
 import train_moons
 from common import ROOT
-from fills import STARTS, dequantised, make_starts, pixel_widths
+from fills import STARTS, dequantised, flow_samples, make_starts, pixel_widths
 from flows2d import Flow, Standardise, load_flow, realnvp, save_flow
 from glow import Glow, load_glow
 from toy2d import grid, mode_around, modes, normalised
@@ -419,6 +419,15 @@ def test_fills_keep_known_pixels_and_never_look_under_the_hole(tiny_glow_file, d
     again = inpaint.fill(glow, digits.train, torch.where(mask, 0, truth), mask, seeds, **options)
     for key, value in found.items():
         assert torch.equal(value, again[key]), key
+
+
+def test_the_flows_samples_follow_their_seed_and_hold_no_graph(tiny_glow_file):
+    glow = load_glow(tiny_glow_file)
+    samples = flow_samples(glow, 3, 0)
+    assert torch.equal(samples, flow_samples(glow, 3, 0))
+    assert not torch.equal(samples, flow_samples(glow, 3, 1))
+    assert ((samples > 0) & (samples < 1)).all()
+    assert not samples.requires_grad  # with the networks' activations, 2,000 of MNIST's size take gigabytes
 
 
 def test_a_pixel_of_a_level_that_the_density_is_steep_at_may_move_less(tiny_glow_file, digits):
