@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from coordinates import Streams, Target, value_and_gradient
+from coordinates import Streams
 from flows2d import realnvp
 from guesses import improve_guesses, random_boxes
 from inpainting import noise_masks
@@ -130,19 +130,6 @@ def test_one_guess_that_is_a_little_better_does_not_replace_all_others():
     found = improve_guesses(nearly_flat, torch.zeros(1, 1, 28, 28), mask, guesses, ascent=0)
     kept = found[:, mask].std(0).mean() / guesses[:, mask].std(0).mean()
     assert kept > 0.3  # 0.02 with boxes of half the image
-
-
-@pytest.mark.parametrize("unit_interval", [True, False])
-def test_the_gradient_of_the_target_is_autograds(unit_interval):
-    hole = torch.rand(2, 1, 16) < 0.5
-    target = Target(two_valued, (1, 4, 4), unit_interval, chunk=3)
-    y, known = torch.randn(2, 5, 16, dtype=torch.float64) * hole, torch.rand(2, 5, 16, dtype=torch.float64)
-    value, gradient = target.with_gradient(y, known, hole)
-    y.requires_grad_()
-    expected = torch.autograd.grad(target(y, known, hole).sum(), y)[0]
-    torch.testing.assert_close(value, target(y, known, hole))
-    torch.testing.assert_close(gradient, expected * hole)
-    assert value_and_gradient(lambda x: x.square().sum(1), torch.ones(3, 2), 2)[1].eq(2).all()
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ import inpaint
 import train_glow_mnist
 import train_moons
 from common import ROOT
-from fills import STARTS, dequantised, flow_samples, make_starts, pixel_widths
+from fills import STARTS
 from flows2d import Flow, Standardise, load_flow, realnvp, save_flow
 from glow import Glow, load_glow
 from toy2d import grid, mode_around, modes, normalised
@@ -419,32 +419,6 @@ def test_fills_keep_known_pixels_and_never_look_under_the_hole(tiny_glow_file, d
     again = inpaint.fill(glow, digits.train, torch.where(mask, 0, truth), mask, seeds, **options)
     for key, value in found.items():
         assert torch.equal(value, again[key]), key
-
-
-def test_the_flows_samples_follow_their_seed_and_hold_no_graph(tiny_glow_file):
-    glow = load_glow(tiny_glow_file)
-    samples = flow_samples(glow, 3, 0)
-    assert torch.equal(samples, flow_samples(glow, 3, 0))
-    assert not torch.equal(samples, flow_samples(glow, 3, 1))
-    assert ((samples > 0) & (samples < 1)).all()
-    assert not samples.requires_grad  # with the networks' activations, 2,000 of MNIST's size take gigabytes
-
-
-def test_a_pixel_of_a_level_that_the_density_is_steep_at_may_move_less(tiny_glow_file, digits):
-    glow, images = load_glow(tiny_glow_file), digits.train[:16]
-    widths = pixel_widths(glow, images)
-    assert widths.shape == (digits.levels,)
-    v = dequantised(glow, images, range(16)).requires_grad_()
-    slope = torch.autograd.grad((glow.log_prob(v) + (v * (1 - v)).log().flatten(1).sum(1)).sum(), v)[0] * v * (1 - v)
-    background = slope[images == 0].square()
-    torch.testing.assert_close(widths[0], ((background.sum() + 1) / (len(background) + 1)).rsqrt())
-
-
-def test_the_neighbour_start_is_a_training_image_that_fits_the_known_pixels(tiny_glow_file, digits):
-    truth = digits.train[:3]  # their own nearest neighbours
-    mask = inpaint.masks_for("noise:0.5", 3, digits.shape, 0)
-    (start,) = make_starts(["neighbour"], load_glow(tiny_glow_file), digits.train, torch.where(mask, 0, truth), mask, [0, 1, 2])
-    assert torch.equal((start * 17).floor().to(torch.uint8), truth)
 
 
 # ---------------------------------------------------------------- classifier.py
