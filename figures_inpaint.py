@@ -93,6 +93,9 @@ def calibration_figure(ranks: dict[str, Tensor]) -> Figure:
         marks = [inside(values, c).float().mean().item() for c in COVERAGES]
         last.plot(COVERAGES, marks, "o", markersize=3, color=line.get_color())
     panels[0].set_ylabel("density (dashed: calibrated)")
+    highest = max(panel.get_ylim()[1] for panel in panels)
+    for panel in panels:
+        panel.set_ylim(0, highest)
     last.set(title="intervals", xlabel="promised", ylabel="covered", xlim=(0, 1), ylim=(0, 1))
     last.title.set_fontsize(9)
     last.legend(fontsize=6)
