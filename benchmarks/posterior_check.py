@@ -6,8 +6,10 @@ fills held-out training images three ways: with `posterior_fill`; with plain HMC
 with posterior.py) from the nearest training images; and with the same from the truth. Were the model right, the truth would be one draw
 from the posterior, and a chain from there in equilibrium from its first move on: its log p is where the others' should settle.
 
+And does it matter where in their grey levels' bins the known pixels lie? Each run draws that anew; here, beside it, once for all runs.
+
 Writes   benchmarks/results/posterior_check.json
-Takes    about five minutes on 2 CPU cores
+Takes    about ten minutes on 2 CPU cores
 """
 
 import json
@@ -25,7 +27,7 @@ from fills import dequantised, neighbours, posterior_fill
 from glow import Glow, default_checkpoint, load_glow, precision_for, quantise
 from images import load_images
 from inpaint import masks_for
-from scores import hole_psnr
+from scores import crps, hole_psnr, inside, ranks
 
 MASKS = ("square:14", "noise:0.5")
 CHAINS = 4  # from neighbours; one from the truth
@@ -102,11 +104,30 @@ def compare(spec: str, glow: Glow, images, count: int, moves: int) -> dict:
     }
 
 
+def compare_positions(spec: str, glow: Glow, images, count: int) -> dict:
+    """The fills of `count` images where each run draws the known pixels' position in their bins, and where one draw serves all runs."""
+    truth, seeds = images.held_out[:count], list(range(count))
+    mask = torch.cat([masks_for(spec, 1, images.shape, 20_000 + seed) for seed in seeds])
+    masked, grey = torch.where(mask, 0, truth), truth / 255
+    rows = {}
+    for name, known in (("each run its own", None), ("one for all runs", dequantised(glow, masked, seeds))):
+        found = posterior_fill(glow, images.train, masked, mask, seeds, known=known)
+        samples = found["samples"].transpose(0, 1) / 255
+        rank = ranks(found["v"].transpose(0, 1), dequantised(glow, truth, seeds), torch.Generator().manual_seed(0))
+        rows[name] = {
+            "mean_hole_psnr": hole_psnr(samples.mean(0), grey, mask),
+            "crps": crps(samples, grey, mask).mean().item(),
+            "coverage_90": inside(rank, 0.9)[mask].float().mean().item(),
+        }
+    return rows
+
+
 @one_line_errors()
 def main(argv=None) -> None:
     parser = Parser(__doc__)
     parser.add_argument("--data-dir", type=Path, default=ROOT / "data", help="where MNIST lies (default data/)")
     parser.add_argument("--images", type=number(int, 1), default=4, help="held-out images a mask (default %(default)s)")
+    parser.add_argument("--position-images", type=number(int, 1), default=32, help="for the known pixels' positions (default %(default)s)")
     parser.add_argument("--moves", type=number(int, 2), default=200, help="of each chain, 8 gradients each (default %(default)s)")
     parser.add_argument(
         "--output", type=Path, metavar="FILE", default=ROOT / "benchmarks/results/posterior_check.json", help="default %(default)s"
@@ -117,11 +138,15 @@ def main(argv=None) -> None:
     glow = load_glow(default_checkpoint("mnist")).set_precision(precision_for("auto", device)).requires_grad_(False)
     with torch.no_grad():
         results = {spec: compare(spec, glow, images, args.images, args.moves) for spec in MASKS}
-    about = provenance(["python", "benchmarks/posterior_check.py", "--images", str(args.images), "--moves", str(args.moves)], device)
-    write_atomically(args.output, lambda file: file.write_text(json.dumps({"about": about, "results": results}, indent=1) + "\n"))
-    for spec, rows in results.items():
-        for name, row in rows.items():
-            print(f"{spec:11} {name:22} " + "   ".join(f"{key} {value:.1f}" for key, value in row.items()))
+        positions = {spec: compare_positions(spec, glow, images, args.position_images) for spec in MASKS}
+    flags = {"--images": args.images, "--moves": args.moves, "--position-images": args.position_images}
+    about = provenance(["python", "benchmarks/posterior_check.py", *(str(word) for flag in flags.items() for word in flag)], device)
+    content = {"about": about, "results": results, "positions": positions}
+    write_atomically(args.output, lambda file: file.write_text(json.dumps(content, indent=1) + "\n"))
+    for part in (results, positions):
+        for spec, rows in part.items():
+            for name, row in rows.items():
+                print(f"{spec:11} {name:22} " + "   ".join(f"{key} {value:.3f}" for key, value in row.items()))
 
 
 if __name__ == "__main__":

@@ -136,6 +136,16 @@ def posterior_check_table() -> str:
     )
 
 
+def positions_table() -> str:
+    """The posterior's samples where each run draws the known pixels' position in their bins, and where one draw serves all."""
+    rows = [
+        [mask, name, f"{row['mean_hole_psnr']:.2f} dB", f"{row['crps']:.4f}", f"{row['coverage_90']:.1%}"]
+        for mask, found in load("posterior_check")["positions"].items()
+        for name, row in found.items()
+    ]
+    return table(["mask", "known pixels' position in their bins", "hole PSNR of the mean", "CRPS", "90 % interval"], rows)
+
+
 def moons_table() -> str:
     """Ours and the peers at equal CPU time: the median over the seeds, and the range of the KL divergence; below it, on what."""
     moons = load("moons")
@@ -225,6 +235,7 @@ TABLES = {
     "inpainting_accuracy": inpainting_accuracy_table,
     "inpainting_sampler": inpainting_sampler_table,
     "posterior_check": posterior_check_table,
+    "positions": positions_table,
     "moons": moons_table,
     "steps": steps_table,
 }
