@@ -92,6 +92,11 @@ def fill(
     return found
 
 
+def own_truth(glow: Glow, n: int, seed: int) -> Tensor:
+    """n samples of the flow to cut holes into, v in (0, 1), from another seed than the bank's and than that of the start "sample"."""
+    return flow_samples(glow, n, 10_000 + seed)
+
+
 def references(glow: Glow, bank: Tensor) -> dict:
     """What `fill` compares with: the typical log p of the bank's images, and the classifier of such images, if there is one."""
     file, device = default_classifier(glow.metrics.get("data", "")), next(glow.parameters()).device
@@ -177,7 +182,7 @@ def fill_data_set(args, group: Processes) -> None:
         bank, truth, v = images.train, images.test[: args.count][part], None
     else:
         bank = quantise(flow_samples(glow, 2000, args.seed + 1), glow.levels)
-        v = flow_samples(glow, args.count, args.seed)[part]
+        v = own_truth(glow, args.count, args.seed)[part]
         truth = quantise(v, glow.levels)
     specs = args.mask or [f"square:{glow.shape[1] // 2}", "noise:0.5"]
     masks = {spec: masks_for(spec, args.count, glow.shape, args.seed)[part] for spec in specs}

@@ -2,6 +2,7 @@ import torch
 
 from fills import dequantised, flow_samples, make_starts, pixel_widths
 from glow import load_glow
+from inpaint import own_truth
 from inpainting import noise_masks
 
 
@@ -29,3 +30,12 @@ def test_the_neighbour_start_is_a_training_image_that_fits_the_known_pixels(tiny
     mask = noise_masks(3, 8, 8, 0.5)
     (start,) = make_starts(["neighbour"], load_glow(tiny_glow_file), digits.train, torch.where(mask, 0, truth), mask, [0, 1, 2])
     assert torch.equal((start * 17).floor().to(torch.uint8), truth)
+
+
+def test_holes_in_the_flows_own_samples_are_not_filled_from_the_truth(tiny_glow_file):
+    """Latents of one seed begin alike, however many are drawn: the start "sample" once had the truth's, and saw what lay under the hole."""
+    glow = load_glow(tiny_glow_file)
+    truth = own_truth(glow, 7, 0)
+    for pool in (flow_samples(glow, 250, 0), flow_samples(glow, 2000, 1)):  # the start's, and the bank
+        same, others = (truth - pool[:7]).abs().mean(), (truth[:, None] - pool[100:200]).abs().mean()
+        assert same > 0.75 * others
