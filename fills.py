@@ -38,6 +38,19 @@ def flow_samples(glow: Glow, n: int, seed: int) -> Tensor:
     return torch.cat(parts).clamp(1e-6, 1 - 1e-6).cpu()
 
 
+def flow_bank(glow: Glow, n: int, seed: int) -> Tensor:
+    """n samples of the flow as grey levels, uint8 (n, 1, H, W), to find neighbours in where there are no training images."""
+    return quantise(flow_samples(glow, n, seed + 1), glow.levels)
+
+
+def flow_truth(glow: Glow, n: int, seed: int) -> Tensor:
+    """n samples of the flow to cut holes into, v in (0, 1), (n, 1, H, W).
+
+    Not of the same seed as `flow_bank` nor as the start "sample": the latents of one seed begin alike, however many are drawn.
+    """
+    return flow_samples(glow, n, 10_000 + seed)
+
+
 def neighbours(masked: Tensor, mask: Tensor, bank: Tensor, k: int) -> Tensor:
     """The k images of the bank nearest to each, (k, B, 1, H, W), those known pixels counting most that the hole is near."""
     near = nn.functional.avg_pool2d(mask.float(), 7, stride=1, padding=3, count_include_pad=False)  # share missing among 7x7

@@ -36,7 +36,7 @@ from torch import Tensor
 from classifier import Classifier, default_classifier, load_classifier
 from common import Parser, UserError, number, one_line_errors, require_writable, save_figure, write_atomically, write_metrics
 from figures_inpaint import digits_in_words, inpainting_figure
-from fills import POSTERIOR, STARTS, dequantised, flow_samples, map_fill, posterior_fill, typical_log_prob
+from fills import POSTERIOR, STARTS, dequantised, flow_bank, flow_truth, map_fill, posterior_fill, typical_log_prob
 from glow import PRECISIONS, Glow, default_checkpoint, load_glow, precision_for, quantise
 from images import TITLES, add_dataset_flags, load_images
 from inpainting import describe_mask, make_masks
@@ -90,11 +90,6 @@ def fill(
         device = next(glow.parameters()).device
         found["digits"] = torch.stack([judge.classify(samples.to(device)).mean(0).cpu() for samples in found["samples"]])
     return found
-
-
-def own_truth(glow: Glow, n: int, seed: int) -> Tensor:
-    """n samples of the flow to cut holes into, v in (0, 1), from another seed than the bank's and than that of the start "sample"."""
-    return flow_samples(glow, n, 10_000 + seed)
 
 
 def references(glow: Glow, bank: Tensor) -> dict:
@@ -181,8 +176,8 @@ def fill_data_set(args, group: Processes) -> None:
     if images:
         bank, truth, v = images.train, images.test[: args.count][part], None
     else:
-        bank = quantise(flow_samples(glow, 2000, args.seed + 1), glow.levels)
-        v = own_truth(glow, args.count, args.seed)[part]
+        bank = flow_bank(glow, 2000, args.seed)
+        v = flow_truth(glow, args.count, args.seed)[part]
         truth = quantise(v, glow.levels)
     specs = args.mask or [f"square:{glow.shape[1] // 2}", "noise:0.5"]
     masks = {spec: masks_for(spec, args.count, glow.shape, args.seed)[part] for spec in specs}
@@ -262,7 +257,7 @@ def bank_for(name: str, glow: Glow, args) -> Tensor:
             return images.train
     except UserError:
         pass
-    return quantise(flow_samples(glow, 2000, args.seed + 1), glow.levels)
+    return flow_bank(glow, 2000, args.seed)
 
 
 def write_fill(picture: Picture, found: dict[str, Tensor], levels: int, args, samples: int = 8) -> dict:

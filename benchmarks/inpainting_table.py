@@ -37,7 +37,7 @@ from benchmarks.baselines import Mixture, UNet, biharmonic, nearest_mean, opencv
 from classifier import default_classifier, load_classifier
 from common import ROOT, Parser, number, one_line_errors, provenance, save_figure, write_atomically
 from figures_inpaint import calibration_figure
-from fills import POSTERIOR, STARTS, dequantised, flow_samples, map_fill, posterior_fill
+from fills import POSTERIOR, STARTS, dequantised, flow_bank, flow_truth, map_fill, posterior_fill
 from glow import default_checkpoint, load_glow, precision_for, quantise
 from images import Images, load_images
 from inpaint import masks_for
@@ -73,7 +73,7 @@ class Methods:
     @cached_property
     def flow_bank(self) -> Tensor:
         """The flow's own samples, for holes in others of them."""
-        return quantise(flow_samples(self.glow, 10_000, 1), self.glow.levels)
+        return flow_bank(self.glow, 10_000, 0)
 
     def simple(self, masked: Tensor, mask: Tensor, spec: str) -> dict[str, tuple]:
         """Name -> (fill, seconds) or (fill, seconds, samples); those that need no flow."""
@@ -190,11 +190,11 @@ def diagnostics(posterior: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def calibrate(spec: str, first: int, images: Images, methods: Methods) -> dict:
     """One chunk of the flow's own samples: ranks of the truth, of each missing pixel and of the hole's ink."""
-    glow, seeds, bank = methods.glow, list(range(first, first + CHUNK)), methods.flow_bank
-    truth = flow_samples(glow, CHUNK, 10_000 + first)
+    glow, seeds = methods.glow, list(range(first, first + CHUNK))
+    truth = flow_truth(glow, CHUNK, first)
     mask = torch.cat([masks_for(spec, 1, images.shape, 10_000 + seed) for seed in seeds])
     masked = torch.where(mask, 0, quantise(truth, glow.levels))
-    posterior = posterior_fill(glow, bank, masked, mask, seeds, known=torch.where(mask, 0.5, truth))
+    posterior = posterior_fill(glow, methods.flow_bank, masked, mask, seeds, known=torch.where(mask, 0.5, truth))
     v = posterior["v"].transpose(0, 1)
     generator = torch.Generator().manual_seed(first)
     ink = ranks((v * mask).flatten(2).sum(2), (truth * mask).flatten(1).sum(1), generator)

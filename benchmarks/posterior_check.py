@@ -71,11 +71,16 @@ def plain_hmc(glow: Glow, start: Tensor, mask: Tensor, moves: int, leapfrog: int
     return torch.stack(kept), torch.stack([glow.log_prob(v) for v in kept])
 
 
-def compare(spec: str, glow: Glow, images, count: int, moves: int) -> dict:
-    """The three ways' means and log-densities over `count` images under one kind of mask."""
+def held_out_holes(spec: str, images, count: int) -> tuple[Tensor, Tensor, Tensor, list[int]]:
+    """The first `count` held-out images, one hole in each, the images with what is missing set to 0, and their seeds."""
     truth, seeds = images.held_out[:count], list(range(count))
     mask = torch.cat([masks_for(spec, 1, images.shape, 20_000 + seed) for seed in seeds])
-    masked = torch.where(mask, 0, truth)
+    return truth, mask, torch.where(mask, 0, truth), seeds
+
+
+def compare(spec: str, glow: Glow, images, count: int, moves: int) -> dict:
+    """The three ways' means and log-densities over `count` images under one kind of mask."""
+    truth, mask, masked, seeds = held_out_holes(spec, images, count)
     v = dequantised(glow, truth, seeds)
     start = time.perf_counter()
     ours = posterior_fill(glow, images.train, masked, mask, seeds, known=torch.where(mask, 0.5, v))
@@ -106,14 +111,12 @@ def compare(spec: str, glow: Glow, images, count: int, moves: int) -> dict:
 
 def compare_positions(spec: str, glow: Glow, images, count: int) -> dict:
     """The fills of `count` images where each run draws the known pixels' position in their bins, and where one draw serves all runs."""
-    truth, seeds = images.held_out[:count], list(range(count))
-    mask = torch.cat([masks_for(spec, 1, images.shape, 20_000 + seed) for seed in seeds])
-    masked, grey = torch.where(mask, 0, truth), truth / 255
-    rows = {}
+    truth, mask, masked, seeds = held_out_holes(spec, images, count)
+    v, grey, rows = dequantised(glow, truth, seeds), truth / 255, {}
     for name, known in (("each run its own", None), ("one for all runs", dequantised(glow, masked, seeds))):
         found = posterior_fill(glow, images.train, masked, mask, seeds, known=known)
         samples = found["samples"].transpose(0, 1) / 255
-        rank = ranks(found["v"].transpose(0, 1), dequantised(glow, truth, seeds), torch.Generator().manual_seed(0))
+        rank = ranks(found["v"].transpose(0, 1), v, torch.Generator().manual_seed(0))
         rows[name] = {
             "mean_hole_psnr": hole_psnr(samples.mean(0), grey, mask),
             "crps": crps(samples, grey, mask).mean().item(),

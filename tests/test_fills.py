@@ -1,8 +1,7 @@
 import torch
 
-from fills import dequantised, flow_samples, make_starts, pixel_widths
+from fills import dequantised, flow_bank, flow_samples, flow_truth, make_starts, pixel_widths
 from glow import load_glow
-from inpaint import own_truth
 from inpainting import noise_masks
 
 
@@ -35,7 +34,8 @@ def test_the_neighbour_start_is_a_training_image_that_fits_the_known_pixels(tiny
 def test_holes_in_the_flows_own_samples_are_not_filled_from_the_truth(tiny_glow_file):
     """Latents of one seed begin alike, however many are drawn: the start "sample" once had the truth's, and saw what lay under the hole."""
     glow = load_glow(tiny_glow_file)
-    truth = own_truth(glow, 7, 0)
-    for pool in (flow_samples(glow, 250, 0), flow_samples(glow, 2000, 1)):  # the start's, and the bank
+    truth = flow_truth(glow, 7, 0)
+    bank = (flow_bank(glow, 2000, 0) + 0.5) / glow.levels
+    for pool in (flow_samples(glow, 250, 0), bank):  # the former is the start's
         same, others = (truth - pool[:7]).abs().mean(), (truth[:, None] - pool[100:200]).abs().mean()
         assert same > 0.75 * others
