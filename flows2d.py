@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from common import load_model, save_checkpoint
+from flowlib.files import load_model, save_checkpoint
 
 REACH = 10.0  # a coupling's network sees its input cut off at ±REACH, so that its outputs are bounded; data is standardised, to about ±3
 

@@ -33,16 +33,17 @@ from zlib import crc32
 import torch
 from torch import Tensor
 
-from classifier import Classifier, default_classifier, load_classifier
-from common import Parser, UserError, number, one_line_errors, require_writable, save_figure, write_atomically, write_metrics
-from figures_inpaint import digits_in_words, inpainting_figure
-from fills import POSTERIOR, STARTS, dequantised, flow_bank, flow_truth, map_fill, posterior_fill, typical_log_prob
-from glow import PRECISIONS, Glow, default_checkpoint, load_glow, precision_for, quantise
-from images import TITLES, add_dataset_flags, load_images
-from inpainting import describe_mask, make_masks
-from pictures import INKS, POLARITIES, Picture, find_pictures, read_picture, save_grey
-from scores import CONVERGED, evaluate, print_figures, ranks, warn
-from training import Processes, processes
+from flowlib.cli import Parser, number, one_line_errors
+from flowlib.distributed import Processes, processes
+from flowlib.files import UserError, require_writable, save_figure, write_atomically, write_metrics
+from flowlib.images.classifier import Classifier, default_classifier, load_classifier
+from flowlib.images.datasets import TITLES, add_dataset_flags, load_images
+from flowlib.images.glow import PRECISIONS, Glow, default_checkpoint, load_glow, precision_for, quantise
+from flowlib.images.user_images import INKS, POLARITIES, Picture, find_pictures, read_picture, save_grey
+from flowlib.inpainting.inpainter import POSTERIOR, STARTS, dequantised, flow_bank, flow_truth, map_fill, posterior_fill, typical_log_prob
+from flowlib.inpainting.masks import describe_mask, make_masks
+from flowlib.inpainting.scores import CONVERGED, evaluate, print_figures, ranks, warn
+from flowlib.plots.inpainting import digits_in_words, inpainting_figure
 
 # ---------------------------------------------------------------- data
 

@@ -25,21 +25,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from common import Parser, UserError, hardware, number, one_line_errors, require_writable, save_figure, write_atomically, write_metrics
-from figures_glow import interpolation_figure, sample_figure
-from glow import PRECISIONS, Glow, default_checkpoint, load_glow, precision_for, save_glow
-from images import Images, add_dataset_flags, load_images
-from training import (
-    Processes,
-    TrainingState,
-    batches,
-    generator_for,
-    load_resume,
-    processes,
-    resume_path,
-    save_resume,
-    stop_requests,
-)
+from flowlib.cli import Parser, number, one_line_errors
+from flowlib.distributed import Processes, processes
+from flowlib.files import UserError, hardware, require_writable, save_figure, write_atomically, write_metrics
+from flowlib.images.datasets import Images, add_dataset_flags, load_images
+from flowlib.images.glow import PRECISIONS, Glow, default_checkpoint, load_glow, precision_for, save_glow
+from flowlib.plots.glow import interpolation_figure, sample_figure
+from flowlib.training import TrainingState, batches, generator_for, load_resume, resume_path, save_resume, stop_requests
 
 STEPS = {"mnist": 13_500, "fashion": 13_500, "digits": 500}  # the 1,257 digits are overfitted after that
 PATIENCE = 20  # non-finite steps in a row before training stops

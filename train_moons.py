@@ -31,11 +31,13 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from common import ROOT, Parser, UserError, number, one_line_errors, require_writable, save_figure, write_metrics
-from figures2d import TITLES, conditional_figure, density_figure, error_figure, layers_figure, loss_figure
+from flowlib.cli import Parser, number, one_line_errors
+from flowlib.files import ROOT, UserError, require_writable, save_figure, write_metrics
+from flowlib.grids import mode_around, modes, normalised
+from flowlib.inpainting.map_estimate import map_inpaint
+from flowlib.plots.moons import TITLES, conditional_figure, density_figure, error_figure, layers_figure, loss_figure
+from flowlib.toy2d import SHAPES, Checkerboard, NoisyCurves, read_points
 from flows2d import Flow, InvertibleLinear, permutation_flow, realnvp, save_flow
-from inpainting import map_inpaint
-from toy2d import SHAPES, Checkerboard, NoisyCurves, mode_around, modes, normalised, read_points
 
 ARCHITECTURES = {"realnvp": realnvp, "permutation": permutation_flow}
 

@@ -16,7 +16,8 @@ from sklearn.mixture import GaussianMixture
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from inpainting import make_masks, nearest_neighbours
+from flowlib.inpainting.map_estimate import nearest_neighbours
+from flowlib.inpainting.masks import make_masks
 
 # ---------------------------------------------------------------- without a model
 

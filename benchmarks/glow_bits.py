@@ -24,20 +24,12 @@ from matplotlib.figure import Figure
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a script's own folder is on the path, the modules lie one above
 import train_glow_mnist
 from benchmarks.stock_glow import StockGlow
-from common import (
-    ROOT,
-    Parser,
-    UserError,
-    load_checkpoint,
-    one_line_errors,
-    provenance,
-    save_figure,
-    write_atomically,
-    write_metrics,
-)
-from glow import default_checkpoint
-from images import load_images
-from training import TrainingState, generator_for, processes, resume_path
+from flowlib.cli import Parser, one_line_errors
+from flowlib.distributed import processes
+from flowlib.files import ROOT, UserError, load_checkpoint, provenance, save_figure, write_atomically, write_metrics
+from flowlib.images.datasets import load_images
+from flowlib.images.glow import default_checkpoint
+from flowlib.training import TrainingState, generator_for, resume_path
 
 FOLDER = ROOT / "benchmarks/runs"
 RUNS = {  # name: the script's flags

@@ -24,8 +24,9 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a script's own folder is on the path, the modules lie one above
 from benchmarks.stock_glow import StockGlow
-from common import ROOT, Parser, number, one_line_errors, provenance, write_atomically
-from glow import Glow, precision_for
+from flowlib.cli import Parser, number, one_line_errors
+from flowlib.files import ROOT, provenance, write_atomically
+from flowlib.images.glow import Glow, precision_for
 
 SHAPE, LEVELS = (1, 28, 28), 256
 MODELS = {"normflows, as it comes": (StockGlow, "fp32"), "ours, fp32": (Glow, "fp32"), "ours, bf16": (Glow, "bf16")}

@@ -34,15 +34,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a script's ow
 import cv2
 
 from benchmarks.baselines import Mixture, UNet, biharmonic, nearest_mean, opencv, train_unet
-from classifier import default_classifier, load_classifier
-from common import ROOT, Parser, number, one_line_errors, provenance, save_figure, write_atomically
-from figures_inpaint import calibration_figure
-from fills import POSTERIOR, STARTS, dequantised, flow_bank, flow_truth, map_fill, posterior_fill
-from glow import default_checkpoint, load_glow, precision_for, quantise
-from images import Images, load_images
+from flowlib.cli import Parser, number, one_line_errors
+from flowlib.distributed import processes
+from flowlib.files import ROOT, provenance, save_figure, write_atomically
+from flowlib.images.classifier import default_classifier, load_classifier
+from flowlib.images.datasets import Images, load_images
+from flowlib.images.glow import default_checkpoint, load_glow, precision_for, quantise
+from flowlib.inpainting.inpainter import POSTERIOR, STARTS, dequantised, flow_bank, flow_truth, map_fill, posterior_fill
+from flowlib.inpainting.scores import CONVERGED, COVERAGES, crps, energy_score, hole_mse, inside, psnr, ranks
+from flowlib.plots.inpainting import calibration_figure
 from inpaint import masks_for
-from scores import CONVERGED, COVERAGES, crps, energy_score, hole_mse, inside, psnr, ranks
-from training import processes
 
 FOLDER = ROOT / "benchmarks/runs/inpainting"
 MASKS = [

@@ -29,9 +29,11 @@ import torch
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a script's own folder is on the path, the modules lie one above
-from common import ROOT, Parser, UserError, number, one_line_errors, provenance, versions, write_atomically
+from flowlib.cli import Parser, number, one_line_errors
+from flowlib.files import ROOT, UserError, provenance, versions, write_atomically
+from flowlib.grids import grid
+from flowlib.toy2d import TwoMoons
 from flows2d import Standardise, permutation_flow, realnvp
-from toy2d import TwoMoons, grid
 from train_moons import as_one_vector
 
 LAYERS, HIDDEN, BATCH, WARM_UP = 12, 64, 512, 0.02

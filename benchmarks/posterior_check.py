@@ -22,12 +22,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a script's own folder is on the path, the modules lie one above
-from common import ROOT, Parser, number, one_line_errors, provenance, write_atomically
-from fills import dequantised, neighbours, posterior_fill
-from glow import Glow, default_checkpoint, load_glow, precision_for, quantise
-from images import load_images
+from flowlib.cli import Parser, number, one_line_errors
+from flowlib.files import ROOT, provenance, write_atomically
+from flowlib.images.datasets import load_images
+from flowlib.images.glow import Glow, default_checkpoint, load_glow, precision_for, quantise
+from flowlib.inpainting.inpainter import dequantised, neighbours, posterior_fill
+from flowlib.inpainting.scores import crps, hole_psnr, inside, ranks
 from inpaint import masks_for
-from scores import crps, hole_psnr, inside, ranks
 
 MASKS = ("square:14", "noise:0.5")
 CHAINS = 4  # from neighbours; one from the truth

@@ -6,7 +6,7 @@ import normflows as nf
 import torch
 from torch import Tensor, nn
 
-from glow import Dequantiser
+from flowlib.images.glow import Dequantiser
 
 
 class StockGlow(nn.Module):

@@ -16,8 +16,9 @@ from pathlib import Path
 from statistics import median
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a script's own folder is on the path, the modules lie one above
-from common import ROOT, UserError, one_line_errors, write_atomically
-from figures2d import TITLES
+from flowlib.cli import one_line_errors
+from flowlib.files import ROOT, UserError, write_atomically
+from flowlib.plots.moons import TITLES
 
 RESULTS = ROOT / "benchmarks/results"
 MARKED = re.compile(r"(<!-- table (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)

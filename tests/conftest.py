@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from glow import Glow, save_glow
-from images import load_images
+from flowlib.images.datasets import load_images
+from flowlib.images.glow import Glow, save_glow
 
 
 @pytest.fixture(autouse=True)

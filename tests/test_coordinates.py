@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from coordinates import Streams, Target, frozen, log_jacobian, to_x, to_y, value_and_gradient
+from flowlib.inpainting.density import Streams, Target, frozen, log_jacobian, to_x, to_y, value_and_gradient
 
 
 def density(x):

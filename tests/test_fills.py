@@ -1,8 +1,8 @@
 import torch
 
-from fills import dequantised, flow_bank, flow_samples, flow_truth, make_starts, pixel_widths
-from glow import load_glow
-from inpainting import noise_masks
+from flowlib.images.glow import load_glow
+from flowlib.inpainting.inpainter import dequantised, flow_bank, flow_samples, flow_truth, make_starts, pixel_widths
+from flowlib.inpainting.masks import noise_masks
 
 
 def test_the_flows_samples_follow_their_seed_and_hold_no_graph(tiny_glow_file):

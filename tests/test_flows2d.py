@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common import UserError
+from flowlib.files import UserError
 from flows2d import (
     AffineCoupling,
     Flow,

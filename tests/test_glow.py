@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from glow import ConvNet, Dequantiser, Glow, load_glow, precision_for, quantise, save_glow, spline
+from flowlib.images.glow import ConvNet, Dequantiser, Glow, load_glow, precision_for, quantise, save_glow, spline
 
 
 def small_glow(shape=(1, 8, 8), levels=17, seed=0) -> Glow:

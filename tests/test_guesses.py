@@ -3,10 +3,10 @@ import math
 import pytest
 import torch
 
-from coordinates import Streams
+from flowlib.inpainting.density import Streams
+from flowlib.inpainting.initial_fills import improve_guesses, random_boxes
+from flowlib.inpainting.masks import noise_masks
 from flows2d import realnvp
-from guesses import improve_guesses, random_boxes
-from inpainting import noise_masks
 
 BRIGHT = torch.tensor([[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 1], [0, 0, 1, 1]])[None]
 

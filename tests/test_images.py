@@ -3,9 +3,9 @@ import math
 import pytest
 from torchvision.datasets import MNIST, FashionMNIST
 
-import images as images_module
-from common import UserError
-from images import load_images
+from flowlib.files import UserError
+from flowlib.images import datasets as images_module
+from flowlib.images.datasets import load_images
 
 
 def test_the_digits_are_split_without_overlap(digits):

@@ -3,16 +3,10 @@ import math
 import pytest
 import torch
 
-from coordinates import frozen
+from flowlib.inpainting.density import frozen
+from flowlib.inpainting.map_estimate import map_inpaint, nearest_neighbours
+from flowlib.inpainting.masks import half_masks, make_masks, noise_masks, square_masks
 from flows2d import realnvp
-from inpainting import (
-    half_masks,
-    make_masks,
-    map_inpaint,
-    nearest_neighbours,
-    noise_masks,
-    square_masks,
-)
 
 
 def gaussian(dim=4):

@@ -3,8 +3,8 @@ import pytest
 import torch
 from PIL import Image
 
-from common import UserError
-from pictures import find_pictures, read_picture
+from flowlib.files import UserError
+from flowlib.images.user_images import find_pictures, read_picture
 
 SHAPE, LEVELS = (1, 28, 28), 256
 

@@ -3,9 +3,9 @@ import math
 import pytest
 import torch
 
+from flowlib.inpainting.hmc import next_temperature, posterior_inpaint, split_r_hat
+from flowlib.inpainting.masks import noise_masks
 from flows2d import realnvp
-from inpainting import noise_masks
-from posterior import next_temperature, posterior_inpaint, split_r_hat
 
 OPTIONS = dict(runs=4, particles=8, leapfrog=4, conditional_ess=0.9, settle=10, keep=10)
 

@@ -5,20 +5,18 @@ import shlex
 
 import pytest
 
-import classifier
 import inpaint
 import train_glow_mnist
 import train_moons
 from benchmarks import inpainting_table, moons_peers
 from benchmarks.tables import MARKED, with_tables
-from common import ROOT
+from flowlib.files import ROOT
 
 README = (ROOT / "README.md").read_text()
 SCRIPTS = {
     "train_moons.py": train_moons,
     "train_glow_mnist.py": train_glow_mnist,
     "inpaint.py": inpaint,
-    "classifier.py": classifier,
     "benchmarks/inpainting_table.py": inpainting_table,
     "benchmarks/moons_peers.py": moons_peers,
 }

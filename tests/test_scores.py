@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from scores import crps, energy_score, hole_mse, hole_psnr, ink_ratio, ranks
+from flowlib.inpainting.scores import crps, energy_score, hole_mse, hole_psnr, ink_ratio, ranks
 
 
 def test_scores_are_those_of_all_pairs_and_ranks_are_uniform_for_one_more_draw():

@@ -14,16 +14,16 @@ import torch
 from PIL import Image
 from torchvision.datasets import MNIST
 
-import classifier
 import inpaint
 import train_glow_mnist
 import train_moons
-from common import ROOT
-from fills import STARTS
+from flowlib.files import ROOT
+from flowlib.grids import grid, mode_around, modes, normalised
+from flowlib.images import classifier
+from flowlib.images.glow import Glow, load_glow
+from flowlib.inpainting.inpainter import STARTS
+from flowlib.training import TrainingState
 from flows2d import Flow, Standardise, load_flow, realnvp, save_flow
-from glow import Glow, load_glow
-from toy2d import grid, mode_around, modes, normalised
-from training import TrainingState
 
 QUICK_MOONS = ["--epochs", 2, "--steps-per-epoch", 3, "--layers", 2, "--hidden", 8]
 QUICK_GLOW = ["--dataset", "digits", "--steps", 3, "--blocks", 1, "--hidden", 8, "--batch", 8]
@@ -521,7 +521,7 @@ def test_ctrl_c_leaves_no_traceback(monkeypatch, capsys):
     assert capsys.readouterr().err == "interrupted\n"
 
 
-@pytest.mark.parametrize("script", ["train_moons.py", "train_glow_mnist.py", "inpaint.py", "classifier.py"])
+@pytest.mark.parametrize("script", ["train_moons.py", "train_glow_mnist.py", "inpaint.py"])
 def test_help_prints_the_docstring_and_a_script_starts_from_any_folder(script, tmp_path):
     done = subprocess.run([sys.executable, ROOT / script, "--help"], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert f"python {script}" in done.stdout

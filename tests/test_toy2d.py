@@ -4,7 +4,8 @@ import pytest
 import torch
 from sklearn.datasets import make_moons
 
-from toy2d import SHAPES, Checkerboard, TwoMoons, grid
+from flowlib.grids import grid
+from flowlib.toy2d import SHAPES, Checkerboard, TwoMoons
 
 
 @pytest.mark.parametrize(("noise", "entropy"), [(0.05, 0.2892), (0.08, 0.7754), (0.1, 1.0076)])

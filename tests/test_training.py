@@ -7,17 +7,18 @@ import pytest
 import torch
 from torch import nn
 
-from common import ROOT, UserError
-from training import TrainingState, batches, generator_for, load_resume, save_resume
+from flowlib.files import ROOT, UserError
+from flowlib.training import TrainingState, batches, generator_for, load_resume, save_resume
 
 TWO_PROCESSES = """
 import sys
 import torch
 sys.path.insert(0, sys.argv[1])
-from glow import Glow
-from images import load_images
+from flowlib.images.glow import Glow
+from flowlib.images.datasets import load_images
 from train_glow_mnist import train
-from training import TrainingState, generator_for, processes
+from flowlib.distributed import processes
+from flowlib.training import generator_for, TrainingState
 
 images = load_images("digits")
 with processes(torch.device("cpu")) as group:

@@ -1,6 +1,6 @@
 """Trains a small convolutional network that tells digits apart: the judge of what a filled hole has become.
 
-    python classifier.py
+    python -m flowlib.images.classifier
 
 It sees nothing of any flow. inpaint.py asks it which digits the samples of a hole are, benchmarks/inpainting_table.py whether a filled
 image is still the digit that it was.
@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from common import ROOT, Parser, load_model, number, one_line_errors, save_checkpoint, write_metrics
-from images import Images, add_dataset_flags, load_images
-from training import batches, generator_for
+from flowlib.cli import Parser, number, one_line_errors
+from flowlib.files import ROOT, load_model, save_checkpoint, write_metrics
+from flowlib.images.datasets import Images, add_dataset_flags, load_images
+from flowlib.training import batches, generator_for
 
 EPOCHS = {"mnist": 6, "fashion": 6, "digits": 60}
 
@@ -100,7 +101,7 @@ def default_classifier(dataset: str) -> Path:
 def load_classifier(path: Path, device: str | torch.device = "cpu") -> Classifier:
     """Rebuilds a classifier; raises UserError if the file is missing, damaged or something else."""
     model, _ = load_model(
-        Path(path), "classifier", lambda checkpoint: Classifier(**checkpoint["config"]), "`python classifier.py` makes it"
+        Path(path), "classifier", lambda checkpoint: Classifier(**checkpoint["config"]), "`python -m flowlib.images.classifier` makes it"
     )
     return model.to(device).eval()
 

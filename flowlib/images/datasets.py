@@ -9,7 +9,8 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 from torchvision.datasets import MNIST, FashionMNIST
 
-from common import ROOT, Parser, UserError
+from flowlib.cli import Parser
+from flowlib.files import ROOT, UserError
 
 DATASETS = ("auto", "mnist", "fashion", "digits")
 TITLES = {"mnist": "MNIST", "fashion": "FashionMNIST", "digits": "scikit-learn's 8x8 digits"}

@@ -5,7 +5,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from scores import COVERAGES, inside
+from flowlib.inpainting.scores import COVERAGES, inside
 
 HOLE_COLOUR = (1.0, 0.55, 0.1)
 

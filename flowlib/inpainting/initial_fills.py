@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from coordinates import Streams, Target, frozen, to_x, to_y
+from flowlib.inpainting.density import Streams, Target, frozen, to_x, to_y
 
 
 @torch.no_grad()

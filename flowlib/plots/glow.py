@@ -4,8 +4,8 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from glow import Glow, quantise
-from images import TITLES
+from flowlib.images.datasets import TITLES
+from flowlib.images.glow import Glow, quantise
 
 TEMPERATURES = (0.6, 0.8, 1.0)
 

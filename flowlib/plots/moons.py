@@ -6,8 +6,8 @@ from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from flowlib.grids import Bounds
 from flows2d import Flow
-from toy2d import Bounds
 
 TITLES = {"realnvp": "RealNVP + linear layers", "permutation": "Permutation flow"}
 COLOURS = {"realnvp": "tab:blue", "permutation": "tab:orange"}

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from coordinates import frozen, value_and_gradient
-from glow import Glow, quantise
-from guesses import improve_guesses
-from inpainting import map_inpaint, nearest_neighbours
-from posterior import posterior_inpaint
+from flowlib.images.glow import Glow, quantise
+from flowlib.inpainting.density import frozen, value_and_gradient
+from flowlib.inpainting.hmc import posterior_inpaint
+from flowlib.inpainting.initial_fills import improve_guesses
+from flowlib.inpainting.map_estimate import map_inpaint, nearest_neighbours
 
 STARTS = ("black", "mean", "noise", "neighbour", "sample")
 # With one particle a run and so low a share of the effective sample size, β goes from 0 to 1 at once: values in between took a fifth of the

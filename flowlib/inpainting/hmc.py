@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from coordinates import Streams, Target, frozen, to_x, to_y
+from flowlib.inpainting.density import Streams, Target, frozen, to_x, to_y
 
 TARGET_ACCEPTANCE = 0.65  # Neal (2011), section 5.4.4
 

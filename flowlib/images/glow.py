@@ -17,7 +17,7 @@ import normflows as nf
 import torch
 from torch import Tensor, nn
 
-from common import ROOT, UserError, load_model, save_checkpoint
+from flowlib.files import ROOT, UserError, load_model, save_checkpoint
 
 PRECISIONS = ("auto", "fp32", "bf16")
 LOG_TWO_PI = math.log(2 * math.pi)

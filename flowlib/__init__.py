@@ -1,0 +1,1 @@
+"""What the scripts share. README.md beside this file is its map."""

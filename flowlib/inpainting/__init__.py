@@ -1,0 +1,1 @@
+"""Filling holes with any log-density; inpainter.py brings the Glow in."""
