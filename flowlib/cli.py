@@ -1,8 +1,9 @@
-"""The command line: a parser with the flags that mean the same everywhere, and errors in one line."""
+"""The command line: a parser with the flags that mean the same everywhere, and one-line errors."""
 
 import argparse
 import contextlib
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -11,8 +12,8 @@ from flowlib.files import ROOT, UserError
 
 
 @contextlib.contextmanager
-def one_line_errors():
-    """Turns a `UserError` into one line on stderr and exit status 2, as argparse does with a bad flag; Ctrl-C into status 130."""
+def one_line_errors() -> Iterator[None]:
+    """Turns a `UserError` into one line on stderr and exit status 2, and Ctrl-C into status 130."""
     try:
         yield
     except KeyboardInterrupt:
@@ -24,7 +25,7 @@ def one_line_errors():
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser that prints the script's docstring as its help and a bad flag as one line."""
+    """An ArgumentParser whose help is the script's docstring, and whose errors are one line."""
 
     def __init__(self, doc: str):
         super().__init__(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -32,18 +33,23 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str):
         self.exit(2, f"error: {message} (see {self.prog} --help)\n")
 
+    def refuse(self, args: argparse.Namespace, when: str, *names: str) -> None:
+        """Ends with an error if one of these flags was given, since it has no meaning `when`."""
+        for name in names:
+            if getattr(args, name) != self.get_default(name):
+                self.error(f"--{name.replace('_', '-')} has no meaning {when}")
+
     def add_common_flags(self, checkpoint: str) -> None:
-        """Adds --seed, --device, --checkpoint, --figures and --metrics; `checkpoint` describes that flag."""
-        self.add_argument("--seed", type=int, default=0, help="seed of every random number (default %(default)s)")
-        self.add_argument("--device", type=device, default="auto", help="cpu, cuda, cuda:1 ...; auto takes a GPU where there is one")
-        self.add_argument("--checkpoint", type=Path, metavar="PATH", help=checkpoint)
-        self.add_argument(
-            "--figures", type=Path, metavar="FOLDER", default=ROOT / "figures", help="where the figures go (default figures/)"
-        )
-        self.add_argument("--metrics", type=Path, metavar="FILE", help="also write the final figures of this run as JSON")
+        """Adds --seed, --device, --checkpoint (whose help is given), --figures and --metrics."""
+        add, figures = self.add_argument, ROOT / "figures"
+        add("--seed", type=number(int, 0, 2**62), default=0, help="of all random numbers (0)")
+        add("--device", type=device, default="auto", help="cpu, cuda, ...; auto: a GPU if any")
+        add("--checkpoint", type=Path, metavar="PATH", help=checkpoint)
+        add("--figures", type=Path, metavar="FOLDER", default=figures, help="(figures/)")
+        add("--metrics", type=Path, metavar="FILE", help="also write this run's metrics as JSON")
 
 
-def number(kind: type, low: float, high: float = float("inf")):
+def number(kind: type, low: float, high: float = float("inf")) -> Callable[[str], float]:
     """A type for argparse: an int or a float in [low, high]."""
 
     def parse(text: str):
@@ -52,7 +58,7 @@ def number(kind: type, low: float, high: float = float("inf")):
             raise argparse.ArgumentTypeError(f"{text} is not in [{low}, {high}]")
         return value
 
-    parse.__name__ = kind.__name__
+    parse.__name__ = kind.__name__  # which argparse names if the text is no number
     return parse
 
 
@@ -64,5 +70,6 @@ def device(text: str) -> torch.device:
         chosen = torch.device(text)
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError) as error:
-        raise argparse.ArgumentTypeError(f"{text} cannot be used here: {str(error).splitlines()[0]}") from None
+        reason = str(error).splitlines()[0]
+        raise argparse.ArgumentTypeError(f"{text} cannot be used here: {reason}") from None
     return chosen

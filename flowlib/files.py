@@ -1,32 +1,31 @@
-"""What the modules and scripts share: errors in one line, checkpoints, metrics files, and the flags that mean the same everywhere."""
+"""Files, each written whole or not at all: models, metrics, figures; and on what a run was made."""
 
 import contextlib
 import json
 import os
 import platform
-import shlex
 import tempfile
-from collections.abc import Callable, Sequence
-from datetime import date
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch.nn import Module
+from torch import nn
 
 ROOT = Path(__file__).resolve().parent.parent
+Model = TypeVar("Model", bound=nn.Module)
 
 
 class UserError(Exception):
     """A mistake that whoever runs the script can mend; its text says how."""
 
 
-# ---------------------------------------------------------------- files
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Calls write(temporary path), then moves the file into place: a crash leaves the old one.
 
-
-def write_atomically(path: Path, write) -> None:
-    """Calls write(temporary path) beside `path`, then moves the result into place: a crash leaves the old file whole."""
+    Raises UserError if the file cannot be written.
+    """
     path = Path(path)
     temporary = path.with_name(path.name + ".part")
     try:
@@ -41,7 +40,7 @@ def write_atomically(path: Path, write) -> None:
 
 
 def require_writable(*folders: Path) -> None:
-    """Makes the folders; raises UserError if a file could not be written to one of them: better now than after the training."""
+    """Makes the folders, and raises UserError if one of them cannot be written to."""
     for folder in folders:
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -50,54 +49,95 @@ def require_writable(*folders: Path) -> None:
             raise UserError(f"cannot write to {folder}: {error.strerror or error}") from None
 
 
-def save_checkpoint(
-    path: Path, kind: str, config: dict, state_dict: dict, *, step: int = 0, seed: int | None = None, metrics: dict | None = None
-) -> None:
-    """Writes one dict of plain types: what rebuilds the model (`config`, `state_dict`) and what it is (the rest)."""
-    state_dict = {name: value.cpu() for name, value in state_dict.items()}
-    checkpoint = dict(kind=kind, config=config, state_dict=state_dict, step=step, seed=seed, metrics=metrics or {}, versions=versions())
+def save_model(model: nn.Module, path: Path, *, step=0, seed=None, metrics=None) -> None:
+    """Writes one dict of plain types, from which `load_model` rebuilds the model.
+
+    The model has a `config`; `step`, `seed` and `metrics` are those of the run that made it.
+    """
+    checkpoint = {
+        "kind": type(model).__name__.lower(),
+        "config": model.config,
+        "state_dict": {name: value.cpu() for name, value in model.state_dict().items()},
+        **{"step": step, "seed": seed, "metrics": metrics or {}, "versions": versions()},
+    }
     write_atomically(path, lambda temporary: torch.save(checkpoint, temporary))
 
 
-def load_checkpoint(path: Path, kind: str, hint: str = "") -> dict[str, Any]:
-    """Reads what `save_checkpoint` wrote, onto the CPU.
+def load_model(
+    path: str | Path, kind: type[Model], device: str | torch.device = "cpu", hint: str = ""
+) -> Model:
+    """The `kind` of model that `save_model` wrote, in eval mode; `model.metrics` are its run's.
 
-    Raises UserError if the file is missing (`hint` then says what makes it), unreadable, or of another kind.
+    Args:
+        kind: is built by `kind.from_config(config)`, or by `kind(**config)` if it has none.
+        hint: what makes such a file; it ends the message about a missing one.
+    Raises:
+        UserError: if the file is missing, damaged, or holds something else.
+
+    Example:
+        >>> flow = load_model("checkpoints/moons_realnvp.pt", Flow)
     """
+    checkpoint, name = read_checkpoint(path, kind.__name__.lower(), hint), kind.__name__
+    try:
+        config, weights = checkpoint["config"], checkpoint["state_dict"]
+        model = kind.from_config(config) if hasattr(kind, "from_config") else kind(**config)
+        dtypes = {value.dtype for value in weights.values() if value.is_floating_point()}
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"{path} is damaged: its config builds no {name} ({error})") from None
+    if len(dtypes) == 1:  # a model in float64 comes back as one
+        model.to(*dtypes)
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = f"its weights do not fit its config ({str(error).splitlines()[0]})"
+        raise UserError(f"{path} is damaged: {reason}") from None
+    model.metrics = checkpoint.get("metrics", {})
+    return model.to(device).eval()
+
+
+def read_checkpoint(path: str | Path, kind: str, hint: str = "") -> dict[str, Any]:
+    """A checkpoint's dict, its tensors on the CPU. Raises UserError as `load_model` does."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"no checkpoint at {path}" + (f"; {hint}" if hint else ""))
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can fail anywhere inside the unpickler
-        raise UserError(f"{path} is damaged or not a checkpoint ({type(error).__name__})") from None
+        reason = type(error).__name__
+        raise UserError(f"{path} is damaged or not a checkpoint ({reason})") from None
     found = checkpoint.get("kind") if isinstance(checkpoint, dict) else None
     if found != kind:
-        raise UserError(f"{path} holds {f'a checkpoint of kind {found!r}' if found else 'something else'}, not one of kind {kind!r}")
+        holds = f"a checkpoint of kind {found!r}" if found else "something else"
+        raise UserError(f"{path} holds {holds}, not one of kind {kind!r}")
     return checkpoint
 
 
-def load_model(path: Path, kind: str, build: Callable[[dict], Module], hint: str = "") -> tuple[Module, dict[str, Any]]:
-    """The model that a checkpoint of this kind holds, on the CPU, and the checkpoint; `build` makes it, without weights, from that.
+def write_json(path: Path, content: Any) -> None:
+    """Writes strict JSON, in which NaN and infinity have no place."""
+    text = json.dumps(content, indent=1, allow_nan=False) + "\n"
+    write_atomically(path, lambda temporary: temporary.write_text(text))
 
-    Raises UserError if the file is missing (`hint` then says what makes it) or damaged, or its weights do not fit its config.
-    """
-    checkpoint = load_checkpoint(path, kind, hint)
-    try:
-        model = build(checkpoint)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} is damaged: no {kind} can be built from its config ({error})") from None
-    try:
-        model.load_state_dict(checkpoint["state_dict"])
-    except (RuntimeError, KeyError) as error:
-        raise UserError(f"{path} is damaged: its weights do not fit its config ({str(error).splitlines()[0]})") from None
-    return model, checkpoint
+
+def write_metrics(
+    path: Path, metrics: dict, *, seconds: float, device: torch.device, seed: int
+) -> None:
+    """Writes a run's metrics, and what they were measured on, as one JSON object."""
+    run = {"seconds": round(seconds, 1), "device": str(device), "hardware": hardware(device)}
+    write_json(path, {**metrics, **run, "seed": seed, "versions": versions()})
+
+
+def save_figure(figure, folder: Path, name: str) -> None:
+    """Writes a matplotlib Figure to folder/name and says so."""
+    path = Path(folder) / name
+    options = {"format": "png", "dpi": 150, "bbox_inches": "tight"}
+    write_atomically(path, lambda temporary: figure.savefig(temporary, **options))
+    print(f"wrote {path}")
 
 
 def versions() -> dict[str, str]:
     """The versions of Python and of the packages that decide a result."""
-    packages = {name: metadata.version(name) for name in ("torch", "torchvision", "normflows", "scikit-learn", "numpy")}
-    return {"python": platform.python_version(), **packages}
+    names = ("torch", "torchvision", "normflows", "scikit-learn", "numpy")
+    return {"python": platform.python_version(), **{name: metadata.version(name) for name in names}}
 
 
 def hardware(device: torch.device) -> str:
@@ -105,35 +145,8 @@ def hardware(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     name = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                name = line.partition(":")[2].strip()
-                break
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(line for line in lines if line.startswith("model name")).partition(": ")[2]
     threads = torch.get_num_threads()
     return f"{name}, {threads} thread{'' if threads == 1 else 's'}"
-
-
-def provenance(command: Sequence[str], device: torch.device) -> dict[str, Any]:
-    """What a benchmark's results file says of the run behind it: when, the command, on what, with which versions."""
-    return {"date": date.today().isoformat(), "command": shlex.join(command), "hardware": hardware(device), "versions": versions()}
-
-
-def write_metrics(path: Path, metrics: dict, *, seconds: float, device: torch.device, seed: int) -> None:
-    """Writes a run's final figures and what they were measured on as one JSON object."""
-    record = {
-        **metrics,
-        "seconds": round(seconds, 1),
-        "device": str(device),
-        "hardware": hardware(device),
-        "seed": seed,
-        "versions": versions(),
-    }
-    write_atomically(path, lambda temporary: temporary.write_text(json.dumps(record, indent=2) + "\n"))
-
-
-def save_figure(figure, folder: Path, name: str) -> None:
-    """Writes a matplotlib Figure to folder/name and says so."""
-    path = Path(folder) / name
-    write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=150, bbox_inches="tight"))
-    print(f"wrote {path}")
