@@ -1,11 +1,12 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 from sklearn.datasets import make_moons
 
 from flowlib.grids import grid
-from flowlib.toy2d import SHAPES, Checkerboard, TwoMoons
+from flowlib.toy2d import SHAPES, Checkerboard, TwoMoons, read_points
 
 
 @pytest.mark.parametrize(("noise", "entropy"), [(0.05, 0.2892), (0.08, 0.7754), (0.1, 1.0076)])
@@ -23,14 +24,26 @@ def test_density_integrates_to_one(shape):
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_samples_follow_the_density(shape):
-    """-log p averages to the entropy over samples; and a square's share of the samples is the density's integral over it."""
+    """-log p averages to the entropy over samples; a square's share is the density's integral."""
     truth = shape(0.1)
     samples = truth.sample(20_000, torch.Generator().manual_seed(0))
     log_p = truth.log_prob(samples)
-    assert -log_p.mean().item() == pytest.approx(truth.entropy(), abs=4 * log_p.std().item() / 20_000**0.5 + 1e-9)
+    assert -log_p.mean().item() == pytest.approx(
+        truth.entropy(), abs=4 * log_p.std().item() / 20_000**0.5 + 1e-9
+    )
     points, area = grid((0.0, 0.5, -0.5, 0.0), 0.005)
     expected = (truth.log_prob(points).exp().sum() * area).item()
-    inside = ((samples[:, 0] >= 0) & (samples[:, 0] < 0.5) & (samples[:, 1] >= -0.5) & (samples[:, 1] < 0)).float().mean().item()
+    inside = (
+        (
+            (samples[:, 0] >= 0)
+            & (samples[:, 0] < 0.5)
+            & (samples[:, 1] >= -0.5)
+            & (samples[:, 1] < 0)
+        )
+        .float()
+        .mean()
+        .item()
+    )
     assert inside == pytest.approx(expected, abs=4 * math.sqrt(expected / 20_000))
 
 
@@ -39,7 +52,9 @@ def test_the_moons_are_scikit_learns():
     moons = TwoMoons(0.1)
     points, _ = make_moons(20_000, noise=0.1, random_state=0)
     log_p = moons.log_prob(torch.from_numpy(points))
-    assert -log_p.mean().item() == pytest.approx(moons.entropy(), abs=4 * log_p.std().item() / 20_000**0.5)
+    assert -log_p.mean().item() == pytest.approx(
+        moons.entropy(), abs=4 * log_p.std().item() / 20_000**0.5
+    )
 
 
 def test_log_prob_is_finite_far_away():
@@ -50,3 +65,10 @@ def test_log_prob_is_finite_far_away():
 def test_bad_noise_is_named(noise):
     with pytest.raises(ValueError, match="noise"):
         TwoMoons(noise)
+
+
+@pytest.mark.parametrize("header", ["", "a,b"])
+def test_points_come_from_a_csv_file_with_or_without_a_header(header, tmp_path):
+    points = np.random.default_rng(0).normal(size=(120, 2))
+    np.savetxt(tmp_path / "mine.csv", points, delimiter=",", header=header, comments="")
+    np.testing.assert_allclose(read_points(tmp_path / "mine.csv"), points)

@@ -1,184 +1,167 @@
-"""The figures of `train_moons.py`: each takes data and returns a matplotlib Figure."""
+"""The figures of train_moons.py: each function takes data and returns a matplotlib Figure.
+
+`points` is always a train_moons.Points, and `flows` is name -> Flow.
+"""
+
+from pathlib import Path
 
 import numpy as np
 import torch
-from matplotlib.colors import TwoSlopeNorm
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from PIL import Image
 from torch import Tensor
+from tqdm import tqdm
 
-from flowlib.grids import Bounds
-from flows2d import Flow
+from flowlib.files import write_atomically
+from flowlib.grids import Bounds, evaluate
+from flowlib.rng import rng
+from flows2d import Flow, PermutationTransform
 
 TITLES = {"realnvp": "RealNVP + linear layers", "permutation": "Permutation flow"}
-COLOURS = {"realnvp": "tab:blue", "permutation": "tab:orange"}
+# Okabe and Ito's colors, which color-blind readers can tell apart.
+COLORS = {"realnvp": "#0072B2", "permutation": "#E69F00"}
+SECTORS = ["#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#0072B2", "#D55E00"]
+MEANINGS = {"test_nll": "test NLL", "kl_truth_flow": "KL(truth || flow)"}
+SIDE = 300  # of a picture of a density, in places
+FRAMES = 56  # of the animation, while the points move
 
 
-def loss_figure(histories: dict[str, list[dict]], floor: float | None, truth_nll: float | None) -> Figure:
-    """NLL over epochs, train and held-out. Where the truth is known, `floor` is its entropy and `truth_nll` its own NLL on the held-out
-    points: their distance from a model's, in the second panel, estimates the KL divergence without the sampling error they share."""
-    figure = Figure(figsize=(6 if floor is None else 10, 4), layout="constrained")
-    panels = figure.subplots(1, 1 if floor is None else 2, squeeze=False)[0]
+def plot_losses(histories: dict[str, list], points) -> Figure:
+    """NLL over epochs and, where the truth is known, an estimate of KL(truth || flow).
+
+    The estimate is the flow's NLL minus the truth's NLL on the same held-out points, so that the
+    sampling error which both share cancels. `histories` has the last Step of each epoch.
+    """
+    columns = 1 if points.truth is None else 2
+    figure = Figure(figsize=(1 + 4.5 * columns, 4), layout="constrained")
+    panels = figure.subplots(1, columns, squeeze=False)[0]
     for name, history in histories.items():
-        epochs = [record["epoch"] for record in history]
-        train, held_out = (np.array([record[key] for record in history]) for key in ("train_nll", "held_out_nll"))
-        panels[0].plot(epochs, train, color=COLOURS[name], alpha=0.4, linewidth=3, label=f"{TITLES[name]}, train")
-        panels[0].plot(epochs, held_out, color=COLOURS[name], linewidth=1, label=f"{TITLES[name]}, held-out")
-        if floor is not None:
-            panels[1].semilogy(epochs, np.maximum(held_out - truth_nll, 1e-4), color=COLOURS[name], label=TITLES[name])
-    panels[0].set(xlabel="epoch", ylabel="negative log-likelihood (nats per point)", title="Training")
-    if floor is not None:
-        panels[0].axhline(floor, color="black", linestyle="--", linewidth=1, label=f"entropy of the truth, {floor:.4f}")
-        panels[1].set(
-            xlabel="epoch", ylabel="NLL - the truth's NLL (nats per point)", title="KL divergence to the truth, on held-out points"
-        )
-        panels[1].grid(alpha=0.3, which="both")
-        panels[1].legend(fontsize=8)
-    panels[0].grid(alpha=0.3)
-    panels[0].legend(fontsize=8)
+        epochs = [record.epoch for record in history]
+        train = [record.train_nll for record in history]
+        held_out = np.array([record.held_out_nll for record in history])
+        title, color = TITLES[name], COLORS[name]
+        panels[0].plot(epochs, train, color=color, alpha=0.4, linewidth=3, label=f"{title}, train")
+        panels[0].plot(epochs, held_out, color=color, linewidth=1, label=f"{title}, held-out")
+        if points.truth is not None:
+            truth_nll = -points.truth.log_prob(points.held_out).mean().item()
+            panels[1].semilogy(epochs, np.maximum(held_out - truth_nll, 1e-4), color=color)
+    panels[0].set(xlabel="epoch", ylabel="negative log-likelihood (nats per point)")
+    panels[0].set_title("Training")
+    if points.truth is not None:
+        label = f"entropy of the truth, {points.floor:.4f}"
+        panels[0].axhline(points.floor, color="black", linestyle="--", linewidth=1, label=label)
+        panels[1].set(xlabel="epoch", ylabel="NLL - NLL of the truth (nats per point)")
+        panels[1].set_title("KL(truth || flow), estimated on held-out points")
+    for panel in panels:
+        panel.grid(alpha=0.3)
+    panels[0].legend(fontsize=9)
     return figure
 
 
-@torch.no_grad()
-def density_figure(flows: dict[str, Flow], points, figures: dict[str, dict], seed: int = 0) -> Figure:
-    """2x2: each model's density (left) and samples (right), one row a model; where it is known, the true density's contour on top.
+def plot_densities(flows: dict[str, Flow], points, metrics: dict[str, dict], seed=0) -> Figure:
+    """Each flow's density and samples, with a contour of the true density where it is known.
 
-    `points` is train_moons.Points, `figures` what train_moons.evaluate returns for each model.
+    `metrics` is for each flow what train_moons.evaluate_flow returns.
     """
-    bounds = _bounds_of(points)
-    x, y, where = _picture_grid(bounds)
-    truth = None if points.truth is None else points.truth.log_prob(where).exp().reshape(len(y), len(x)).numpy()
-    figure = Figure(figsize=(10, 2 + 8 * (bounds[3] - bounds[2]) / (bounds[1] - bounds[0])), layout="constrained")
+    bounds, x, y, where = picture_grid(points)
+    truth = None if points.truth is None else np.exp(log_density(points.truth.log_prob, where))
+    height = 2 + 8 * (bounds[3] - bounds[2]) / (bounds[1] - bounds[0])
+    figure = Figure(figsize=(10, height), layout="constrained")
     panels = figure.subplots(2, 2, sharex=True, sharey=True)
     for (left, right), (name, flow) in zip(panels, flows.items()):
-        density = _log_prob(flow, where).exp().reshape(len(y), len(x)).numpy()
+        density = np.exp(log_density(flow.log_prob, where, flow.base_mean))
         top = float((density if truth is None else truth).max())
-        filled = left.contourf(x, y, density, levels=np.linspace(0.03, 1.15, 15) * top, cmap="viridis", extend="max")
+        levels = np.linspace(0.03, 1.15, 15) * top
+        filled = left.contourf(x, y, density, levels=levels, cmap="viridis", extend="max")
         figure.colorbar(filled, ax=left, label="density", format="%.2f")
-        device = flow.base_mean.device
-        drawn = flow.sample(4000, torch.Generator(device).manual_seed(seed)).cpu().numpy()
-        right.scatter(*drawn.T, s=2, alpha=0.5, color=COLOURS[name], linewidths=0)
-        for panel, colour in ((left, "red"), (right, "black")):
+        samples = flow.sample(4000, rng(seed, "density figure")).cpu().numpy()
+        right.scatter(*samples.T, s=2, alpha=0.5, color=COLORS[name], linewidths=0)
+        for panel, color in ((left, "#D55E00"), (right, "black")):
             if truth is not None:
-                panel.contour(x, y, truth, levels=[0.1 * top], colors=colour, linewidths=0.7, linestyles="--")
+                style = dict(colors=color, linewidths=0.8, linestyles="--")
+                panel.contour(x, y, truth, levels=[0.1 * top], **style)
             panel.set_aspect("equal")
-        row = figures[name]
-        quality = f"KL to the truth {row['kl']:.4f} nats" if "kl" in row else f"test NLL {row['test_nll']:.3f} nats"
+        key = "test_nll" if truth is None else "kl_truth_flow"
+        quality = f"{MEANINGS[key]} = {metrics[name][key]:.4f} nats"
         left.set(title=f"{TITLES[name]}: density\n{quality}", ylabel="$x_2$")
         right.set(title=f"{TITLES[name]}: 4,000 samples", xlim=bounds[:2], ylim=bounds[2:])
     for panel in panels[-1]:
         panel.set_xlabel("$x_1$")
-    truth_is = "" if truth is None else " (dashed: a tenth of the true density's maximum)"
-    figure.suptitle(f"Two flows on {points.title}{truth_is}")
+    dashed = "" if truth is None else " (dashed: a tenth of the true density's maximum)"
+    figure.suptitle(f"Two flows on {points.title}{dashed}")
     return figure
 
 
-@torch.no_grad()
-def error_figure(flows: dict[str, Flow], points) -> Figure:
-    """Where a flow fails: its density, the true one, and the log of their ratio, a row a model; grey where both are negligible."""
-    bounds = _bounds_of(points)
-    x, y, where = _picture_grid(bounds)
-    truth = points.truth.log_prob(where).reshape(len(y), len(x))
-    top = float(truth.exp().max())
-    figure = Figure(figsize=(12, 1.4 + 6.8 * (bounds[3] - bounds[2]) / (bounds[1] - bounds[0])), layout="constrained")
-    panels = figure.subplots(2, 3, sharex=True, sharey=True)
-    extent = dict(extent=bounds, origin="lower", aspect="equal", interpolation="nearest")
-    for row, (name, flow) in zip(panels, flows.items()):
-        model = _log_prob(flow, where).reshape(len(y), len(x))
-        for panel, log_p, title in ((row[0], model, f"{TITLES[name]}: density"), (row[1], truth, "true density")):
-            shown = panel.imshow(log_p.exp().numpy(), cmap="viridis", vmin=0, vmax=top, **extent)
-            panel.set_title(title, fontsize=10)
-        figure.colorbar(shown, ax=row[1], label="density")
-        visible = torch.maximum(model, truth) > np.log(1e-3 * top)
-        ratio = torch.where(visible, (model - truth).clamp(-3, 3), torch.nan)
-        row[2].set_facecolor("0.85")
-        shown = row[2].imshow(ratio.numpy(), cmap="RdBu_r", norm=TwoSlopeNorm(0, -3, 3), **extent)
-        figure.colorbar(shown, ax=row[2], label="log p_flow - log p_true (nats)", extend="both")
-        row[2].set_title("log-ratio: red, the flow puts too much there", fontsize=10)
-        row[0].set_ylabel("$x_2$")
-    for panel in panels[-1]:
-        panel.set_xlabel("$x_1$")
-    figure.suptitle(f"Where the flows fail, {points.title} (grey: both densities below a thousandth of the maximum)")
-    return figure
+def save_animation(flows: dict[str, Flow], points, path: Path, seed: int = 0) -> None:
+    """Writes a GIF in which noise becomes data, and says so.
 
-
-def conditional_figure(cases: list[dict], points) -> Figure:
-    """The missing coordinate given the other: the exact conditional, each flow's, and the MAP value.
-
-    `cases` is what train_moons.conditionals returns.
+    It shows the same points after each transform, and on straight lines in between. A point's color
+    is the direction from the center in which it started.
     """
-    figure = Figure(figsize=(4 * (len(cases) + 1), 3.8), layout="constrained")
-    panels = figure.subplots(1, len(cases) + 1)
-    bounds = _bounds_of(points)
-    x, y, where = _picture_grid(bounds)
-    panels[0].contourf(x, y, points.truth.log_prob(where).exp().reshape(len(y), len(x)).numpy(), levels=8, cmap="Greys")
-    for number, case in enumerate(cases, 1):
-        line, at = (
-            (panels[0].axvline, (case["known"], bounds[3])) if case["missing"] == 1 else (panels[0].axhline, (bounds[1], case["known"]))
-        )
-        line(case["known"], color="tab:red", linewidth=1)
-        panels[0].annotate(str(number), at, color="tab:red", ha="center", va="bottom" if case["missing"] == 1 else "center", fontsize=11)
-    panels[0].set(aspect="equal", xlabel="$x_1$", ylabel="$x_2$", title="true density; what is known (red)\n")
-    for number, (panel, case) in enumerate(zip(panels[1:], cases), 1):
-        missing, known = f"x_{case['missing'] + 1}", f"x_{2 - case['missing']}"
-        panel.plot(case["grid"], case["exact"], color="black", linestyle="--", linewidth=1.5, label="exact", zorder=5)
-        for name, found in case["flows"].items():
-            panel.plot(case["grid"], found["density"], color=COLOURS[name], label=f"{TITLES[name]} (KL {found['kl']:.4f})")
-            height = np.interp(found["map"], case["grid"], found["density"])
-            panel.plot(
-                found["map"],
-                height,
-                "v",
-                color=COLOURS[name],
-                markersize=9,
-                label=f"its MAP value: {found['mass']:.0%} of the mass is in that mode",
-            )
-        panel.set(
-            xlabel=f"${missing}$",
-            ylabel=f"$p({missing} \\mid {known})$",
-            title=f"{number}: ${known} = {case['known']:g}$, {case['modes']} mode{'s' * (case['modes'] > 1)}",
-        )
-        panel.set_ylim(0, 1.55 * float(case["exact"].max()))
-        panel.legend(fontsize=7, loc="upper center")
-    figure.suptitle("Inpainting in 2-D: the missing coordinate has a distribution; its maximum is one point of it")
-    return figure
+    figure = Figure(figsize=(8, 3), dpi=80, layout="constrained")
+    noise = rng(seed, "animation")
+    paths = [_path_to_data(flow, flow.sample(800, noise)) for flow in flows.values()]
+    ends = np.concatenate([states[[0, -1]] for states in paths]).reshape(-1, 2)
+    low, high = np.quantile(ends, [0.002, 0.998], axis=0)  # without stray points
+    dots, panels = [], figure.subplots(1, len(flows))
+    for panel, name, path_of_points in zip(panels, flows, paths):
+        start = path_of_points[0]
+        x, y = ((start - start.mean(0)) / start.std(0)).T
+        sector = np.floor(np.arctan2(y, x) / (2 * np.pi) * len(SECTORS)).astype(int)
+        panel.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), xticks=[], yticks=[])
+        panel.set(title=TITLES[name])
+        dots.append(panel.scatter(*start.T, s=3, c=np.array(SECTORS)[sector], linewidths=0))
+    caption, canvas, images = figure.supxlabel("noise"), FigureCanvasAgg(figure), []
+    for frame in tqdm(range(FRAMES + 1), desc="animation", leave=False):
+        done = frame / FRAMES
+        caption.set_text({0: "noise", 1: "data"}.get(done, f"{done:.0%} of the transforms"))
+        for scatter, states in zip(dots, paths):
+            step, part = divmod(done * (len(states) - 1), 1)
+            before, after = states[int(step)], states[min(int(step) + 1, len(states) - 1)]
+            scatter.set_offsets((1 - part) * before + part * after)
+        canvas.draw()
+        images.append(Image.fromarray(np.array(canvas.buffer_rgba())).convert("RGB"))
+    times = [600, *[70] * (FRAMES - 1), 1500]  # ms a frame
+    options = dict(format="GIF", save_all=True, append_images=images[1:], duration=times, loop=0)
+    write_atomically(path, lambda temporary: images[0].save(temporary, **options))
+    print(f"wrote {path}")
 
 
 @torch.no_grad()
-def layers_figure(flows: dict[str, Flow], points, columns: int = 7, seed: int = 0) -> Figure:
-    """How noise becomes data, a row a model: samples after each few transforms, coloured by where they started."""
-    figure = Figure(figsize=(2 * columns, 4.8), layout="constrained")
-    for row, (name, flow) in zip(figure.subplots(len(flows), columns), flows.items()):
-        x = flow.sample(3000, torch.Generator(flow.base_mean.device).manual_seed(seed))
-        states = flow.trajectory(x)[::-1]  # z first, x last
-        angle = torch.atan2(states[0][:, 1], states[0][:, 0]).cpu().numpy()
-        for panel, i in zip(row, np.linspace(0, len(states) - 1, columns).round().astype(int)):
-            panel.scatter(*states[i].cpu().numpy().T, s=1.5, c=angle, cmap="hsv", linewidths=0)
-            panel.set(xticks=[], yticks=[], aspect="equal", adjustable="datalim")
-            place = "noise z" if i == 0 else "data x" if i == len(states) - 1 else f"after {i} of {len(states) - 1}"
-            panel.set_title(place, fontsize=9)
-        row[0].set_ylabel(TITLES[name])
-    figure.suptitle(f"From noise to {points.title}, transform by transform (colour: the direction in which a point started)")
-    return figure
+def _path_to_data(flow: Flow, x: Tensor) -> np.ndarray:
+    """Where the points are after each transform, noise first: (transforms, n, 2).
+
+    All states have the data's scale and order of coordinates: `Standardize`, a built flow's first
+    transform, is undone in each, and so are the permutations.
+    """
+    scale, states, order = flow.transforms[0], [], torch.arange(2, device=x.device)
+    for transform, state in zip(flow.transforms, flow.trajectory(x)[1:]):
+        if isinstance(transform, PermutationTransform):
+            order = order[transform.permutation]
+        else:
+            states.append(scale.inverse(state[:, order.argsort()])[0].cpu().numpy())
+    return np.stack(states[::-1])
 
 
-def _bounds_of(points) -> Bounds:
-    """What to draw: 5 noise levels around the truth, or a tenth of their range around the user's points."""
+def picture_grid(points) -> tuple[Bounds, np.ndarray, np.ndarray, Tensor]:
+    """The bounds of a picture, and SIDE x SIDE places in it: their x, their y, all of them (N, 2).
+
+    It reaches 5 noise levels beyond the truth, or a tenth of their range beyond the user's points.
+    """
     if points.truth is not None:
-        return points.truth.bounds(5)
-    low, high = points.test.double().min(0).values, points.test.double().max(0).values
-    margin = 0.1 * (high - low)
-    left, bottom = (low - margin).tolist()
-    right, top = (high + margin).tolist()
-    return (left, right, bottom, top)
+        bounds = points.truth.bounds(5)
+    else:
+        low, high = points.test.double().aminmax(dim=0)
+        margin = (high - low) / 10
+        bounds = tuple(torch.stack([low - margin, high + margin], dim=1).flatten().tolist())
+    x = torch.linspace(*bounds[:2], SIDE, dtype=torch.float64)
+    y = torch.linspace(*bounds[2:], SIDE, dtype=torch.float64)
+    where = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).reshape(-1, 2)
+    return bounds, x.numpy(), y.numpy(), where
 
 
-def _picture_grid(bounds: Bounds) -> tuple[np.ndarray, np.ndarray, Tensor]:
-    """300 x 300 places: their x, their y, and all of them, (90,000, 2), x running fastest."""
-    left, right, bottom, top = bounds
-    x, y = torch.linspace(left, right, 300, dtype=torch.float64), torch.linspace(bottom, top, 300, dtype=torch.float64)
-    return x.numpy(), y.numpy(), torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).reshape(-1, 2)
-
-
-def _log_prob(flow: Flow, points: Tensor) -> Tensor:
-    """log p of float64 points on the CPU, wherever the flow lives."""
-    return flow.log_prob(points.to(flow.base_mean.device, flow.base_mean.dtype)).double().cpu()
+def log_density(log_prob, where: Tensor, like: Tensor | None = None) -> np.ndarray:
+    """log p at these places, as a picture: (SIDE, SIDE)."""
+    log_p = evaluate(log_prob, where, where if like is None else like)
+    return log_p.reshape(SIDE, SIDE).numpy()

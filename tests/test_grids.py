@@ -1,0 +1,84 @@
+import math
+
+import pytest
+import torch
+
+from flowlib.grids import evaluate, finite, grid, kl_flow_truth, kl_truth_flow
+from flowlib.toy2d import Checkerboard
+from flows2d import Flow, Standardize
+
+
+class Gaussian:
+    """The standard normal, as a distribution of toy2d.py."""
+
+    noise = 0.5
+
+    def bounds(self, sigmas):
+        reach = 3 * sigmas * self.noise
+        return (-reach, reach, -reach, reach)
+
+    def log_prob(self, x):
+        return torch.distributions.Normal(0.0, 1.0).log_prob(x.double()).sum(1)
+
+
+def gaussian_kl(mean, std):
+    """KL(N(0, 1) || N(mean, std²)) per dimension."""
+    return math.log(std) + (1 + mean**2) / (2 * std**2) - 0.5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("mean", "std"), [(0.0, 1.5), (0.3, 0.8), (0.0, 1.0)])
+def test_both_kl_divergences_of_two_gaussians_are_those_of_the_closed_form(mean, std, dtype):
+    flow = Flow([Standardize([mean, 0.0], [std, std])], 2).to(dtype)
+    truth_flow = gaussian_kl(mean, std) + gaussian_kl(0.0, std)
+    # In units of the flow's std, the truth is N(-mean / std, 1 / std²).
+    flow_truth = gaussian_kl(-mean / std, 1 / std) + gaussian_kl(0.0, 1 / std)
+    like = flow.base_mean
+    assert kl_truth_flow(Gaussian(), flow.log_prob, like) == pytest.approx(truth_flow, abs=1e-5)
+    assert kl_flow_truth(Gaussian(), flow.inverse, like) == pytest.approx(flow_truth, abs=1e-5)
+
+
+def test_cutting_stretched_cells_changes_no_smooth_integral():
+    """Every cell is stretched more than eight noise levels here, so every one is cut."""
+    truth = Gaussian()
+    truth.noise = 0.005
+    flow = Flow([Standardize([0.0, 0.0], [1.5, 1.5])], 2).double()
+    found = kl_flow_truth(truth, flow.inverse, flow.base_mean, spacing=0.1, parts=2)
+    assert found == pytest.approx(2 * gaussian_kl(0.0, 1 / 1.5), abs=1e-5)
+
+
+def test_a_flow_that_stretches_every_cell_is_integrated_in_bounded_memory():
+    truth = Gaussian()
+    flow = Flow([Standardize([0.0, 0.0], [1e3, 1e3])], 2).double()
+    found = kl_flow_truth(truth, flow.inverse, flow.base_mean)
+    assert found == pytest.approx(2 * gaussian_kl(0.0, 1e-3), rel=1e-5)
+
+
+def test_a_flow_with_mass_where_the_truth_has_none_is_infinitely_far():
+    truth, flow = Checkerboard(), Flow([], 2)
+    assert kl_flow_truth(truth, flow.inverse, flow.base_mean) is None
+    # KL(truth || N(0, 1)) = log 2π + E[x² + y²] / 2 - entropy, with E[x²] = 1/3 on the board
+    expected = math.log(2 * math.pi) + 1 / 3 - math.log(2)
+    found = kl_truth_flow(truth, flow.log_prob, flow.base_mean)
+    assert found == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_grid_covers_its_box():
+    points, area = grid((0.0, 1.0, -1.0, 2.0), 0.3)
+    assert area * len(points) == pytest.approx(3)
+    assert points.min(0).values.tolist() == pytest.approx([0.125, -0.85])
+    assert points[0, 1] == points[1, 1]  # x runs fastest
+
+
+def test_evaluate_gives_all_parts_in_order():
+    points, _ = grid((0.0, 1.0, 0.0, 1.0), 0.006)  # more points than one part
+    found = evaluate(lambda x: x.sum(1), points, torch.zeros(1))
+    torch.testing.assert_close(found, points.sum(1), rtol=0, atol=1e-6)
+    assert found.dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    ("value", "is_finite"), [(1.5, True), (math.inf, False), (math.nan, False)]
+)
+def test_finite_is_what_json_can_hold(value, is_finite):
+    assert finite(torch.tensor(value)) == (value if is_finite else None)

@@ -1,0 +1,235 @@
+"""train_moons.py as a user runs it: real command lines with small numbers, and bad input."""
+
+import copy
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import train_moons
+from flowlib.files import ROOT, load_model, save_model
+from flowlib.plots import moons as plots
+from flows2d import Flow, realnvp
+
+QUICK = ["--epochs", 2, "--steps-per-epoch", 3, "--layers", 2, "--hidden", 8]
+FIGURES = ("loss_plot.png", "density_contours.png")
+MODELS = ("realnvp.pt", "permutation.pt")
+
+
+def run(folder, *argv):
+    """Runs the script with everything it writes in `folder`; returns the metrics."""
+    argv = [*QUICK, *argv, "--checkpoint", folder, "--figures", folder]
+    train_moons.main([str(word) for word in [*argv, "--metrics", folder / "metrics.json"]])
+    return json.loads((folder / "metrics.json").read_text())
+
+
+@pytest.fixture(autouse=True)
+def _small_figures(monkeypatch):
+    monkeypatch.setattr(plots, "SIDE", 40)
+    monkeypatch.setattr(plots, "FRAMES", 4)
+
+
+def files_in(folder):
+    return {path.name for path in folder.iterdir()} - {"metrics.json"}
+
+
+def test_it_writes_figures_checkpoints_and_metrics(tmp_path, capsys):
+    metrics = run(tmp_path, "--noise", 0.1)
+    figures = {*FIGURES, "moons.gif"}
+    assert files_in(tmp_path) == figures | {f"moons_{name}" for name in MODELS}
+    for figure in figures:
+        start = b"GIF89a" if figure.endswith("gif") else b"\x89PNG"
+        assert (tmp_path / figure).read_bytes().startswith(start)
+    assert metrics["floor"] == pytest.approx(1.0076, abs=1e-3)
+    assert metrics["seed"] == 0
+    assert {"torch", "normflows", "python"} <= metrics["versions"].keys()
+    printed = capsys.readouterr().out
+    for name in ("realnvp", "permutation"):
+        flow = load_model(tmp_path / f"moons_{name}.pt", Flow)
+        again = train_moons.evaluate_flow(flow, train_moons.make_shape("moons", 0.1, 0))
+        for key in ("test_nll", "kl_truth_flow", "kl_flow_truth"):
+            assert metrics["models"][name][key] == pytest.approx(again[key], abs=1e-6)
+            assert again[key] > 0
+        assert f"KL(truth || flow) {again['kl_truth_flow']:.4f}" in printed
+
+
+def test_another_shape_leaves_the_moons_files_alone(tmp_path, capsys):
+    """The flow puts mass where the checkerboard has none, so one KL is infinite."""
+    metrics = run(tmp_path, "--data", "checkerboard")
+    names = (*FIGURES, *MODELS)
+    assert files_in(tmp_path) == {f"checkerboard_{name}" for name in names} | {"checkerboard.gif"}
+    assert metrics["models"]["realnvp"]["kl_truth_flow"] > 0
+    assert metrics["models"]["realnvp"]["kl_flow_truth"] is None
+    assert "kl_flow_truth" not in metrics["spread"]["realnvp"]
+    assert "KL(flow || truth) inf" in capsys.readouterr().out
+
+
+def test_it_fits_the_users_own_points(tmp_path):
+    points = np.random.default_rng(0).normal([100.0, -3.0], [20.0, 0.1], size=(300, 2))
+    np.save(tmp_path / "moons.npy", points)  # the name of a shape
+    (tmp_path / "out").mkdir()
+    metrics = run(tmp_path / "out", "--data", tmp_path / "moons.npy")
+    names = ("loss_plot.png", "density_contours.png", *MODELS)
+    expected = {f"points_moons_{name}" for name in names} | {"points_moons.gif"}
+    assert files_in(tmp_path / "out") == expected
+    assert metrics["floor"] is None
+    assert "kl_truth_flow" not in metrics["models"]["realnvp"]
+    # It standardizes inside: even untrained, the flow speaks the data's own coordinates.
+    samples = load_model(tmp_path / "out" / "points_moons_realnvp.pt", Flow).sample(500)
+    assert samples.mean(0).tolist() == pytest.approx([100, -3], rel=0.1)
+
+
+def test_several_seeds_give_mean_and_spread_and_the_first_ones_figures(
+    tmp_path, capsys, monkeypatch
+):
+    saved = []
+    monkeypatch.setattr(train_moons, "save_run", lambda fits, points, seed, *_: saved.append(seed))
+    two = run(tmp_path, "--noise", 0.1, "--seeds", 2)
+    second = run(tmp_path, "--noise", 0.1, "--seed", 1)
+    assert saved == [0, 1]
+    kl = sorted(metrics["models"]["realnvp"]["kl_truth_flow"] for metrics in (two, second))
+    assert kl[0] < kl[1]
+    spread = two["spread"]["realnvp"]["kl_truth_flow"]
+    assert [spread["min"], spread["max"]] == pytest.approx(kl, rel=1e-6)
+    assert spread["mean"] == pytest.approx(sum(kl) / 2, rel=1e-6)
+    assert "over 2 seeds" in capsys.readouterr().out
+    again = run(tmp_path, "--noise", 0.1, "--seed", 1)
+    assert again["models"]["realnvp"]["test_nll"] == second["models"]["realnvp"]["test_nll"]
+
+
+def test_no_two_seeds_or_purposes_share_points():
+    points = [train_moons.make_shape("moons", 0.1, seed) for seed in (0, 1)]
+    sets = [part for p in points for part in (p.draw(5_000), p.held_out, p.test)]
+    rows = {tuple(row) for part in sets for row in part.tolist()}
+    assert len(rows) == sum(map(len, sets))
+
+
+def test_training_gets_better_and_keeps_the_best_held_out_epoch():
+    points = train_moons.make_shape("moons", 0.1, 0)
+    flow = realnvp(2, layers=4, hidden=(16, 16), mean=[0.5, 0.25], std=[0.9, 0.5])
+    training = train_moons.Training(epochs=6, steps_per_epoch=50, batch=128, lr=1e-2)
+    steps = list(train_moons.train_flow(flow, points.draw, points.held_out, training))
+    assert [step.step for step in steps] == list(range(1, 301))
+    ends = [step for step in steps if step.held_out_nll is not None]
+    assert [(step.step, step.epoch) for step in ends] == [(50 * i, i) for i in range(1, 7)]
+    losses = [step.loss for step in steps]
+    assert ends[1].train_nll == pytest.approx(np.mean(losses[50:100]))
+    held_out = [step.held_out_nll for step in ends]
+    assert held_out[-1] < held_out[0] - 0.2
+    nll = -flow.log_prob(points.held_out).mean().item()
+    assert nll == pytest.approx(min(held_out), abs=1e-6)
+
+
+def test_parameters_as_one_vector_train_as_they_do_one_by_one(tmp_path):
+    flows = []
+    for together in (False, True):
+        torch.manual_seed(0)
+        flow = realnvp(2, layers=3, hidden=(8,))
+        parameters = list(flow.parameters())
+        vectors = [train_moons.as_one_vector(parameters)] if together else parameters
+        optimizer = torch.optim.Adam(vectors, lr=1e-2)
+        x = torch.randn(64, 2, generator=torch.Generator().manual_seed(1))
+        for _ in range(5):
+            optimizer.zero_grad(set_to_none=not together)
+            (-flow.log_prob(x).mean()).backward()
+            torch.nn.utils.clip_grad_norm_(vectors, 1.0)
+            optimizer.step()
+        flows.append(flow)
+    apart, flow = flows
+    torch.testing.assert_close(flow.log_prob(x), apart.log_prob(x))
+    flow.load_state_dict(apart.state_dict())
+    values = torch.nn.utils.parameters_to_vector(flow.parameters())
+    assert torch.equal(vectors[0], values)  # still one and the same
+    twin = copy.deepcopy(flow)
+    save_model(flow, tmp_path / "flow.pt")
+    with torch.no_grad():
+        vectors[0].zero_()
+    for kept in (twin, load_model(tmp_path / "flow.pt", Flow)):
+        assert torch.equal(kept.log_prob(x), apart.log_prob(x))
+
+
+# ---------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("absent.npy", None, "No such file"),
+        ("points.txt", "1,2\n", ".npy or .csv"),
+        ("nan.csv", "1,2\n" * 150 + "3,nan\n", "first in row 151"),
+        ("three.csv", "1,2,3\n" * 150, "two columns"),
+        ("words.csv", "a,b\nc,d\n", "cannot read points"),
+        ("few.csv", "1,2\n3,4\n", "at least 100"),
+        ("constant.csv", "1,2\n1,3\n" * 60, "constant"),
+        ("broken.npy", "not a numpy file", "cannot read points"),
+    ],
+)
+def test_points_that_cannot_be_used(name, content, says, tmp_path, one_line_error):
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    folders = ["--figures", tmp_path / "f", "--checkpoint", tmp_path / "c"]
+    assert says in one_line_error(train_moons.main, "--data", tmp_path / name, *folders)
+    assert not (tmp_path / "f").exists()
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_learning_rate_that_explodes_is_reported(tmp_path, one_line_error):
+    flags = [*QUICK, "--epochs", 30, "--lr", 1e12, "--figures", tmp_path, "--checkpoint", tmp_path]
+    assert "lower --lr" in one_line_error(train_moons.main, *flags)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["--epochs", 0], "--epochs"),
+        (["--noise", "much"], "--noise"),
+        (["--layers", 1], "--layers"),
+        (["--noise", 0.1, "--data", "checkerboard"], "--noise has no meaning"),
+        (["--noise", 0.1, "--data", "points.csv"], "--noise has no meaning"),
+        (["--seed", -1], "--seed"),
+        (["--device", "tpu"], "--device"),
+    ],
+)
+def test_bad_flags(argv, says, tmp_path, one_line_error):
+    folders = ["--figures", tmp_path, "--checkpoint", tmp_path]
+    assert says in one_line_error(train_moons.main, *argv, *folders)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_to_is_one_line(tmp_path, one_line_error):
+    (tmp_path / "file").write_text("in the way")
+    folders = ["--checkpoint", tmp_path, "--figures", tmp_path / "file" / "figures"]
+    assert "cannot write" in one_line_error(train_moons.main, *QUICK, *folders)
+    assert files_in(tmp_path) == {"file"}
+
+
+def test_ctrl_c_leaves_no_traceback(monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train_moons, "make_shape", interrupted)
+    with pytest.raises(SystemExit) as stop:
+        train_moons.main([])
+    assert stop.value.code == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_help_prints_the_docstring_from_any_folder_and_imports_no_matplotlib(tmp_path):
+    code = (
+        "import sys, runpy; sys.argv = ['train_moons.py', '--help']\n"
+        f"try: runpy.run_path({str(ROOT / 'train_moons.py')!r}, run_name='__main__')\n"
+        "finally: print(*sys.modules)"
+    )
+    environment = {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, check=True, env=environment
+    )
+    assert "python train_moons.py" in done.stdout
+    assert "Writes" in done.stdout
+    assert not {"matplotlib", "torchvision", "sklearn"} & set(done.stdout.split())
+    assert list(tmp_path.iterdir()) == []
