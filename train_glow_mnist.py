@@ -2,193 +2,250 @@
 
     python train_glow_mnist.py
 
-trains by maximum likelihood: the loss is the bits per pixel that the model needs for an image of the training set, an upper bound
-because the grey levels are spread over their bins by a learned dequantiser. MNIST is read from data/ and downloaded if it is missing.
+The loss is an upper bound on the bits per pixel that the model needs for a training image. MNIST is
+read from data/, and downloaded if it is missing.
 
-    python train_glow_mnist.py --dataset digits      scikit-learn's bundled 8x8 digits: no download; or fashion
-    python train_glow_mnist.py --evaluate            the checkpoint's bits/dim on the test images; nothing is trained
-    python train_glow_mnist.py --figure-only         only redraws the figures, from the checkpoint
-    python train_glow_mnist.py --resume              goes on where a run that was killed or ended by --max-minutes stopped
-    torchrun --nproc-per-node 2 train_glow_mnist.py  the same training on two processes: GPUs, or CPUs
+    python train_glow_mnist.py --dataset digits      8x8 digits, without a download; or fashion
+    python train_glow_mnist.py --evaluate            measures the checkpoint on the test images
+    python train_glow_mnist.py --figure-only         redraws the figures from the checkpoint
+    python train_glow_mnist.py --resume              continues a run that was killed or stopped
+    torchrun --nproc-per-node 2 train_glow_mnist.py  trains with two processes: GPUs, or CPUs
 
-Writes   checkpoints/glow_mnist.pt (or glow_fashion.pt, glow_digits.pt), figures/Gen.png, figures/glow_interpolation.png
-Takes    about 35 minutes on 2 CPU cores; 1.05 bits/dim
+Writes   checkpoints/glow_mnist.pt (or glow_fashion.pt, glow_digits.pt), figures/Gen.png and
+         figures/glow_interpolation.png
+Takes    34 minutes on 2 CPU cores (AMD EPYC with bfloat16); ends at 1.05 bits/dim
 """
 
-import json
 import math
 import time
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from flowlib import files, training
 from flowlib.cli import Parser, number, one_line_errors
 from flowlib.distributed import Processes, processes
-from flowlib.files import UserError, hardware, require_writable, save_figure, write_atomically, write_metrics
+from flowlib.files import UserError
 from flowlib.images.datasets import Images, add_dataset_flags, load_images
-from flowlib.images.glow import PRECISIONS, Glow, default_checkpoint, load_glow, precision_for, save_glow
-from flowlib.plots.glow import interpolation_figure, sample_figure
-from flowlib.training import TrainingState, batches, generator_for, load_resume, resume_path, save_resume, stop_requests
+from flowlib.images.glow import PRECISIONS, Glow, default_checkpoint, load_glow, precision_for
+from flowlib.rng import rng
+from flowlib.training import TrainingState
 
-STEPS = {"mnist": 13_500, "fashion": 13_500, "digits": 500}  # the 1,257 digits are overfitted after that
+STEPS = {"mnist": 13_500, "fashion": 13_500, "digits": 500}  # more would overfit the 1,257 digits
 PATIENCE = 20  # non-finite steps in a row before training stops
 EVERY = 250  # steps between two looks at the held-out images
 
-# ---------------------------------------------------------------- train
+
+@dataclass(frozen=True)
+class Settings:
+    """What the weights of a run depend on: the data, the model's size, and the training."""
+
+    data: str = "mnist"
+    blocks: int = 6
+    hidden: int = 64
+    depth: int = 1
+    dequantizer: int = 32
+    steps: int = STEPS["mnist"]
+    batch: int = 32
+    lr: float = 4e-3
+    precision: str = "auto"
+    seed: int = 0
 
 
-def build(images: Images, args) -> Glow:
+def build_glow(images: Images, settings: Settings, device: torch.device) -> Glow:
     """A Glow for these images, its ActNorm layers set on 512 of them."""
-    torch.manual_seed(args.seed)
-    glow = Glow(images.shape, images.levels, args.blocks, args.hidden, args.depth, dequantiser=args.dequantiser)
-    glow.initialise(images.train[:512], generator_for(args.seed, 0))
-    return glow.set_precision(precision_for(args.precision, args.device)).to(args.device)
+    torch.manual_seed(settings.seed)
+    size = (settings.blocks, settings.hidden, settings.depth)
+    glow = Glow(images.shape, images.levels, *size, dequantizer=settings.dequantizer)
+    glow.initialize(images.train[:512], rng(settings.seed, "initialize"))
+    return glow.set_precision(precision_for(settings.precision, device)).to(device)
 
 
-def train(state: TrainingState, images: Tensor, *, steps: int, batch: int, seed: int = 0, group: Processes | None = None) -> Iterator[dict]:
-    """Minimises the bits per dimension (Adam, gradient norm clipped at 1, 100 steps of warm-up, then a cosine to zero); one record a step.
+def train_glow(
+    state: TrainingState, images: Tensor, settings: Settings, group: Processes | None = None
+) -> Iterator[dict]:
+    """Minimizes the bits/dim from `state.step` to `settings.steps`; yields a record each step.
 
-    It goes on from `state.step`. Several processes share each batch of `batch` images; the steps are those of one process.
-    A record holds step, loss (bits/dim, nan if it was skipped), lr, grad_norm and skipped, the number of steps so far whose loss or
-    gradient was not finite: those change nothing. Raises UserError after 20 of them in a row.
+    Adam, gradient norm clipped at 1, 100 steps of warm-up, then a cosine to zero. The processes of
+    `group` share each batch. A record holds step, loss (bits/dim), lr, grad_norm and skipped, the
+    number of steps without a finite loss and gradient. Those change nothing, but 20 in a row raise
+    a UserError.
     """
     group = group or Processes(0, 1, next(state.model.parameters()).device)
-    model = group.wrap(state.model)
-    in_a_row = 0
-    for chosen in batches(len(images), batch, seed, state.step):
-        if state.step >= steps:
+    model, seed, in_a_row = group.wrap(state.model), settings.seed, 0
+    for chosen in training.batches(len(images), settings.batch, seed, state.step):
+        if state.step >= settings.steps:
             return
-        lr = state.lr * min(1, (state.step + 1) / 100) * (1 + math.cos(math.pi * state.step / steps)) / 2
+        cosine = (1 + math.cos(math.pi * state.step / settings.steps)) / 2
+        lr = state.lr * min(1, (state.step + 1) / 100) * cosine
         state.step += 1
-        noise = torch.randn(len(chosen), *images.shape[1:], generator=generator_for(seed, state.step))
-        loss = model(group.share(images[chosen]), group.share(noise)).mean()
-        state.optimiser.zero_grad()
+        batch = images[chosen]
+        noise = torch.randn(batch.shape, generator=rng(seed, "noise", state.step))
+        loss = model(group.share(batch), group.share(noise)).mean()
+        state.optimizer.zero_grad()
         loss.backward()
-        grad_norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), 1.0)
-        record = {"step": state.step, "loss": group.mean(loss.detach()).item(), "lr": lr, "grad_norm": grad_norm.item()}
-        if math.isfinite(record["loss"]) and math.isfinite(record["grad_norm"]):
-            for parameters in state.optimiser.param_groups:
-                parameters["lr"] = lr
-            state.optimiser.step()
+        norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), 1.0).item()
+        loss = group.mean(loss.detach()).item()
+        if math.isfinite(loss) and math.isfinite(norm):
+            state.optimizer.param_groups[0]["lr"] = lr
+            state.optimizer.step()
             state.update_average()
             in_a_row = 0
         else:
             state.skipped, in_a_row = state.skipped + 1, in_a_row + 1
-            if in_a_row == PATIENCE:
-                raise UserError(
-                    f"the loss or its gradient was not finite {PATIENCE} times in a row, up to step {state.step}: try a lower --lr"
-                )
+        if in_a_row == PATIENCE:
+            problem = f"the loss or its gradient was not finite {PATIENCE} times in a row"
+            raise UserError(f"{problem}, up to step {state.step}: try a lower --lr")
+        record = {"step": state.step, "loss": loss, "lr": lr, "grad_norm": norm}
         yield record | {"skipped": state.skipped}
 
 
-def fit(state: TrainingState, images: Images, args, group: Processes, resume_file: Path, settings: dict) -> bool:
-    """Trains with a progress bar, looks at the held-out images and writes resume files; True if all steps have been taken.
+def fit_glow(
+    state: TrainingState,
+    images: Images,
+    settings: Settings,
+    group: Processes,
+    resume_file: Path,
+    max_minutes: float = math.inf,
+    save_minutes: float = 5,
+    curve_file: Path | None = None,
+) -> bool:
+    """Trains with a progress bar, a held-out curve and resume files; True if the run is complete.
 
-    False says that --max-minutes were over; Ctrl-C and SIGTERM raise KeyboardInterrupt after the step. Either way the resume file is there.
+    False: `max_minutes` are over. Ctrl-C and SIGTERM raise KeyboardInterrupt after the step. The
+    resume file is written every `save_minutes` and at the end.
     """
-    started = time.monotonic() - state.seconds
-    limit = math.inf if args.max_minutes is None else time.monotonic() + 60 * args.max_minutes
-    saved, loss = time.monotonic(), state.curve[-1]["train"] if state.curve else math.nan
-    bar = tqdm(total=args.steps * args.batch, initial=state.step * args.batch, unit="image", mininterval=1, disable=not group.first)
-    with bar, stop_requests() as stop:
-        for record in train(state, images.train, steps=args.steps, batch=args.batch, seed=args.seed, group=group):
+    start = saved = time.monotonic()
+    before, loss = state.seconds, state.curve[-1]["train"] if state.curve else math.nan
+    total, done = settings.steps * settings.batch, state.step * settings.batch
+    bar = tqdm(total=total, initial=done, unit="image", mininterval=1, disable=not group.first)
+    with bar, training.stop_requests() as stop:
+        for record in train_glow(state, images.train, settings, group):
+            now = time.monotonic()
+            state.seconds = before + now - start
             loss = record["loss"] if math.isnan(loss) else 0.98 * loss + 0.02 * record["loss"]
-            bar.update(args.batch)
-            bar.set_postfix_str(f"{loss:.3f} bits/dim" + (f", {record['skipped']} skipped" if record["skipped"] else ""), refresh=False)
-            state.seconds = time.monotonic() - started
-            if group.first and (record["step"] % EVERY == 0 or record["step"] == args.steps):
-                held_out = evaluate(state.averaged, images.held_out[:1000], args.seed)["bits_per_dim"]
-                point = dict(step=record["step"], seconds=round(state.seconds, 1), train=round(loss, 4), held_out=round(held_out, 4))
-                state.curve.append(point)
-                tqdm.write("step {step:6}   train {train:.3f}   held-out {held_out:.3f} bits/dim   {seconds:.0f} s".format(**point))
-                if args.metrics:
-                    write_curve(state.curve, args.metrics.with_suffix(".jsonl"))
-            if group.any(stop.requested or time.monotonic() > limit):
+            bar.update(settings.batch)
+            bar.set_postfix_str(f"{loss:.3f} bits/dim, {state.skipped} skipped", refresh=False)
+            if group.first and (state.step % EVERY == 0 or state.step == settings.steps):
+                held_out, _ = measure_bits(state.averaged, images.held_out[:1000], settings.seed)
+                point = {"step": state.step, "seconds": round(state.seconds, 1)}
+                point |= {"train": round(loss, 4), "held_out": round(held_out, 4)}
+                tqdm.write("   ".join(f"{name} {value}" for name, value in point.items()))
+                training.extend_curve(state, point, curve_file)
+            if group.any(stop.is_set() or now - start > 60 * max_minutes):
                 break
-            if group.first and time.monotonic() - saved > 60 * args.save_minutes:
-                save_resume(state, resume_file, settings)
-                saved = time.monotonic()
+            if group.first and now - saved > 60 * save_minutes:
+                training.save_resume(state, resume_file, asdict(settings))
+                saved = now
     if group.first:
-        save_resume(state, resume_file, settings)
-    if stop.requested:
-        print(f"wrote {resume_file} at step {state.step} of {args.steps}: --resume goes on from there")
+        training.save_resume(state, resume_file, asdict(settings))
+    if state.step < settings.steps:
+        why = "stopped" if stop.is_set() else f"{max_minutes:g} minutes are over"
+        print(f"{why} at step {state.step} of {settings.steps}: --resume continues {resume_file}")
+    if stop.is_set():
         raise KeyboardInterrupt
-    return state.step >= args.steps
+    return state.step >= settings.steps
 
 
-def write_curve(curve: list[dict], path: Path) -> None:
-    """The held-out curve so far, one JSON object a line."""
-    write_atomically(path, lambda temporary: temporary.write_text("".join(json.dumps(point) + "\n" for point in curve)))
+def run_training(
+    images: Images, settings: Settings, group: Processes, file: Path, resume: bool, limits: tuple
+) -> Glow | None:
+    """Trains, evaluates and saves a Glow; `limits` are the last three arguments of `fit_glow`.
 
-
-# ---------------------------------------------------------------- evaluate
+    Returns the averaged model; None if the run is not complete, and in all processes but the first.
+    """
+    checkpoint, file = file, training.resume_path(file)
+    if settings.batch % group.count:
+        raise UserError(f"--batch must be a multiple of the {group.count} processes")
+    state = TrainingState(build_glow(images, settings, group.device), settings.lr)
+    if resume:
+        found = training.load_resume(state, file, asdict(settings))
+        print(f"resuming from {file}" if found else f"no resume file at {file}: starting anew")
+        if len(set(group.gather(state.step))) > 1:
+            raise UserError(f"{file} must be the same file on every machine")
+    if not fit_glow(state, images, settings, group, file, *limits) or not group.first:
+        return None
+    glow = state.averaged
+    metrics = evaluate_glow(glow, images, settings.seed) | asdict(settings)
+    seconds, hardware = round(state.seconds, 1), files.hardware(group.device)
+    metrics |= {"training_seconds": seconds, "hardware": hardware}
+    metrics |= {"processes": group.count, "skipped": state.skipped, "curve": state.curve}
+    glow.metrics = metrics
+    files.save_model(glow, checkpoint, step=state.step, seed=settings.seed, metrics=metrics)
+    return glow
 
 
 @torch.no_grad()
-def evaluate(glow: Glow, images: Tensor, seed: int = 0, draws: int = 1) -> dict[str, float]:
-    """Mean bits/dim over the images, and its standard error over them; more `draws` of the noise give a tighter bound."""
-    device = next(glow.parameters()).device
-    generator = torch.Generator().manual_seed(seed)
-    bits = torch.cat([glow.bits_per_dim(chunk.to(device), draws, generator) for chunk in images.split(250)]).double()
-    return {"bits_per_dim": bits.mean().item(), "standard_error": (bits.std() / math.sqrt(len(bits))).item()}
+def measure_bits(
+    glow: Glow, images: Tensor, seed: int = 0, draws: int = 1, show: bool = False
+) -> tuple[float, float]:
+    """Mean bits/dim over the images, and its standard error; `show` shows a progress bar."""
+    generator, device = rng(seed, "evaluate"), next(glow.parameters()).device
+    parts = tqdm(images.split(250), unit="batch", leave=False, disable=not show)
+    bits = torch.cat([glow.bits_per_dim(part.to(device), draws, generator) for part in parts])
+    return bits.double().mean().item(), bits.double().std().item() / math.sqrt(len(bits))
 
 
-def final_figures(glow: Glow, images: Images, seed: int, draws: int = 1) -> dict:
-    """The final figures, in float32: bits/dim on the test images, of one draw of the noise and, importance-weighted, of `draws`."""
+def evaluate_glow(glow: Glow, images: Images, seed: int = 0, draws: int = 1) -> dict:
+    """A model's metrics, in float32; with `draws` > 1 also the importance-weighted bound."""
     glow.set_precision(torch.float32)
-    test = evaluate(glow, images.test, seed)
-    figures = {
-        "data": images.name,
-        "test_bits_per_dim": test["bits_per_dim"],
-        "test_bits_per_dim_se": test["standard_error"],
-        "test_images": len(images.test),
-        "held_out_bits_per_dim": evaluate(glow, images.held_out, seed)["bits_per_dim"],
-        "parameters": sum(p.numel() for p in glow.parameters()),
-    }
+    bits, error = measure_bits(glow, images.test, seed, show=True)
+    held_out, _ = measure_bits(glow, images.held_out, seed, show=True)
+    metrics = {"data": images.name, "test_images": len(images.test), "test_bits_per_dim": bits}
+    metrics |= {"test_bits_per_dim_se": error, "held_out_bits_per_dim": held_out}
+    metrics["parameters"] = sum(parameter.numel() for parameter in glow.parameters())
     if draws > 1:
-        figures |= {"draws": draws, "test_bits_per_dim_weighted": evaluate(glow, images.test, seed, draws)["bits_per_dim"]}
-    return figures
+        weighted, _ = measure_bits(glow, images.test, seed, draws, show=True)
+        metrics |= {"draws": draws, "test_bits_per_dim_weighted": weighted}
+    return metrics
 
 
-def print_figures(figures: dict) -> None:
-    """One line on a finished model."""
-    bits = f"test {figures['test_bits_per_dim']:.4f} ± {figures['test_bits_per_dim_se']:.4f} bits/dim"
-    weighted = f", {figures['test_bits_per_dim_weighted']:.4f} with {figures['draws']} draws" if "draws" in figures else ""
-    print(f"{bits}{weighted}   {figures['test_images']:,} images   {figures['parameters']:,} parameters")
-
-
-# ---------------------------------------------------------------- command line
+def report_metrics(metrics: dict) -> None:
+    """Prints a model's metrics in one line."""
+    line = "test {test_bits_per_dim:.4f} ± {test_bits_per_dim_se:.4f} bits/dim"
+    if "draws" in metrics:
+        line += ", {test_bits_per_dim_weighted:.4f} with {draws} draws"
+    print((line + "   {test_images:,} images   {parameters:,} parameters").format(**metrics))
 
 
 def parse_args(argv=None):
     parser = Parser(__doc__)
     add_dataset_flags(parser)
-    parser.add_argument("--evaluate", action="store_true", help="print the checkpoint's test figures; nothing is trained or drawn")
-    parser.add_argument("--figure-only", action="store_true", help="redraw the figures from the checkpoint; nothing is trained")
-    parser.add_argument("--resume", action="store_true", help="go on from the resume file beside the checkpoint, if there is one")
-    parser.add_argument("--blocks", type=number(int, 1), default=6, help="GlowBlocks per level (default %(default)s)")
-    parser.add_argument("--hidden", type=number(int, 1), default=64, help="channels inside each coupling's network (default %(default)s)")
-    parser.add_argument("--depth", type=number(int, 0), default=1, help="residual blocks in each network (default %(default)s)")
-    parser.add_argument(
-        "--dequantiser", type=number(int, 0), default=32, help="channels of its network; 0: uniform noise (default %(default)s)"
-    )
-    steps = ", ".join(f"{count} on {name}" for name, count in STEPS.items())
-    parser.add_argument("--steps", type=number(int, 1), help=f"training steps, the length of the schedule (default {steps})")
-    parser.add_argument("--batch", type=number(int, 2), default=32, help="images per step, over all processes (default %(default)s)")
-    parser.add_argument("--lr", type=number(float, 1e-8), default=4e-3, help="peak learning rate (default %(default)s)")
-    parser.add_argument(
-        "--precision", choices=PRECISIONS, default="auto", help="of the networks in training; auto: bf16 where the processor has it"
-    )
-    parser.add_argument("--draws", type=number(int, 1), default=16, help="of the noise, for --evaluate's weighted bound (default 16)")
-    parser.add_argument("--max-minutes", type=number(float, 0), help="end this run after so long; --resume goes on with the same schedule")
-    parser.add_argument("--save-minutes", type=number(float, 0), default=5, help="time between two resume files (default %(default)s)")
-    parser.add_common_flags(
-        checkpoint="the weights to write, or with --evaluate and --figure-only to read (default checkpoints/glow_DATASET.pt)"
-    )
-    return parser.parse_args(argv)
+    parser.add_common_flags("the weights to write or read (default checkpoints/glow_DATASET.pt)")
+    add = parser.add_argument
+    add("--evaluate", action="store_true", help="only measure the checkpoint's bits/dim")
+    add("--draws", type=number(int, 1), help="of the noise, for --evaluate's weighted bound (16)")
+    add("--figure-only", action="store_true", help="only redraw the figures from the checkpoint")
+    default = Settings()
+    for name, low, text in (
+        ("blocks", 1, "Glow blocks per level"),
+        ("hidden", 1, "channels inside each coupling's network"),
+        ("depth", 0, "residual blocks in each coupling's network"),
+        ("dequantizer", 0, "channels of its network; 0: uniform noise"),
+        ("batch", 2, "images per step, over all processes"),
+        ("lr", 1e-8, "peak learning rate"),
+    ):
+        value = getattr(default, name)
+        add(f"--{name}", type=number(type(value), low), default=value, help=f"{text} (%(default)s)")
+    add("--steps", type=number(int, 1), help="training steps (13500; on the digits 500)")
+    add("--precision", choices=PRECISIONS, default="auto", help="auto: bf16 where it is native")
+    add("--resume", action="store_true", help="continue a stopped run")
+    add("--max-minutes", type=number(float, 0), default=math.inf, help="then stop, for --resume")
+    add("--save-minutes", type=number(float, 0), default=5, help="between two resume files (5)")
+    args = parser.parse_args(argv)
+    training = ("blocks", "hidden", "depth", "dequantizer", "batch", "lr", "steps", "precision")
+    training += ("resume", "max_minutes", "save_minutes")
+    if args.evaluate:
+        parser.refuse(args, "with --evaluate", *training, "figure_only", "figures")
+    elif args.figure_only:
+        parser.refuse(args, "with --figure-only", *training, "draws", "metrics")
+    else:
+        parser.refuse(args, "with training", "draws")
+    return args
 
 
 @one_line_errors()
@@ -199,59 +256,30 @@ def main(argv=None) -> None:
     checkpoint = args.checkpoint or default_checkpoint(images.name)
     if args.evaluate or args.figure_only:
         glow = load_glow(checkpoint, args.device, images.shape, images.levels)
-        if args.evaluate:
-            glow.metrics |= final_figures(glow, images, args.seed, args.draws)
-            print_figures(glow.metrics)
     else:
+        files.require_writable(checkpoint.parent, args.figures)
+        given = {field.name: getattr(args, field.name, None) for field in fields(Settings)}
+        steps = args.steps or STEPS[images.name]
+        settings = Settings(**given | {"data": images.name, "steps": steps})
+        curve_file = args.metrics and args.metrics.with_suffix(".jsonl")
+        limits = (args.max_minutes, args.save_minutes, curve_file)
         with processes(args.device) as group:
-            glow = train_and_save(images, checkpoint, args, group)
-        if glow is None:
-            return
-    if not args.evaluate:
-        save_figure(sample_figure(glow, images.train, args.seed), args.figures, "Gen.png")
-        save_figure(interpolation_figure(glow, images.test), args.figures, "glow_interpolation.png")
+            glow = run_training(images, settings, group, checkpoint, args.resume, limits)
+    if glow is None:  # the run is not complete, or this is not the first process
+        return
+    if args.evaluate:
+        glow.metrics |= evaluate_glow(glow, images, args.seed, args.draws or 16)
+    else:
+        from flowlib.plots.glow import interpolation_figure, sample_figure
+
+        files.save_figure(sample_figure(glow, images.train, args.seed), args.figures, "Gen.png")
+        figure = interpolation_figure(glow, images.test, args.seed)
+        files.save_figure(figure, args.figures, "glow_interpolation.png")
+    if not args.figure_only:
+        report_metrics(glow.metrics)
     if args.metrics:
-        write_metrics(args.metrics, glow.metrics, seconds=time.perf_counter() - start, device=args.device, seed=args.seed)
-
-
-def train_and_save(images: Images, checkpoint: Path, args, group: Processes) -> Glow | None:
-    """Trains, from the beginning or from a resume file; the averaged model, or None if --max-minutes ended it or another process has it."""
-    args.device, args.steps = group.device, args.steps or STEPS[images.name]
-    if args.batch % group.count:
-        raise UserError(f"--batch {args.batch} cannot be shared evenly by {group.count} processes")
-    require_writable(checkpoint.parent, args.figures)
-    state = TrainingState(build(images, args), args.lr)
-    names = ("blocks", "hidden", "depth", "dequantiser", "steps", "batch", "lr", "seed")
-    settings = {"data": images.name, **{name: getattr(args, name) for name in names}, "precision": str(args.precision)}
-    resume_file = resume_path(checkpoint)
-    if args.resume and group.first:
-        print(f"resuming from {resume_file}" if resume_file.is_file() else f"no resume file at {resume_file}: starting from the beginning")
-    if args.resume:
-        load_resume(state, resume_file, settings)
-        steps = group.mean(torch.tensor(float(state.step), device=group.device))
-        if group.any(steps.item() != state.step):
-            raise UserError(f"the processes do not resume from the same step: {resume_file} must be the same file on every machine")
-    finished = fit(state, images, args, group, resume_file, settings)
-    if not group.first:
-        return None
-    if not finished:
-        print(f"{args.max_minutes:g} minutes are over at step {state.step} of {args.steps}: --resume goes on from {resume_file}")
-        return None
-    if state.skipped:
-        print(f"{state.skipped} steps were skipped because their loss or gradient was not finite")
-    glow = state.averaged
-    glow.metrics = final_figures(glow, images, args.seed)
-    glow.metrics |= {
-        "training_seconds": round(state.seconds, 1),
-        "hardware": hardware(group.device),
-        "processes": group.count,
-        **settings,
-        "skipped": state.skipped,
-        "curve": state.curve,
-    }
-    save_glow(glow, checkpoint, step=state.step, seed=args.seed, metrics=glow.metrics)
-    print_figures(glow.metrics)
-    return glow
+        run = {"seconds": time.perf_counter() - start, "device": args.device, "seed": args.seed}
+        files.write_metrics(args.metrics, glow.metrics, **run)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
-"""Several processes that train, or fill, together."""
+"""Several processes that train together, or fill holes together; torchrun starts them."""
 
-import contextlib
 import os
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -13,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among those that train together: its rank, their number, and this one's device."""
+    """This process among those that work together: its rank, their number, this one's device."""
 
     rank: int
     count: int
@@ -21,7 +23,7 @@ class Processes:
 
     @property
     def first(self) -> bool:
-        """Whether this is the one that prints and writes."""
+        """Whether this process is the one that prints and writes."""
         return self.rank == 0
 
     def share(self, batch: Tensor) -> Tensor:
@@ -34,26 +36,28 @@ class Processes:
             dist.all_reduce(value)
         return value / self.count
 
-    def gather(self, parts: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Every process's tensors, one after the other along their first dimension."""
-        if self.count == 1:
-            return parts
-        everyone: list = [None] * self.count
-        dist.all_gather_object(everyone, parts)
-        return {name: torch.cat([part[name] for part in everyone]) for name in parts}
+    def gather(self, part: Any) -> list:
+        """What every process has, in the order of their ranks."""
+        parts = [part] * self.count
+        if self.count > 1:
+            dist.all_gather_object(parts, part)
+        return parts
 
     def any(self, condition: bool) -> bool:
-        """Whether it holds for one of the processes: they must leave a loop together."""
-        return self.mean(torch.tensor(float(condition), device=self.device)).item() > 0 if self.count > 1 else condition
+        """Whether the condition holds in one of the processes: all must leave a loop together."""
+        return self.mean(torch.tensor(float(condition), device=self.device)).item() > 0
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """The model, its gradients averaged over the processes. It must be initialised: here all become equal to the first one's."""
+        """The model with gradients averaged over the processes; all get the first one's weights."""
         return DistributedDataParallel(model) if self.count > 1 else model
 
 
-@contextlib.contextmanager
+@contextmanager
 def processes(device: torch.device) -> Iterator[Processes]:
-    """Joins the processes that torchrun started: over NCCL with a GPU each, over gloo on CPUs. Without torchrun there is just this one."""
+    """Joins the processes that torchrun started; without torchrun this is the only one.
+
+    They talk over NCCL, each with its own GPU, or over gloo on CPUs. Only the first one prints.
+    """
     count, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     if count == 1:
         yield Processes(0, 1, device)
@@ -63,6 +67,7 @@ def processes(device: torch.device) -> Iterator[Processes]:
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
-        yield Processes(rank, count, device)
+        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere if rank else sys.stdout):
+            yield Processes(rank, count, device)
     finally:
         dist.destroy_process_group()

@@ -4,8 +4,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from flowlib.files import save_model
 from flowlib.images.datasets import load_images
-from flowlib.images.glow import Glow, save_glow
+from flowlib.images.glow import Glow
 
 
 @pytest.fixture(autouse=True)
@@ -15,7 +16,7 @@ def _seeded():
 
 @pytest.fixture
 def one_line_error(capsys):
-    """Runs a script's main and checks that it ends with exit status 2 and one line on stderr, which is returned."""
+    """Runs a script's main, which must end with exit status 2; its one line on stderr."""
 
     def run(main, *argv) -> str:
         with pytest.raises(SystemExit) as stop:
@@ -47,7 +48,7 @@ def mnist():
 @pytest.fixture
 def tiny_glow_file(tmp_path, digits):
     """The checkpoint of an untrained, tiny Glow for the digits."""
-    glow = Glow(digits.shape, digits.levels, blocks=1, hidden=8, dequantiser=4)
-    glow.initialise(digits.train[:64])
-    save_glow(glow, tmp_path / "tiny.pt")
+    glow = Glow(digits.shape, digits.levels, blocks=1, hidden=8, dequantizer=4)
+    glow.initialize(digits.train[:64])
+    save_model(glow, tmp_path / "tiny.pt")
     return tmp_path / "tiny.pt"

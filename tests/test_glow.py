@@ -2,20 +2,30 @@ import math
 
 import pytest
 import torch
+from torch.distributions import Normal, SigmoidTransform, TransformedDistribution
 
-from flowlib.images.glow import ConvNet, Dequantiser, Glow, load_glow, precision_for, quantise, save_glow, spline
+from flowlib.files import UserError, save_model
+from flowlib.images.glow import Glow, default_checkpoint, load_glow, precision_for
+from flowlib.images.glow_layers import ConvNet, Dequantizer
+from flowlib.rng import rng
 
 
 def small_glow(shape=(1, 8, 8), levels=17, seed=0) -> Glow:
-    """A float64 Glow whose couplings do something, as after training."""
+    """A float64 Glow whose couplings and bases do something, as after training."""
     torch.manual_seed(seed)
-    glow = Glow(shape, levels, blocks=2, hidden=8, bins=4, dequantiser=4).double()
-    glow.initialise(torch.randint(0, levels, (64, *shape)))
+    glow = Glow(shape, levels, blocks=2, hidden=8, bins=4, dequantizer=4).double()
+    glow.initialize(torch.randint(0, levels, (64, *shape)))
     for module in glow.modules():
         if isinstance(module, ConvNet):
             torch.nn.init.normal_(module.last.weight, 0, 0.2)
             torch.nn.init.normal_(module.last.bias, 0, 0.2)
+    for base in glow.flow.q0:
+        torch.nn.init.normal_(base.loc, 0, 0.2)
+        torch.nn.init.normal_(base.log_scale, 0, 0.2)
     return glow
+
+
+# ---------------------------------------------------------------- densities
 
 
 def test_log_det_is_that_of_the_jacobian_on_an_8x8_image():
@@ -26,7 +36,8 @@ def test_log_det_is_that_of_the_jacobian_on_an_8x8_image():
         return torch.cat([z.flatten() for z in glow.encode(flat.reshape(1, 1, 8, 8))[0]])
 
     jacobian = torch.autograd.functional.jacobian(latents, v.flatten())
-    assert torch.linalg.slogdet(jacobian).logabsdet.item() == pytest.approx(glow.encode(v)[1].item(), abs=1e-8)
+    log_det = torch.linalg.slogdet(jacobian).logabsdet.item()
+    assert log_det == pytest.approx(glow.encode(v)[1].item(), abs=1e-8)
 
 
 def test_decode_undoes_encode():
@@ -43,7 +54,10 @@ def test_log_prob_is_the_latents_log_prob_plus_log_det():
     glow = small_glow()
     v = 0.05 + 0.9 * torch.rand(3, 1, 8, 8, dtype=torch.float64)
     latents, log_det = glow.encode(v)
-    expected = log_det + sum(base.log_prob(z) for base, z in zip(glow.flow.q0, latents))
+    expected = log_det
+    for base, z in zip(glow.flow.q0, latents):
+        normal = Normal(base.loc, base.log_scale.exp())
+        expected = expected + normal.log_prob(z).flatten(1).sum(1)
     torch.testing.assert_close(glow.log_prob(v), expected)
 
 
@@ -58,106 +72,12 @@ def test_log_prob_is_differentiable_and_finite_up_to_the_edges():
     assert gradient.isfinite().all()
 
 
-@pytest.mark.parametrize("levels", [17, 256])
-def test_a_uniform_density_needs_exactly_log2_levels_bits(levels, monkeypatch):
-    glow = Glow((1, 8, 8), levels, blocks=1, hidden=4, dequantiser=4)
-    monkeypatch.setattr(glow, "log_prob", lambda v: torch.zeros(len(v)))
-    uniform = torch.full((5,), 64 * math.log(levels))
-    monkeypatch.setattr(glow.dequantiser, "forward", lambda images, noise: ((images + torch.rand(images.shape)) / levels, uniform))
-    images = torch.randint(0, levels, (5, 1, 8, 8))
-    for draws in (1, 3):
-        torch.testing.assert_close(glow.bits_per_dim(images, draws), torch.full((5,), math.log2(levels)))
-
-
-def test_an_untrained_dequantiser_is_the_closed_form_logit_normal():
-    images = torch.randint(0, 256, (6, 1, 8, 8))
-    v, log_q = Dequantiser(256, 4).double()(images, torch.randn(images.shape, dtype=torch.float64))
-    u = 256 * v - images
-    logit_normal = torch.distributions.TransformedDistribution(torch.distributions.Normal(0.0, 1.7), torch.distributions.SigmoidTransform())
-    expected = (logit_normal.log_prob(u) + math.log(256)).flatten(1).sum(1)
-    torch.testing.assert_close(log_q, expected, rtol=1e-6, atol=0)
-
-
-def test_uniform_noise_fills_the_bins_evenly():
-    images = torch.full((2000, 1, 4, 4), 3)
-    v, log_q = Dequantiser(17, 0)(images, torch.randn(images.shape))
-    torch.testing.assert_close(log_q, torch.full((2000,), 16 * math.log(17)))
-    assert (17 * v - 3).mean().item() == pytest.approx(1 / 2, abs=0.01)
-    assert (17 * v - 3).var().item() == pytest.approx(1 / 12, abs=0.005)
-
-
-def test_a_trained_dequantisers_log_q_is_the_change_of_variables():
-    """One pixel: log q(v) = log N(ε) - log dv/dε, which autograd gives."""
-    dequantiser = Dequantiser(17, 4).double()
-    for parameter in dequantiser.parameters():
-        torch.nn.init.normal_(parameter, 0, 0.5)
-    noise = torch.randn(1, 1, 1, 1, dtype=torch.float64, requires_grad=True)
-    v, log_q = dequantiser(torch.full((1, 1, 1, 1), 5), noise)
-    (slope,) = torch.autograd.grad(v.sum(), noise)
-    expected = torch.distributions.Normal(0.0, 1.0).log_prob(noise) - slope.log()
-    assert log_q.item() == pytest.approx(expected.item(), abs=1e-10)
-
-
-def test_the_probabilities_of_all_images_sum_to_less_than_one_and_approach_it_with_more_draws():
-    """All 3² images of two pixels, under a density of v that integrates to one: the bound never promises too much probability."""
-
-    class TwoPixels(Glow):
-        def __init__(self):
-            torch.nn.Module.__init__(self)
-            self.shape, self.levels, self.pixels = (1, 2, 1), 3, 2
-            self.dequantiser = Dequantiser(3, 4)
-            self.flow = self.dequantiser.double()
-
-        def log_prob(self, v):
-            logit_normal = torch.distributions.TransformedDistribution(
-                torch.distributions.Normal(-0.5, 0.8), torch.distributions.SigmoidTransform()
-            )
-            return logit_normal.log_prob(v).flatten(1).sum(1)
-
-    glow = TwoPixels()
-    torch.nn.init.normal_(glow.dequantiser.net.last.weight, 0, 0.2)
-    images = torch.cartesian_prod(torch.arange(3), torch.arange(3)).reshape(9, 1, 2, 1).repeat_interleave(2000, 0)
-    totals = []
-    with torch.no_grad():
-        for draws in (1, 4, 64):
-            log_p = -glow.bits_per_dim(images, draws) * 2 * math.log(2)
-            totals.append(log_p.reshape(9, 2000).mean(1).exp().sum().item())
-    assert totals[0] < totals[1] < totals[2] < 1
-    assert totals[2] > 0.97
-
-
-# ---------------------------------------------------------------- couplings
-
-
-def knots(shape=(5, 3), bins=6, scale=2.0):
-    return scale * torch.randn(5, 2 * bins, *shape[1:]).double(), scale * torch.randn(5, bins - 1, *shape[1:]).double()
-
-
-def test_the_splines_log_slope_is_autograds():
-    x = (2 * torch.randn(5, 3, dtype=torch.float64)).requires_grad_()
-    y, log_slope = spline(x, *knots(), bound=3.0)
-    (slope,) = torch.autograd.grad(y.sum(), x)
-    assert (x.abs() > 3).any()
-    assert (x.abs() < 3).any()
-    torch.testing.assert_close(log_slope, slope.log(), rtol=0, atol=1e-10)
-
-
-def test_the_splines_inverse_undoes_it():
-    x, sizes_and_slopes = 2 * torch.randn(5, 3, dtype=torch.float64), knots()
-    y, log_slope = spline(x, *sizes_and_slopes, bound=3.0)
-    back, back_log_slope = spline(y, *sizes_and_slopes, bound=3.0, inverse=True)
-    torch.testing.assert_close(back, x, rtol=0, atol=1e-9)
-    torch.testing.assert_close(back_log_slope, -log_slope, rtol=0, atol=1e-7)
-
-
-def test_a_spline_is_continuous_increasing_and_the_identity_outside_and_for_zeros():
-    x = torch.linspace(-4, 4, 4001, dtype=torch.float64).expand(5, -1)
-    sizes, slopes = (value[..., :1].expand(-1, -1, 4001) for value in knots())
-    y, _ = spline(x, sizes, slopes, bound=3.0)
-    assert (y.diff() > 0).all()
-    assert torch.equal(y[x.abs() >= 3], x[x.abs() >= 3])
-    assert (y - x).abs()[:, 499:502].max() < 0.2  # nothing jumps at the border
-    torch.testing.assert_close(spline(x, 0 * sizes, 0 * slopes, bound=3.0)[0], x, rtol=0, atol=1e-9)
+def test_every_parameter_gets_a_gradient():
+    glow = small_glow()
+    images = torch.randint(0, 17, (4, 1, 8, 8))
+    glow(images, torch.randn(images.shape, dtype=torch.float64)).sum().backward()
+    parameters = glow.named_parameters()
+    assert [name for name, value in parameters if value.grad is None or not value.grad.any()] == []
 
 
 def test_bfloat16_stays_inside_the_networks():
@@ -171,21 +91,52 @@ def test_bfloat16_stays_inside_the_networks():
     assert precision_for("fp32", torch.device("cpu")) == torch.float32
 
 
-def test_every_parameter_gets_a_gradient():
-    glow = small_glow()
-    images = torch.randint(0, 17, (4, 1, 8, 8))
-    glow(images, torch.randn(images.shape, dtype=torch.float64)).sum().backward()
-    assert [name for name, parameter in glow.named_parameters() if parameter.grad is None or not parameter.grad.any()] == []
+# ---------------------------------------------------------------- bits per dimension
 
 
 @pytest.mark.parametrize("levels", [17, 256])
-def test_dequantised_images_quantise_back_exactly(levels):
-    glow = Glow((1, 8, 8), levels, blocks=1, hidden=4, dequantiser=4)
-    glow.dequantiser.net.last.bias.data = torch.tensor([3.0, 1.5])  # noise that crowds at the bins' edges
-    images = torch.randint(0, levels, (500, 1, 8, 8), dtype=torch.uint8)
-    v = glow.dequantise(images)
-    assert torch.equal(quantise(v, levels), images)
-    assert ((v > 0) & (v < 1)).all()
+def test_a_uniform_density_needs_exactly_log2_levels_bits(levels, monkeypatch):
+    glow = Glow((1, 8, 8), levels, blocks=1, hidden=4, dequantizer=4)
+
+    def uniform(images, noise):
+        log_q = torch.full((5,), 64 * math.log(levels))
+        return (images + torch.rand(images.shape)) / levels, log_q
+
+    monkeypatch.setattr(glow, "log_prob", lambda v: torch.zeros(len(v)))
+    monkeypatch.setattr(glow.dequantizer, "forward", uniform)
+    images = torch.randint(0, levels, (5, 1, 8, 8))
+    for draws in (1, 3):
+        bits = glow.bits_per_dim(images, draws)
+        torch.testing.assert_close(bits, torch.full((5,), math.log2(levels)))
+
+
+def test_the_probabilities_of_all_images_sum_to_less_than_one_and_approach_it_with_more_draws():
+    """All 3² images of two pixels, under a density of v that integrates to one.
+
+    The bound never promises too much probability.
+    """
+
+    class TwoPixels(Glow):
+        def __init__(self):
+            torch.nn.Module.__init__(self)
+            self.shape, self.levels = (1, 2, 1), 3
+            self.dequantizer = Dequantizer(3, 4).double()
+
+        def log_prob(self, v):
+            logit_normal = TransformedDistribution(Normal(-0.5, 0.8), SigmoidTransform())
+            return logit_normal.log_prob(v).flatten(1).sum(1)
+
+    glow = TwoPixels()
+    torch.nn.init.normal_(glow.dequantizer.net.last.weight, 0, 0.2)
+    pairs = torch.cartesian_prod(torch.arange(3), torch.arange(3))
+    images = pairs.reshape(9, 1, 2, 1).repeat_interleave(2000, 0)
+    totals = []
+    with torch.no_grad():
+        for draws in (1, 4, 64):
+            log_p = -glow.bits_per_dim(images, draws) * 2 * math.log(2)
+            totals.append(log_p.reshape(9, 2000).mean(1).exp().sum().item())
+    assert totals[0] < totals[1] < totals[2] < 1
+    assert totals[2] > 0.97
 
 
 def test_more_draws_tighten_the_bound():
@@ -196,45 +147,113 @@ def test_more_draws_tighten_the_bound():
     assert many < one
 
 
-def test_initialise_whitens_the_training_images_and_a_sample_does_not():
-    glow = Glow((1, 8, 8), 17, blocks=1, hidden=4, dequantiser=4)
+@pytest.mark.parametrize("levels", [17, 256])
+def test_dequantized_images_quantize_back_exactly(levels):
+    glow = Glow((1, 8, 8), levels, blocks=1, hidden=4, dequantizer=4)
+    crowded = torch.tensor([3.0, 1.5])  # noise that crowds at the bins' edges
+    glow.dequantizer.net.last.bias.data = crowded
+    images = torch.randint(0, levels, (500, 1, 8, 8), dtype=torch.uint8)
+    v = glow.dequantize(images)
+    assert torch.equal(glow.quantize(v), images)
+    assert ((v > 0) & (v < 1)).all()
+
+
+def test_initialize_whitens_the_training_images_and_a_sample_does_not():
+    glow = Glow((1, 8, 8), 17, blocks=1, hidden=4, dequantizer=4)
     before = {name: value.clone() for name, value in glow.state_dict().items()}
     glow.sample(4)
     assert all(torch.equal(value, before[name]) for name, value in glow.state_dict().items())
     images = torch.randint(0, 17, (512, 1, 8, 8))
-    glow.initialise(images)
-    z = torch.cat([z.flatten(1) for z in glow.encode(glow.dequantise(images))[0]], dim=1)
+    glow.initialize(images)
+    z = torch.cat([z.flatten(1) for z in glow.encode(glow.dequantize(images))[0]], dim=1)
     assert z.mean().item() == pytest.approx(0, abs=0.05)
     assert z.std().item() == pytest.approx(1, abs=0.1)
 
 
+# ---------------------------------------------------------------- samples
+
+
+def test_samples_come_from_the_learned_base_distributions():
+    """Their latents, standardized by the bases' own means and scales, are standard normal."""
+    glow = small_glow()
+    with torch.no_grad():
+        for base, loc, scale in zip(glow.flow.q0, (0.7, -0.5), (0.5, 0.8)):
+            base.loc += loc
+            base.log_scale += math.log(scale)
+    latents, _ = glow.encode(glow.sample(600, rng(0, "test")))
+    for base, z in zip(glow.flow.q0, latents):
+        noise = (z - base.loc) / base.log_scale.exp()
+        # 600 draws: a mean's standard error is 0.041, a standard deviation's 0.029
+        torch.testing.assert_close(noise.mean(0), 0 * base.loc[0], rtol=0, atol=0.2)
+        torch.testing.assert_close(noise.std(0), 1 + 0 * base.loc[0], rtol=0, atol=0.15)
+
+
+def test_samples_have_the_mean_log_prob_that_their_entropy_implies():
+    """E[log p(v)] = -entropy of the bases + E[log |det d z / d v|], over samples v."""
+    glow = small_glow()
+    with torch.no_grad():
+        for base in glow.flow.q0:
+            base.log_scale -= 2  # narrow, so that no sample is clamped at the edges of (0, 1)
+        v = glow.sample(500, rng(0, "test"))
+        assert 1e-6 < v.min() < v.max() < 1 - 1e-6
+        log_det = glow.encode(v)[1]
+        bases = [Normal(base.loc, base.log_scale.exp()) for base in glow.flow.q0]
+        expected = log_det - sum(base.entropy().sum() for base in bases)
+        difference = (glow.log_prob(v) - expected).mean().item()
+    # log p of 64 normal numbers varies by sqrt(64 / 2)
+    assert difference == pytest.approx(0, abs=4 * math.sqrt(32 / 500))
+
+
+def test_samples_are_reproducible_inside_the_unit_interval_and_vary_less_when_cold():
+    glow = small_glow()
+    samples = glow.sample(300, rng(0, "test"))
+    assert samples.shape == (300, 1, 8, 8)
+    assert samples.min() >= 1e-6
+    assert samples.max() <= 1 - 1e-6
+    assert torch.equal(samples, glow.sample(300, rng(0, "test")))
+    assert torch.equal(samples[:250], glow.sample(250, rng(0, "test")))
+    assert not torch.equal(samples, glow.sample(300, rng(1, "test")))
+    images = glow.quantize(samples)
+    assert images.dtype == torch.uint8
+    assert images.max() <= 16
+    cold = glow.sample(300, rng(0, "test"), temperature=0.01)
+    assert cold.var(0).mean() < samples.var(0).mean()
+
+
+# ---------------------------------------------------------------- checkpoints and bad arguments
+
+
 def test_a_saved_glow_loads_into_a_differently_seeded_one_with_the_same_results(tmp_path):
     glow = small_glow().float()
-    save_glow(glow, tmp_path / "glow.pt", metrics={"test_bits_per_dim": 2.0})
+    save_model(glow, tmp_path / "glow.pt", metrics={"test_bits_per_dim": 2.0})
     torch.manual_seed(99)
     loaded = load_glow(tmp_path / "glow.pt")
     v = 0.05 + 0.9 * torch.rand(3, 1, 8, 8)
     assert torch.equal(loaded.log_prob(v), glow.log_prob(v))
     assert loaded.metrics == {"test_bits_per_dim": 2.0}
-    samples = []
-    for model in (glow, loaded):
-        torch.manual_seed(1)
-        samples.append(model.sample(3))
-    assert torch.equal(*samples)
+    assert torch.equal(*(model.sample(3, rng(1, "test")) for model in (glow, loaded)))
     images = torch.randint(0, 17, (3, 1, 8, 8))
-    bits = [model.bits_per_dim(images, generator=torch.Generator().manual_seed(1)) for model in (glow, loaded)]
-    assert torch.equal(*bits)
+    assert torch.equal(*(m.bits_per_dim(images, generator=rng(1, "x")) for m in (glow, loaded)))
 
 
-def test_samples_are_images_and_colder_ones_vary_less():
-    glow = small_glow()
-    samples = glow.sample(50)
-    assert samples.dtype == torch.uint8
-    assert samples.shape == (50, 1, 8, 8)
-    assert samples.max() <= 16
-    cold = glow.sample(50, temperature=0.01)
-    assert cold.float().var(0).mean() < samples.float().var(0).mean()
-    assert all(base.temperature is None for base in glow.flow.q0)
+def test_a_model_of_other_images_is_refused(tmp_path):
+    save_model(small_glow(), tmp_path / "glow.pt")
+    assert load_glow(tmp_path / "glow.pt", shape=(1, 8, 8), levels=17).levels == 17
+    for other in ({"shape": (1, 28, 28)}, {"levels": 256}):
+        with pytest.raises(UserError, match="must match"):
+            load_glow(tmp_path / "glow.pt", **other)
+
+
+@pytest.mark.parametrize(("dataset", "pixels"), [("mnist", 784), ("digits", 64)])
+def test_the_shipped_weights_load_and_know_their_metrics(dataset, pixels):
+    glow = load_glow(default_checkpoint(dataset))
+    assert math.prod(glow.shape) == pixels
+    assert glow.metrics["data"] == dataset
+    assert glow.metrics["parameters"] == sum(parameter.numel() for parameter in glow.parameters())
+
+
+def tiny(**options) -> Glow:
+    return Glow((1, 8, 8), blocks=1, hidden=4, **options)
 
 
 @pytest.mark.parametrize(
@@ -242,12 +261,12 @@ def test_samples_are_images_and_colder_ones_vary_less():
     [
         (lambda: Glow((1, 7, 8)), "shape"),
         (lambda: Glow((3, 8, 8)), "shape"),
-        (lambda: Glow((1, 8, 8), levels=1), "levels"),
+        (lambda: tiny(levels=1), "levels"),
         (lambda: Glow((1, 8, 8), blocks=0), "blocks"),
-        (lambda: Glow((1, 8, 8), blocks=1, hidden=4).sample(0), "n must"),
-        (lambda: Glow((1, 8, 8), blocks=1, hidden=4).sample(1, temperature=0), "temperature"),
-        (lambda: Glow((1, 8, 8), blocks=1, hidden=4).log_prob(torch.rand(1, 1, 28, 28)), "v must be of shape"),
-        (lambda: Glow((1, 8, 8), blocks=1, hidden=4).bits_per_dim(torch.zeros(1, 28, 28)), "images must be of shape"),
+        (lambda: tiny().sample(0), "n must"),
+        (lambda: tiny().sample(1, temperature=0), "temperature"),
+        (lambda: tiny().log_prob(torch.rand(1, 1, 28, 28)), "v must be of shape"),
+        (lambda: tiny().bits_per_dim(torch.zeros(1, 28, 28)), "images must be of shape"),
     ],
 )
 def test_bad_arguments_are_named(make, named):

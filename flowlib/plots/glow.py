@@ -1,53 +1,60 @@
-"""The figures of train_glow_mnist.py: samples beside their nearest training images, and paths between two test images."""
+"""The figures of train_glow_mnist.py: samples, and paths between test images."""
 
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from flowlib.images.datasets import TITLES
-from flowlib.images.glow import Glow, quantise
+from flowlib.images.glow import Glow
+from flowlib.rng import rng
 
 TEMPERATURES = (0.6, 0.8, 1.0)
+ROWS, COLUMNS, NEAREST = 6, 6, 3
 
 
-def sample_figure(glow: Glow, train: Tensor, seed: int = 0, rows: int = 6, columns: int = 6, neighbours: int = 3) -> Figure:
-    """Samples at three temperatures, from the same latents up to their scale; and the training images nearest to some at the last one."""
-    figure = Figure(figsize=(12, 3.5), layout="constrained")
-    metrics = getattr(glow, "metrics", {})
-    bits = f", {metrics['test_bits_per_dim']:.3f} bits/dim on {metrics['test_images']:,} test images" if metrics else ""
-    figure.suptitle(f"Samples of a Glow trained on {TITLES[metrics['data']]}{bits}" if metrics else "Samples of a Glow", fontsize=11)
-    panels = figure.subplots(1, len(TEMPERATURES) + 1, width_ratios=[columns] * len(TEMPERATURES) + [neighbours + 1])
+def sample_figure(glow: Glow, train: Tensor, seed: int = 0) -> Figure:
+    """Samples of the same noise at three temperatures; the images of `train` nearest to some."""
+    figure = Figure(figsize=(10, 3.3), layout="constrained")
+    title = "Samples of a Glow"
+    if metrics := getattr(glow, "metrics", {}):
+        bits, count = metrics["test_bits_per_dim"], metrics["test_images"]
+        model = f" trained on {TITLES[metrics['data']]}"
+        title += f"{model}: {bits:.3f} bits/dim on {count:,} test images"
+    figure.suptitle(title, fontsize=11)
+    widths = [COLUMNS] * len(TEMPERATURES) + [NEAREST + 1]
+    panels = figure.subplots(1, len(widths), width_ratios=widths)
     for panel, temperature in zip(panels, TEMPERATURES):
-        torch.manual_seed(seed)
-        samples = glow.sample(rows * columns, temperature).cpu()
-        show(panel, samples.reshape(rows, columns, *samples.shape[2:]), glow.levels)
-        panel.set_title(f"temperature {temperature:g}" + (" (the model itself)" if temperature == 1 else ""), fontsize=9)
-    chosen = samples[::columns]  # the last panel's first column
-    distance = torch.cdist(chosen.flatten(1).float(), train.flatten(1).float())
-    nearest = train[distance.topk(neighbours, largest=False).indices].squeeze(2)
-    show(panels[-1], torch.cat([chosen, nearest], 1), glow.levels)
+        v = glow.sample(ROWS * COLUMNS, rng(seed, "samples"), temperature)
+        samples = glow.quantize(v).cpu().unflatten(0, (ROWS, COLUMNS)).squeeze(2)
+        draw_images(panel, samples, glow.levels)  # (ROWS, COLUMNS, H, W)
+        note = ": the model itself" if temperature == 1 else ""
+        panel.set_title(f"temperature {temperature:g}{note}", fontsize=9)
+    chosen = samples[:, :1]  # (ROWS, 1, H, W)
+    distance = torch.cdist(chosen.flatten(1).float(), train.flatten(1).float())  # (ROWS, N)
+    nearest = train[distance.topk(NEAREST, largest=False).indices].squeeze(2)
+    draw_images(panels[-1], torch.cat([chosen, nearest], 1), glow.levels)
     panels[-1].axvline(chosen.shape[3] + 0.5, color="tab:orange", linewidth=2)
-    panels[-1].set_title(f"its first column | the {neighbours} nearest\nof {len(train):,} training images", fontsize=9)
+    panels[-1].set_title("A sample (left) and the 3\ntraining images nearest to it", fontsize=9)
     return figure
 
 
 @torch.no_grad()
-def interpolation_figure(glow: Glow, images: Tensor, rows: int = 6, steps: int = 11, seed: int = 0) -> Figure:
-    """Straight lines between the latents of two images each, decoded: first and last column are the images themselves."""
-    device = next(glow.parameters()).device
-    pairs = images[: 2 * rows].to(device)
-    latents, _ = glow.encode(glow.dequantise(pairs, torch.Generator().manual_seed(seed)))
+def interpolation_figure(glow: Glow, images: Tensor, seed: int = 0, steps: int = 11) -> Figure:
+    """Straight lines between the latents of two images each, decoded; the ends are the images."""
+    v = glow.dequantize(images[: 2 * ROWS].to(glow.device), rng(seed, "interpolation"))
+    latents, _ = glow.encode(v)
     columns = []
     for weight in torch.linspace(0, 1, steps).tolist():
         v, _ = glow.decode([torch.lerp(z[::2], z[1::2], weight) for z in latents])
-        columns.append(quantise(v, glow.levels).squeeze(1).cpu())
-    figure = Figure(figsize=(0.62 * steps, 0.62 * rows + 0.5), layout="constrained")
-    figure.suptitle("Straight lines in latent space between two test images (first and last column)", fontsize=10)
-    show(figure.subplots(), torch.stack(columns, 1), glow.levels)
+        columns.append(glow.quantize(v).squeeze(1).cpu())  # (ROWS, H, W)
+    figure = Figure(figsize=(0.62 * steps, 0.62 * ROWS + 0.5), layout="constrained")
+    title = "Straight lines in latent space between two test images (first and last column)"
+    figure.suptitle(title, fontsize=10)
+    draw_images(figure.subplots(), torch.stack(columns, 1), glow.levels)
     return figure
 
 
-def show(panel, images: Tensor, levels: int) -> None:
+def draw_images(panel, images: Tensor, levels: int) -> None:
     """Draws (rows, columns, H, W) as one grey picture, with a line between the images."""
     images = nn.functional.pad(images, (0, 1, 0, 1), value=levels // 3)
     rows, columns, height, width = images.shape

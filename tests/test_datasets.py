@@ -4,7 +4,7 @@ import pytest
 from torchvision.datasets import MNIST, FashionMNIST
 
 from flowlib.files import UserError
-from flowlib.images import datasets as images_module
+from flowlib.images import datasets
 from flowlib.images.datasets import load_images
 
 
@@ -17,7 +17,8 @@ def test_the_digits_are_split_without_overlap(digits):
 def test_mnist_holds_out_the_last_training_images(mnist):
     assert mnist.shape == (1, 28, 28)
     assert mnist.levels == 256
-    assert [len(part) for part in (mnist.train, mnist.held_out, mnist.test)] == [55_000, 5_000, 10_000]
+    sizes = [len(part) for part in (mnist.train, mnist.held_out, mnist.test)]
+    assert sizes == [55_000, 5_000, 10_000]
 
 
 def test_an_unknown_data_set_is_named():
@@ -48,4 +49,4 @@ def test_an_unreachable_download_falls_back_or_fails_in_one_line(tmp_path, monke
     assert load_images("auto", tmp_path).name == "digits"
     printed = capsys.readouterr().out.splitlines()
     assert [line for line in printed if "using scikit-learn" in line] == printed[-1:]
-    assert images_module.socket.getdefaulttimeout() is None
+    assert datasets.socket.getdefaulttimeout() is None

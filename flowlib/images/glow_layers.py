@@ -1,0 +1,243 @@
+"""The layers of the Glow: networks, splines, couplings, ActNorm, split prior, dequantizer.
+
+Every layer is a normflows `Flow`: `inverse` takes data to latent, `forward` takes latent to data.
+Both also return the log-determinant in nats: (B,), or one number if all examples share it.
+
+Papers: Kingma and Dhariwal (2018), arXiv:1807.03039 (Glow); Durkan et al. (2019), arXiv:1906.04032
+(splines); Ho et al. (2019), arXiv:1902.00275 (learned dequantization).
+"""
+
+import math
+import warnings
+
+import normflows as nf
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+LOG_TWO_PI = math.log(2 * math.pi)
+SMALLEST_BIN = 1e-3  # the least width and height of a spline's bin, as a share of the whole range
+
+
+class ConvNet(nn.Module):
+    """Maps (B, inputs, H, W) to (B, outputs, H, W) by convolutions.
+
+    A 3x3 convolution, `depth` residual blocks h + conv1x1(relu(conv3x3(relu(h)))), then a 1x1
+    convolution that starts at zero. With `precision` torch.bfloat16 they run in bfloat16, and the
+    output has the input's dtype: latents are never rounded. Use it in training only, since decoding
+    must repeat the outputs that encoding saw.
+    """
+
+    def __init__(self, inputs: int, hidden: int, outputs: int, depth: int = 1):
+        super().__init__()
+        self.precision = torch.float32
+        self.first = nn.Conv2d(inputs, hidden, 3, padding=1)
+        self.blocks = nn.ModuleList()
+        for _ in range(depth):
+            wide, narrow = nn.Conv2d(hidden, hidden, 3, padding=1), nn.Conv2d(hidden, hidden, 1)
+            self.blocks.append(nn.Sequential(nn.ReLU(), wide, nn.ReLU(inplace=True), narrow))
+        self.last = nn.Conv2d(hidden, outputs, 1)
+        for parameter in self.last.parameters():
+            nn.init.zeros_(parameter)
+        self.to(memory_format=torch.channels_last)  # the faster layout on CPUs and tensor cores
+
+    def forward(self, x: Tensor) -> Tensor:
+        bf16 = self.precision == torch.bfloat16
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
+            h = self.first(x)
+            for block in self.blocks:
+                h = h + block(h)
+            return self.last(h.relu()).to(x.dtype, memory_format=torch.contiguous_format)
+
+
+def spline(
+    x: Tensor, sizes: Tensor, slopes: Tensor, bound: float, inverse: bool = False
+) -> tuple[Tensor, Tensor]:
+    """A monotone rational-quadratic spline on [-bound, bound] (y = x outside), and log dy/dx.
+
+    The range is cut into bins. In a bin of width w and height h the curve goes from (x₀, y₀), with
+    slope d₀, to (x₀ + w, y₀ + h), with slope d₁. Let s = h / w and t = (x - x₀) / w in [0, 1]:
+
+        y = y₀ + h (s t² + d₀ t (1 - t)) / (s + (d₀ + d₁ - 2 s) t (1 - t))
+
+    The inverse solves this for t, a quadratic equation (Durkan et al. 2019, section 3.1).
+
+    Args:
+        x: (B, ...), any shape.
+        sizes: (B, 2·bins, ...): the bins' log-widths, then their log-heights, not normalized.
+        slopes: (B, bins - 1, ...): log-slopes where two bins meet, softly bounded by ±4.
+    Returns:
+        y, of x's shape, and log dy/dx entry by entry. If all parameters are zero, y = x.
+    """
+    inside = x.abs() < bound
+    u = torch.where(inside, x, 0) / (2 * bound) + 0.5  # [-bound, bound] -> [0, 1]
+    (left, bottom), (width, height), (d0, d1) = _bin_of(u, sizes, slopes, inverse)
+    slope = height / width  # s, the bin's mean slope
+    bend = d0 + d1 - 2 * slope  # 0 if the curve is straight
+    if inverse:  # a t² + b t + c = 0; this form of its root loses no digits
+        y = u - bottom
+        a, b = y * bend + height * (slope - d0), height * d0 - y * bend
+        c = -slope * y
+        t = 2 * c / (-b - (b * b - 4 * a * c).clamp(min=0).sqrt())
+    else:
+        t = (u - left) / width
+    curve = t * (1 - t)
+    denominator = slope + bend * curve
+    if inverse:
+        y = left + width * t
+    else:
+        y = bottom + height * (slope * t * t + d0 * curve) / denominator
+    # dy/dx = s² (d₁ t² + 2 s t (1 - t) + d₀ (1 - t)²) / denominator²
+    rise = d1 * t * t + 2 * slope * curve + d0 * (1 - t) ** 2
+    log_slope = (slope**2 * rise / denominator**2).log()
+    y = torch.where(inside, (2 * y - 1) * bound, x)  # [0, 1] -> [-bound, bound]
+    return y, torch.where(inside, -log_slope if inverse else log_slope, 0)
+
+
+def _bin_of(u: Tensor, sizes: Tensor, slopes: Tensor, inverse: bool) -> tuple[tuple, tuple, tuple]:
+    """The bin that u in [0, 1] is in: its corner (x₀, y₀), its size (w, h), its slopes (d₀, d₁)."""
+    bins, ones = slopes.shape[1] + 1, [1] * (u.ndim - 1)
+    # Each bin has the least size; the softmax shares out what is left of the range.
+    sizes = sizes.unflatten(1, (2, bins)).softmax(2)  # (B, 2, bins, ...): widths, heights
+    left_over = 1 - bins * SMALLEST_BIN
+    # Slope 1 at both ends of the range, so that the spline joins the identity smoothly.
+    slopes = F.pad(slopes, (0, 0) * (u.ndim - 1) + (1, 1))  # (B, bins + 1, ...), log 1 = 0
+    k = torch.arange(bins, device=u.device).reshape(-1, *ones)  # (bins, 1, ...)
+    with torch.no_grad():  # u's bin, a whole number, has no gradient
+        axis = sizes[:, 1 if inverse else 0]  # (B, bins, ...): the inverse looks along y
+        edges = left_over * axis[:, :-1].cumsum(1) + SMALLEST_BIN * k[1:]  # (B, bins - 1, ...)
+        bin = (edges <= u[:, None]).sum(1, keepdim=True)  # (B, 1, ...)
+        before = (k < bin).to(u.dtype)  # (B, bins, ...): 1 for the bins before it
+    # A bin's corner is the sum of all widths and heights before it.
+    corner = left_over * (sizes * before[:, None]).sum(2) + SMALLEST_BIN * bin  # (B, 2, ...)
+    chosen = bin[:, None].expand(-1, 2, *bin.shape[1:])  # (B, 2, 1, ...)
+    size = left_over * sizes.gather(2, chosen).squeeze(2) + SMALLEST_BIN  # (B, 2, ...)
+    ends = slopes.gather(1, torch.cat([bin, bin + 1], 1))  # (B, 2, ...)
+    return corner.unbind(1), size.unbind(1), (4 * torch.tanh(ends / 4)).exp().unbind(1)
+
+
+class Coupling(nf.flows.Flow):
+    """Half of the channels transform the other half: y = spline(x ⊙ exp s + t), entry by entry.
+
+    s (bounded by ±2), t and the spline come from a network that sees the first half. An affine map
+    alone keeps a Gaussian a Gaussian. With a spline a pixel can be "either background or ink".
+    """
+
+    def __init__(self, channels: int, hidden: int, depth: int, bins: int, bound: float = 5.0):
+        super().__init__()
+        self.kept, self.bins, self.bound = channels - channels // 2, bins, bound
+        self.net = ConvNet(self.kept, hidden, (1 + 3 * bins) * (channels // 2), depth)
+
+    def _condition(self, z: Tensor) -> tuple[Tensor, ...]:
+        """Both halves, log s, t (B, half, H, W); the spline's parameters (B, ..., half, H, W)."""
+        kept, changed = z[:, : self.kept], z[:, self.kept :]
+        parameters = self.net(kept).unflatten(1, (1 + 3 * self.bins, -1))
+        parts = parameters.split([1, 1, 2 * self.bins, self.bins - 1], dim=1)
+        log_scale, shift = 2 * torch.tanh(parts[0].squeeze(1) / 2), parts[1].squeeze(1)
+        return kept, changed, log_scale, shift, *parts[2:]
+
+    def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Data to latent."""
+        kept, changed, log_scale, shift, *knots = self._condition(z)
+        changed = torch.addcmul(shift, changed, log_scale.exp())
+        changed, log_slope = spline(changed, *knots, self.bound)
+        return torch.cat([kept, changed], 1), (log_scale + log_slope).flatten(1).sum(1)
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Latent to data."""
+        kept, changed, log_scale, shift, *knots = self._condition(z)
+        changed, log_slope = spline(changed, *knots, self.bound, inverse=True)
+        changed = (changed - shift) * (-log_scale).exp()
+        return torch.cat([kept, changed], 1), (log_slope - log_scale).flatten(1).sum(1)
+
+
+class ActNorm(nf.flows.AffineConstFlow):
+    """Shifts and scales each channel by learned constants (Kingma and Dhariwal 2018, section 3.1).
+
+    While `initializing` is True, `inverse` first sets them: its output has mean 0 and variance 1.
+    normflows' own ActNorm does so at the first call of any kind, even if that call samples.
+    """
+
+    initializing = False
+
+    def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Data to latent."""
+        if self.initializing:
+            self.t.data.copy_(z.mean((0, 2, 3), keepdim=True))
+            self.s.data.copy_((z.std((0, 2, 3), keepdim=True) + 1e-6).log())
+        return super().inverse(z)
+
+
+class Block(nf.flows.GlowBlock):
+    """One step of Glow. From data to latent: ActNorm, an invertible 1x1 convolution, a coupling."""
+
+    def __init__(self, channels: int, hidden: int, depth: int, bins: int):
+        nf.flows.Flow.__init__(self)  # GlowBlock's own __init__ would build normflows' layers
+        coupling = Coupling(channels, hidden, depth, bins)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*torch.lu is deprecated")
+            convolution = nf.flows.Invertible1x1Conv(channels, use_lu=True)
+        # in the order of sampling, which GlowBlock's forward and inverse expect
+        self.flows = nn.ModuleList([coupling, convolution, ActNorm((channels, 1, 1))])
+
+
+class SplitPrior(nf.flows.Flow):
+    """Moves half of the channels to the latent space: z₂ = (x₂ - μ(x₁)) / σ(x₁), and x₁ goes on.
+
+    If z₂ is standard normal, x₂ has the learned prior N(μ(x₁), σ(x₁)²), as in Glow's own code.
+    """
+
+    def __init__(self, channels: int, hidden: int, depth: int):
+        super().__init__()
+        self.net = ConvNet(channels // 2, hidden, channels, depth)
+
+    def _prior(self, kept: Tensor) -> tuple[Tensor, Tensor]:
+        """μ and log σ (bounded by ±2), each (B, channels / 2, H, W)."""
+        mean, log_std = self.net(kept).chunk(2, dim=1)
+        return mean, 2 * torch.tanh(log_std / 2)
+
+    def inverse(self, z: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Data to latent: x -> [x₁, z₂]."""
+        kept, split = z.chunk(2, dim=1)
+        mean, log_std = self._prior(kept)
+        return [kept, (split - mean) * (-log_std).exp()], -log_std.flatten(1).sum(1)
+
+    def forward(self, z: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Latent to data: [x₁, z₂] -> x."""
+        kept, split = z
+        mean, log_std = self._prior(kept)
+        return torch.cat([kept, split * log_std.exp() + mean], 1), log_std.flatten(1).sum(1)
+
+
+class Dequantizer(nn.Module):
+    """Spreads each grey level over its bin: v = (image + u) / levels with u in (0, 1).
+
+    u = sigmoid(μ(image) + σ(image) · ε), ε ~ N(0, I), with μ and log σ from a ConvNet that has
+    `hidden` channels inside. It starts at μ = 0, σ = 1.7, where u is nearly uniform. `hidden` = 0
+    takes uniform u and no network. Source: Ho et al. (2019), section 3.1.
+    """
+
+    def __init__(self, levels: int, hidden: int):
+        super().__init__()
+        self.levels = levels
+        self.net = ConvNet(1, hidden, 2) if hidden else None
+        if self.net:
+            self.net.last.bias.data[1] = math.log(1.7)
+
+    def forward(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """v in (0, 1), of the images' shape, and log q(v | image) in nats, (B,).
+
+        `images` (B, 1, H, W) are whole numbers 0 ... levels - 1; `noise` is ε, of that shape.
+        """
+        images = images.to(noise.dtype)
+        if self.net is None:
+            u, log_q = torch.special.ndtr(noise), torch.zeros_like(noise)
+        else:
+            mean, log_std = self.net(2 * images / (self.levels - 1) - 1).chunk(2, dim=1)
+            logit = mean + log_std.exp() * noise
+            u = logit.sigmoid()
+            log_q = -0.5 * (noise.square() + LOG_TWO_PI) - log_std  # log N(logit; mean, std²)
+            log_q = log_q - F.logsigmoid(logit) - F.logsigmoid(-logit)  # - log du/dlogit
+        log_q = (log_q + math.log(self.levels)).flatten(1).sum(1)  # v is `levels` times narrower
+        u = u.clamp(max=1 - 2**-14)  # so that rounding never lifts v into the next bin
+        return (images + u) / self.levels, log_q

@@ -1,0 +1,31 @@
+import json
+
+import pytest
+import torch
+
+from benchmarks import train_classifier
+from flowlib.files import UserError
+from flowlib.images import classifier
+
+
+def test_it_learns_the_digits_and_comes_back_from_its_file(tmp_path, digits):
+    files = ["--checkpoint", str(tmp_path / "c.pt"), "--metrics", str(tmp_path / "m.json")]
+    train_classifier.main(["--dataset", "digits", "--epochs", "8", *files])
+    metrics = json.loads((tmp_path / "m.json").read_text())
+    assert metrics["test_accuracy"] > 0.8
+    model = classifier.load_classifier(tmp_path / "c.pt")
+    accuracy = train_classifier.measure_accuracy(model, digits.test, digits.test_labels)
+    assert accuracy == pytest.approx(metrics["test_accuracy"])
+
+
+def test_the_shipped_classifier_knows_mnist(mnist):
+    model = classifier.load_classifier(classifier.default_classifier("mnist"))
+    probabilities = model.classify(mnist.test[:500], chunk=200)
+    torch.testing.assert_close(probabilities.sum(1), torch.ones(500))
+    images, labels = mnist.test[:500], mnist.test_labels[:500]
+    assert train_classifier.measure_accuracy(model, images, labels) > 0.98
+
+
+def test_a_missing_file_says_what_makes_it(tmp_path):
+    with pytest.raises(UserError, match="benchmarks/train_classifier.py"):
+        classifier.load_classifier(tmp_path / "none.pt")

@@ -1,0 +1,74 @@
+import runpy
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from flowlib.distributed import Processes, processes
+from flowlib.files import ROOT
+
+SCRIPT = """
+import sys
+import torch
+sys.path.insert(0, sys.argv[1])
+from flowlib.distributed import processes
+from flowlib.images.datasets import load_images
+from flowlib.images.glow import Glow
+from flowlib.rng import rng
+from flowlib.training import TrainingState
+from train_glow_mnist import Settings, train_glow
+
+images = load_images("digits")
+with processes(torch.device("cpu")) as group:
+    print("printed by one process")
+    torch.manual_seed(7 + group.rank)  # the ranks start differently: wrapping makes them equal
+    glow = Glow(images.shape, images.levels, blocks=1, hidden=8, dequantizer=4)
+    glow.initialize(images.train[:128], rng(0, "initialize"))
+    gradients, losses = [], []
+    settings = Settings(steps=3, batch=16)
+    for record in train_glow(TrainingState(glow, lr=1e-3), images.train, settings, group):
+        gradients.append(torch.cat([value.grad.flatten() for value in glow.parameters()]))
+        losses.append(record["loss"])
+    found = {
+        "gradients": gradients,
+        "losses": losses,
+        "weights": torch.cat([value.detach().flatten() for value in glow.parameters()]),
+        "any": [group.any(group.rank == 1), group.any(False)],
+        "gathered": group.gather(group.rank),
+    }
+    torch.save(found, f"{sys.argv[2]}/{group.count}_{group.rank}.pt")
+"""
+
+
+def test_two_processes_stay_equal_and_take_the_steps_of_one(tmp_path, monkeypatch):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    monkeypatch.setattr(sys, "argv", ["script.py", str(ROOT), str(tmp_path)])
+    runpy.run_path(str(script))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [*launch, str(script), str(ROOT), str(tmp_path)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
+    assert done.stdout.count("printed by one process") == 1
+    one, first, second = (torch.load(tmp_path / name) for name in ("1_0.pt", "2_0.pt", "2_1.pt"))
+    assert torch.equal(first["weights"], second["weights"])
+    assert first["losses"] == second["losses"] == pytest.approx(one["losses"], rel=1e-5)
+    for mine, others in zip(first["gradients"], one["gradients"]):
+        assert (mine - others).norm() < 1e-3 * others.norm()
+    assert first["any"] == second["any"] == [True, False]
+    assert first["gathered"] == second["gathered"] == [0, 1]
+
+
+def test_processes_share_a_batch_without_a_rest():
+    batch = torch.arange(10)
+    parts = [Processes(rank, 3, torch.device("cpu")).share(batch) for rank in range(3)]
+    assert torch.equal(torch.cat(parts), batch)
+
+
+def test_without_torchrun_there_is_one_process():
+    with processes(torch.device("cpu")) as group:
+        assert group.first
+        assert group.count == 1
+        assert group.any(True)
+        assert not group.any(False)
+        assert group.mean(torch.tensor(3.0)) == 3

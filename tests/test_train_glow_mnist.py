@@ -1,0 +1,262 @@
+"""train_glow_mnist.py as a user runs it: real command lines with small numbers, and bad input."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from torchvision.datasets import MNIST
+
+import train_glow_mnist
+from flowlib.files import ROOT, UserError, save_model
+from flowlib.images.classifier import Classifier
+from flowlib.images.glow import Glow, load_glow
+from flowlib.rng import rng
+from flowlib.training import TrainingState
+from train_glow_mnist import Settings, measure_bits, train_glow
+
+QUICK = ["--dataset", "digits", "--steps", 3, "--blocks", 1, "--hidden", 8, "--batch", 8]
+PNG = b"\x89PNG"
+
+
+def run(*argv):
+    train_glow_mnist.main([str(argument) for argument in argv])
+
+
+def into(folder):
+    return ["--figures", folder, "--metrics", folder / "metrics.json"]
+
+
+def weights(path):
+    return load_glow(path).state_dict()
+
+
+def equal(first: dict, second: dict) -> bool:
+    same = all(torch.equal(value, second[name]) for name, value in first.items())
+    return first.keys() == second.keys() and same
+
+
+# ---------------------------------------------------------------- a run
+
+
+def test_it_writes_figures_checkpoint_metrics_and_curve(tmp_path, capsys):
+    checkpoint = ["--dataset", "digits", "--checkpoint", tmp_path / "glow.pt"]
+    run(*QUICK, *into(tmp_path), *checkpoint)
+    for figure in ("Gen.png", "glow_interpolation.png"):
+        assert (tmp_path / figure).read_bytes().startswith(PNG)
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["data"] == "digits"
+    assert (metrics["blocks"], metrics["steps"], metrics["dequantizer"]) == (1, 3, 32)
+    assert 0 < metrics["test_bits_per_dim"] < 10
+    curve = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert curve == metrics["curve"]
+    assert curve[-1]["step"] == 3
+
+    drawn = (tmp_path / "Gen.png").read_bytes()
+    (tmp_path / "Gen.png").unlink()
+    run("--figure-only", *checkpoint, "--figures", tmp_path)
+    assert (tmp_path / "Gen.png").read_bytes() == drawn
+    capsys.readouterr()
+    run("--evaluate", *checkpoint, "--draws", 3, "--metrics", tmp_path / "metrics.json")
+    assert f"test {metrics['test_bits_per_dim']:.4f} ±" in capsys.readouterr().out
+    evaluated = json.loads((tmp_path / "metrics.json").read_text())
+    assert evaluated["test_bits_per_dim"] == metrics["test_bits_per_dim"]
+    assert evaluated["test_bits_per_dim_weighted"] < evaluated["test_bits_per_dim"]
+
+
+@pytest.fixture
+def small_glow(digits):
+    glow = Glow(digits.shape, digits.levels, blocks=1, hidden=8, dequantizer=4)
+    glow.initialize(digits.train[:256], rng(0, "initialize"))
+    return glow
+
+
+def test_training_lowers_the_bits_of_the_weights_and_of_their_average(digits, small_glow):
+    before, _ = measure_bits(small_glow, digits.held_out)
+    state = TrainingState(small_glow, lr=5e-3)
+    records = list(train_glow(state, digits.train, Settings(steps=60, batch=32)))
+    assert [record["step"] for record in records] == list(range(1, 61))
+    assert records[-1]["skipped"] == 0
+    for model in (small_glow, state.averaged):
+        assert measure_bits(model, digits.held_out)[0] < before - 0.2
+
+
+def test_steps_that_are_not_finite_change_nothing_are_counted_and_stop_in_the_end(
+    digits, small_glow, monkeypatch
+):
+    before = {name: value.clone() for name, value in small_glow.state_dict().items()}
+    real = small_glow.forward
+    monkeypatch.setattr(small_glow, "forward", lambda *given: real(*given) * float("nan"))
+    state = TrainingState(small_glow, lr=5e-3)
+    steps = train_glow(state, digits.train, Settings(steps=60, batch=8))
+    assert [next(steps)["skipped"] for _ in range(19)] == list(range(1, 20))
+    assert equal(before, small_glow.state_dict())
+    with pytest.raises(UserError, match="20 times in a row, up to step 20"):
+        next(steps)
+
+
+# ---------------------------------------------------------------- runs that stop and resume
+
+
+def test_a_run_that_is_killed_and_resumed_ends_with_the_same_weights(tmp_path):
+    """kill -9 in the middle of a real run that writes a resume file after every step."""
+    argv = [*QUICK, "--steps", 100, "--save-minutes", 0, "--figures", tmp_path, "--checkpoint"]
+    run(*argv, tmp_path / "whole.pt")
+    command = [sys.executable, ROOT / "train_glow_mnist.py", *argv, tmp_path / "killed.pt"]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen([str(word) for word in command], **quiet)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "killed.resume.pt").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    assert not (tmp_path / "killed.pt").exists()
+    assert 0 < torch.load(tmp_path / "killed.resume.pt")["state"]["progress"]["step"] < 100
+    run(*argv, tmp_path / "killed.pt", "--resume")
+    assert equal(weights(tmp_path / "whole.pt"), weights(tmp_path / "killed.pt"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_is_saved_and_goes_on(number, tmp_path, monkeypatch, capsys):
+    argv = [*QUICK, "--steps", 8, "--figures", tmp_path, "--checkpoint"]
+    run(*argv, tmp_path / "whole.pt")
+
+    def interrupted(*args, **options):
+        for record in real(*args, **options):
+            if record["step"] == 5:
+                signal.raise_signal(number)
+            yield record
+
+    real = train_glow_mnist.train_glow
+    monkeypatch.setattr(train_glow_mnist, "train_glow", interrupted)
+    with pytest.raises(SystemExit) as stop:
+        run(*argv, tmp_path / "glow.pt")
+    assert stop.value.code == 130
+    assert "stopped at step 5 of 8: --resume continues" in capsys.readouterr().out
+    assert not (tmp_path / "glow.pt").exists()
+    monkeypatch.setattr(train_glow_mnist, "train_glow", real)
+    run(*argv, tmp_path / "glow.pt", "--resume")
+    assert equal(weights(tmp_path / "whole.pt"), weights(tmp_path / "glow.pt"))
+
+
+def test_max_minutes_end_a_run_with_its_schedule_intact(tmp_path, capsys):
+    argv = [*QUICK, "--figures", tmp_path, "--checkpoint"]
+    run(*argv, tmp_path / "whole.pt")
+    for step in (1, 2):
+        run(*argv, tmp_path / "glow.pt", "--resume", "--max-minutes", 0)
+        assert f"0 minutes are over at step {step} of 3" in capsys.readouterr().out
+        assert not (tmp_path / "glow.pt").exists()
+    run(*argv, tmp_path / "glow.pt", "--resume")
+    assert equal(weights(tmp_path / "whole.pt"), weights(tmp_path / "glow.pt"))
+
+
+def test_resuming_with_other_settings_or_from_a_damaged_file_is_one_line(tmp_path, one_line_error):
+    argv = [*QUICK, "--figures", tmp_path, "--checkpoint", tmp_path / "glow.pt"]
+    run(*argv, "--max-minutes", 0)
+    error = one_line_error(train_glow_mnist.main, *argv, "--steps", 4, "--resume")
+    assert "steps 3, not 4" in error
+    resume_file = tmp_path / "glow.resume.pt"
+    resume_file.write_bytes(resume_file.read_bytes()[:2000])
+    assert "damaged" in one_line_error(train_glow_mnist.main, *argv, "--resume")
+
+
+def test_the_training_command_runs_in_two_processes(tmp_path):
+    argv = [*QUICK, *into(tmp_path), "--checkpoint", tmp_path / "glow.pt"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [str(word) for word in [*launch, ROOT / "train_glow_mnist.py", *argv]]
+    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    assert json.loads((tmp_path / "metrics.json").read_text())["processes"] == 2
+    assert load_glow(tmp_path / "glow.pt").metrics["test_images"] == 360
+
+
+# ---------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        ([*QUICK, "--steps", -5], "--steps"),
+        ([*QUICK, "--lr", 0], "--lr"),
+        (["--dataset", "cifar"], "--dataset"),
+        (["--device", "tpu"], "--device"),
+        ([*QUICK, "--precision", "fp8"], "--precision"),
+    ],
+)
+def test_bad_flags(argv, says, tmp_path, one_line_error):
+    assert says in one_line_error(train_glow_mnist.main, *argv, *into(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("argv", "flag", "mode"),
+    [
+        (["--draws", 4], "--draws", "training"),
+        (["--evaluate", "--batch", 16], "--batch", "--evaluate"),
+        (["--evaluate", "--resume"], "--resume", "--evaluate"),
+        (["--evaluate", "--figure-only"], "--figure-only", "--evaluate"),
+        (["--evaluate", "--figures", "elsewhere"], "--figures", "--evaluate"),
+        (["--figure-only", "--max-minutes", 1], "--max-minutes", "--figure-only"),
+        (["--figure-only", "--draws", 4], "--draws", "--figure-only"),
+        (["--figure-only", "--metrics", "m.json"], "--metrics", "--figure-only"),
+    ],
+)
+def test_flags_without_a_meaning_in_the_mode(argv, flag, mode, one_line_error):
+    error = one_line_error(train_glow_mnist.main, "--dataset", "digits", *argv)
+    assert f"{flag} has no meaning with {mode}" in error
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated", "other kind", "not a checkpoint"])
+def test_bad_checkpoints(damage, tmp_path, tiny_glow_file, one_line_error):
+    path = tmp_path / "bad.pt"
+    if damage == "truncated":
+        path.write_bytes(tiny_glow_file.read_bytes()[:3000])
+    elif damage == "other kind":
+        save_model(Classifier((1, 8, 8), width=2), path)
+    elif damage == "not a checkpoint":
+        torch.save([1, 2, 3], path)
+    figure = tmp_path / "Gen.png"
+    figure.write_bytes(b"the figure of an earlier run")
+    argv = ["--dataset", "digits", "--figure-only", "--checkpoint", path, "--figures", tmp_path]
+    says = {"missing": "train_glow_mnist.py", "truncated": "damaged"}
+    says |= {"other kind": "kind 'classifier'", "not a checkpoint": "something else"}
+    assert says[damage] in one_line_error(train_glow_mnist.main, *argv)
+    assert figure.read_bytes() == b"the figure of an earlier run"
+
+
+def test_a_model_of_other_images_is_refused(
+    tmp_path, mnist, tiny_glow_file, one_line_error, monkeypatch
+):
+    monkeypatch.setattr(train_glow_mnist, "load_images", lambda *_: mnist)
+    argv = ["--figure-only", "--checkpoint", tiny_glow_file, "--figures", tmp_path]
+    assert "must match" in one_line_error(train_glow_mnist.main, *argv)
+
+
+def test_an_unreachable_download_is_one_line(tmp_path, monkeypatch, one_line_error):
+    monkeypatch.setattr(MNIST, "mirrors", ["http://127.0.0.1:9/"])  # nothing listens there
+    argv = ["--dataset", "mnist", "--data-dir", tmp_path / "data", *into(tmp_path)]
+    assert "--dataset digits" in one_line_error(train_glow_mnist.main, *argv)
+
+
+def test_a_folder_that_cannot_be_written_to_is_one_line(tmp_path, one_line_error):
+    (tmp_path / "file").write_text("in the way")
+    places = ["--checkpoint", tmp_path / "glow.pt", "--figures", tmp_path / "file" / "figures"]
+    assert "cannot write" in one_line_error(train_glow_mnist.main, *QUICK, *places)
+    assert {path.name for path in tmp_path.iterdir()} == {"file"}
+
+
+def test_help_prints_the_docstring_from_any_folder_and_imports_nothing_slow(tmp_path):
+    code = (
+        "import runpy, sys\n"
+        f"sys.path.insert(0, {str(ROOT)!r}); sys.argv[1:] = ['--help']\n"
+        f"try: runpy.run_path({str(ROOT / 'train_glow_mnist.py')!r}, run_name='__main__')\n"
+        "except SystemExit: print({'torchvision', 'sklearn', 'matplotlib'} & sys.modules.keys())\n"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "python train_glow_mnist.py" in done.stdout
+    assert "Writes" in done.stdout
+    assert done.stdout.splitlines()[-1] == "set()"
+    assert list(tmp_path.iterdir()) == []
