@@ -1,292 +1,247 @@
-"""Fills holes in images with a trained Glow, without training anything for the task.
+"""Fills holes in images with a trained Glow, which was never trained to do so.
 
     python inpaint.py
 
-cuts squares and random noise out of test images and answers two questions. Which missing pixels maximise the likelihood of the whole
-image, argmax over δ of log p(x_known + δ · M), M = 1 where a pixel is missing (MAP)? And what could be there: samples of the posterior
-p(missing | known), their mean, and how sure they are. The model's weights and the known pixels stay as they are.
+cuts holes out of test images and asks two questions. Which missing pixels maximise the likelihood
+of the whole image, argmax over δ of log p(x_observed + δ · M), M = 1 where a pixel is missing? This
+is the MAP estimate. What could be there? Twelve samples of the missing pixels show it, with their
+mean and how much they differ. The model's weights and the observed pixels stay as they are.
 
-What to expect: the likeliest fill of a square is *black*, and it is likelier than the truth. The maximum of a density is not a typical
-draw from it: a plain background beats any particular stroke. The samples are what a person would draw.
+The MAP estimate of a square hole is often *black*, and it is likelier than the truth: the maximum
+of a density is not a typical draw from it. The samples are what a person would draw. Each lies near
+the training image that it started from, so the share of a digit among them is a rough estimate.
 
-    python inpaint.py --image photo.png --mask mask.png    fills a picture of your own; white in the mask is missing
-    python inpaint.py --image folder/ --mask square:14     or many pictures, with any of the masks below
-    python inpaint.py --mask top noise:0.9                 other holes in the test images
-    python inpaint.py --source samples                     holes in the flow's own samples: is it calibrated where it is right?
-    torchrun --nproc-per-node 2 inpaint.py                 shares the images among processes
+    python inpaint.py --image photo.png --mask mask.png   your own picture; white is missing
+    python inpaint.py --image folder/ --mask square:14    many pictures, any of the masks below
+    python inpaint.py --mask top noise:0.9                other holes in the test images
+    python inpaint.py --source samples                    holes in samples of the flow itself
+    torchrun --nproc-per-node 2 inpaint.py                shares the images among processes
 
-A mask is square:SIDE, noise:FRACTION, top, bottom, left, right or a picture of the image's size. It is *missing* where the mask is set.
+A mask is square:SIDE, noise:FRACTION, top, bottom, left, right, or a picture. MNIST is needed for
+test images alone; where it cannot be had, scikit-learn's digits take its place.
 
-Reads    checkpoints/glow_mnist.pt and MNIST's images (or, where MNIST cannot be had, the digits' checkpoint and images); with --image
-         and --source samples no data set is needed
-Writes   figures/batch_inpainting_result.png; with --image instead, in filled/: NAME.png (all at one glance), NAME_mean.png,
-         NAME_map.png, NAME_sample_1.png ..., NAME_uncertainty.png and results.json with every number
-Takes    about two minutes on 2 CPU cores; under half a minute for a picture of your own
+Writes   figures/batch_inpainting_result.png. With --image instead, in filled/: NAME.png (all at one
+         glance), NAME_mean.png, NAME_map.png, NAME_sample_1.png ..., NAME_uncertainty.png, and
+         results.json with every number.
+Takes    TAKES
 """
 
-import json
-import math
 import time
 from pathlib import Path
-from zlib import crc32
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
+from flowlib import files
 from flowlib.cli import Parser, number, one_line_errors
 from flowlib.distributed import Processes, processes
-from flowlib.files import UserError, require_writable, save_figure, write_atomically, write_metrics
-from flowlib.images.classifier import Classifier, default_classifier, load_classifier
-from flowlib.images.datasets import TITLES, add_dataset_flags, load_images
-from flowlib.images.glow import PRECISIONS, Glow, default_checkpoint, load_glow, precision_for, quantise
-from flowlib.images.user_images import INKS, POLARITIES, Picture, find_pictures, read_picture, save_grey
-from flowlib.inpainting.inpainter import POSTERIOR, STARTS, dequantised, flow_bank, flow_truth, map_fill, posterior_fill, typical_log_prob
-from flowlib.inpainting.masks import describe_mask, make_masks
-from flowlib.inpainting.scores import CONVERGED, evaluate, print_figures, ranks, warn
-from flowlib.plots.inpainting import digits_in_words, inpainting_figure
+from flowlib.files import UserError
+from flowlib.images import user_images
+from flowlib.images.classifier import default_classifier, load_classifier
+from flowlib.images.datasets import Images, add_dataset_flags, load_images
+from flowlib.images.glow import PRECISIONS, Glow, default_checkpoint, load_glow, precision_for
+from flowlib.inpainting.fill import Fill, Problem
+from flowlib.inpainting.inpainter import STARTS, FillSettings, Inpainter
+from flowlib.inpainting.masks import describe_mask, draw_masks
+from flowlib.inpainting.scores import CONVERGED, COVERAGES
+from flowlib.rng import rng
 
-# ---------------------------------------------------------------- data
-
-
-def masks_for(spec: str, n: int, shape: tuple[int, int, int], seed: int) -> Tensor:
-    """n masks of a kind, always the same for the same seed. Raises UserError if the kind cannot be understood or does not fit."""
-    try:
-        return make_masks(spec, n, *shape[1:], torch.Generator().manual_seed(crc32(spec.encode()) % 2**31 + seed))
-    except ValueError as error:
-        raise UserError(str(error)) from None
+SAMPLES = 2000  # of the flow, to serve as reference images where there are no training images
+# What is written of each of one's own pictures: NAME_mean.png and so on.
+RESULTS = ("_mean", "_map", "_uncertainty", *(f"_sample_{i}" for i in range(1, 9)))
 
 
-# ---------------------------------------------------------------- fill
+def make_inpainter(args, images: Images | None, device: torch.device) -> Inpainter:
+    """The Glow that the flags name, with reference images and a classifier of such images."""
+    name = images.name if images else args.dataset.replace("auto", "mnist")
+    shape, levels = (images.shape, images.levels) if images else (None, None)
+    glow = load_glow(args.checkpoint or default_checkpoint(name), device, shape, levels)
+    glow.set_precision(precision_for(args.precision, device))
+    references = images.train if images else reference_images(glow, args)
+    file = default_classifier(glow.metrics.get("data", ""))
+    classifier = load_classifier(file, device) if file.is_file() else None
+    settings = FillSettings(tuple(args.starts), args.steps, args.chains)
+    return Inpainter(glow, references, classifier, settings)
 
 
-def fill(
-    glow: Glow,
-    bank: Tensor,
-    masked: Tensor,
-    mask: Tensor,
-    seeds: list[int],
-    *,
-    typical: tuple[float, float],
-    judge: Classifier | None,
-    starts: list[str],
-    steps: int,
-    stop_at_typical: bool = False,
-    known: Tensor | None = None,
-    **sampler: int,
-) -> dict[str, Tensor]:
-    """MAP and posterior of each image, see `map_fill` and `posterior_fill`; what is missing has been set to 0 in `masked`.
-
-    Adds to theirs: `atypical` (B,), whether MAP is likelier than three standard deviations above the mean of typical images, `typical`
-    being both; `median`, `low` and `high` (B, 1, H, W), the samples' 50, 5 and 95 % quantiles in grey levels; and with a classifier as
-    the judge `digits` (B, 10), p(digit | known), the share of the samples that are each digit.
-    """
-    mean, std = typical
-    stop_at = mean if stop_at_typical else math.inf
-    found = map_fill(glow, bank, masked, mask, seeds, starts=starts, steps=steps, stop_at=stop_at)
-    found |= posterior_fill(glow, bank, masked, mask, seeds, known=known, **sampler)
-    found |= {"mask": mask, "masked": masked, "atypical": found["map_log_prob"] > mean + 3 * std}
-    grey = found["samples"].float()
-    found |= {name: grey.quantile(q, dim=1) for name, q in (("low", 0.05), ("median", 0.5), ("high", 0.95))}
-    if judge:
-        device = next(glow.parameters()).device
-        found["digits"] = torch.stack([judge.classify(samples.to(device)).mean(0).cpu() for samples in found["samples"]])
-    return found
+def reference_images(glow: Glow, args) -> Tensor:
+    """The images that the Glow was trained on, if they are on this disk; otherwise its samples."""
+    if args.source == "test":
+        try:
+            images = load_images(glow.metrics.get("data", ""), args.data_dir, download=False)
+            if (images.shape, images.levels) == (glow.shape, glow.levels):
+                return images.train
+        except (UserError, ValueError):
+            pass  # the samples will do
+    return glow.quantize(glow.sample(SAMPLES, rng(args.seed, "reference images"))).cpu()
 
 
-def references(glow: Glow, bank: Tensor) -> dict:
-    """What `fill` compares with: the typical log p of the bank's images, and the classifier of such images, if there is one."""
-    file, device = default_classifier(glow.metrics.get("data", "")), next(glow.parameters()).device
-    return {"typical": typical_log_prob(glow, bank), "judge": load_classifier(file, device) if file.is_file() else None}
+def make_problems(args, inpainter: Inpainter, images: Images | None) -> dict[str, Problem]:
+    """Holes in test images, or in samples of the flow: a problem for each kind of mask."""
+    glow, count = inpainter.glow, args.count
+    names, notes = [f"image {i}" for i in range(count)], [[]] * count
+    seeds, v = [args.seed + i for i in range(count)], None
+    if images and count > len(images.test):
+        raise UserError(f"--count {count}: there are only {len(images.test)} test images")
+    if images:
+        grey = images.test[:count]
+        truth = inpainter.truth(grey, seeds)
+    else:
+        v = glow.sample(count, rng(args.seed, "samples with holes")).cpu()
+        grey = glow.quantize(v)
+        truth = inpainter.truth_of_v(v, grey)
+    problems = {}
+    for kind in args.mask or [f"square:{glow.shape[1] // 2}", "noise:0.5"]:
+        mask = draw_masks(kind, count, glow.shape, args.seed)
+        problems[kind] = Problem(torch.where(mask, 0, grey), mask, names, notes, seeds, truth, v)
+    return problems
 
 
-def fill_options(args) -> dict:
-    """The flags that `fill` takes."""
-    return {name: getattr(args, name) for name in ("starts", "steps", "stop_at_typical", "runs", "particles")}
+def read_pictures(args, glow: Glow) -> dict[str, Problem]:
+    """One's own pictures with their holes, as one problem; each is described in a line."""
+    paths = user_images.find_pictures(args.image)
+    names = [path.stem for path in paths]
+    if args.output.resolve() in {path.parent.resolve() for path in paths}:
+        raise UserError(f"--output {args.output} is a picture's folder: results need another one")
+    results = [f"{name}{ending}" for name in names for ending in ("", *RESULTS)]
+    if twice := [name for name in results if results.count(name) > 1]:
+        raise UserError(f"two results would be called {twice[0]}.png: rename one of the pictures")
+    if len(args.mask or []) != 1:
+        raise UserError("--image needs one --mask, such as square:14, noise:0.5, or a picture")
+    pictures, seeds = [], [args.seed + i for i in range(len(paths))]
+    for path, seed in zip(paths, seeds):
+        mask = user_images.find_mask(args.mask[0], path)
+        hole = draw_masks(args.mask[0], 1, glow.shape, seed)[0] if mask is None else mask
+        options = {"ink": args.ink, "polarity": args.mask_polarity}
+        picture = user_images.read_picture(path, hole, glow.shape, glow.levels, **options)
+        missing = f"{int(picture.mask.sum())} of {picture.mask.numel()} pixels missing"
+        print("; ".join([f"{path.stem}: {missing}", *picture.notes]))
+        pictures.append(picture)
+    image, mask = (torch.stack([getattr(p, part) for p in pictures]) for part in ("image", "mask"))
+    notes = [picture.notes for picture in pictures]
+    return {"your pictures": Problem(torch.where(mask, 0, image), mask, names, notes, seeds)}
 
 
-def with_truth(found: dict[str, Tensor], glow: Glow, truth: Tensor, seeds: list[int], v: Tensor | None = None) -> dict[str, Tensor]:
-    """Adds the truth, its log-density, and its ranks among the samples: those of `v` in (0, 1), or of the truth dequantised."""
-    device = next(glow.parameters()).device
-    v = dequantised(glow, truth, seeds).cpu() if v is None else v
-    with torch.no_grad():
-        log_prob = torch.cat([glow.log_prob(part.to(device)) for part in v.split(100)]).cpu()
-    return found | {
-        "truth": truth,
-        "truth_log_prob": log_prob,
-        "rank": ranks(found["v"].transpose(0, 1), v, torch.Generator().manual_seed(0)),
-    }
+def fill_holes(inpainter: Inpainter, problem: Problem, kind: str, group: Processes) -> Fill:
+    """Fills a problem's images, shared among the processes, with a progress bar."""
+    rows = torch.arange(len(problem)).tensor_split(group.count)[group.rank].tolist()
+    work = len(rows) * inpainter.settings.work()
+    look = {"desc": kind, "bar_format": "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"}
+    with tqdm(total=work, mininterval=0.5, disable=not group.first, **look) as bar:
+        fill = inpainter.fill(problem[rows], bar.update) if rows else None
+    return Fill.cat([part for part in group.gather(fill) if part is not None])
 
 
-# ---------------------------------------------------------------- command line
+def report_tests(problems: dict[str, Problem], fills: dict[str, Fill], args) -> dict:
+    """Prints a table for each kind of hole, draws the figure, and returns the metrics."""
+    from flowlib.plots.inpainting import plot_fills
+
+    metrics, results = {}, {}
+    for kind, fill in fills.items():
+        words, truth = describe_mask(kind), problems[kind].truth
+        results[words] = problems[kind], fill
+        metrics[kind] = {"mask": words} | fill.compare(truth)
+        log_p = f"log p of the truth {truth.log_prob.mean():,.0f} nats"
+        print(f"{words}, {len(fill)} images: {log_p}")
+        print_table(metrics[kind])
+        print_chains(fill)
+    title = "Orange: missing. Below MAP: its log p minus the truth's. Below the mean: which digit."
+    figure = plot_fills(results, title)
+    files.save_figure(figure, args.figures, "batch_inpainting_result.png")
+    return {"source": args.source, "masks": metrics}
+
+
+def print_table(metrics: dict) -> None:
+    """Prints the metrics of one kind of hole, a row for each way to fill it."""
+    won = ", ".join(f"{name} {count}" for name, count in metrics["map"]["won_by"].items())
+    print(f"  MAP estimates by the start of their ascent: {won}")
+    rows = {"MAP estimate": "map", "mean of the samples": "mean", "median": "median"}
+    for label, name in (rows | {"one sample": "sample"}).items():
+        line = "  {label:20} hole PSNR {hole_psnr:5.1f} dB   ink {ink_ratio:.2f}"
+        if "log_prob" in metrics[name]:
+            line += "   log p {log_prob:,.0f}   likelier than the truth {likelier_than_truth:.0%}"
+        print(line.format(label=label, **metrics[name]))
+    covered = ", ".join(f"{c:.0%}: {metrics[f'coverage_{100 * c:.0f}']:.1%}" for c in COVERAGES)
+    print(f"  missing pixels inside the samples' intervals, {covered}; CRPS {metrics['crps']:.4f}")
+
+
+def print_chains(fill: Fill) -> None:
+    """Prints how the chains fared."""
+    print(f"  accepted moves {fill.acceptance.mean():.0%}, median R-hat {fill.r_hat.median():.0f}")
+    if apart := int((fill.r_hat > CONVERGED).sum()):
+        which = "all images" if apart == len(fill) else f"{apart} of {len(fill)} images"
+        print(f"  the chains of {which} ended in different fills: how likely each is, is unknown")
+
+
+def report_pictures(problems: dict[str, Problem], fills: dict[str, Fill], args) -> dict:
+    """Writes the filled pictures and results.json, and returns what is in it."""
+    from flowlib.plots.inpainting import plot_fills
+
+    ((problem, fill),) = zip(problems.values(), fills.values())
+    low, high = fill.interval(0.9)
+    mean, best, samples = fill.mean(), fill.grey(fill.map), fill.grey(fill.samples)
+    title = "Orange: missing. Below MAP: its log p, nats. Below the mean: which digit."
+    rows = {}
+    for i, name in enumerate(problem.names):
+        figure = plot_fills({name: (problem[[i]], fill[[i]])}, title)
+        files.save_figure(figure, args.output, f"{name}.png")
+        for ending, image in zip(RESULTS, [mean[i], best[i], (high - low)[i], *samples[i]]):
+            user_images.save_grey(args.output / f"{name}{ending}.png", image)
+        width = (high - low)[i][problem.mask[i]].mean().item()
+        rows[name] = {"notes": problem.notes[i], "missing_pixels": int(problem.mask[i].sum())}
+        rows[name] |= fill.numbers(i) | {"mean_uncertainty": width}
+        print(f"{name}: {fill.describe_digits(i, 0.05)}")
+    print_chains(fill)
+    files.write_json(args.output / "results.json", rows)
+    print(f"wrote {args.output / 'results.json'}")
+    return {"pictures": rows}
 
 
 def parse_args(argv=None):
     parser = Parser(__doc__)
+    add, whole = parser.add_argument, number(int, 1, 100_000)
     add_dataset_flags(parser)
-    parser.add_argument(
-        "--image", type=Path, nargs="+", metavar="PATH", help="pictures of your own, or folders of them, instead of test images"
-    )
-    parser.add_argument(
-        "--mask", nargs="+", metavar="MASK", help="what is missing (default: squares of half the image's side, and noise:0.5)"
-    )
-    parser.add_argument(
-        "--mask-polarity",
-        choices=POLARITIES,
-        default="auto",
-        help="the colour that is missing in a mask file; auto: white, or the rarer one",
-    )
-    parser.add_argument("--ink", choices=INKS, default="auto", help="of your pictures: the model knows light ink on dark; auto: the rarer")
-    parser.add_argument("--output", type=Path, metavar="FOLDER", default=Path("filled"), help="for --image (default filled/ where you are)")
-    parser.add_argument("--source", choices=("test", "samples"), default="test", help="whose holes: test images, or the flow's own samples")
-    parser.add_argument("--count", type=number(int, 1), default=7, help="images per mask; the figure shows up to 8 (default %(default)s)")
-    parser.add_argument(
-        "--starts", nargs="+", choices=STARTS, default=list(STARTS), help="fills to climb from; the likeliest result is MAP (default: all)"
-    )
-    parser.add_argument("--steps", type=number(int, 0), default=200, help="of the ascent (default %(default)s)")
-    parser.add_argument("--stop-at-typical", action="store_true", help="climb no further than the mean log p of training images")
-    for name, what in (("runs", "independent runs of the sampler"), ("particles", "per run")):
-        parser.add_argument(f"--{name}", type=number(int, 1), default=POSTERIOR[name], help=f"{what} (default %(default)s)")
-    parser.add_argument("--precision", choices=PRECISIONS, default="auto", help="of the networks; auto: bf16 where the processor has it")
-    parser.add_common_flags(checkpoint="the Glow to fill with (default checkpoints/glow_DATASET.pt)")
-    return parser.parse_args(argv)
+    add("--image", type=Path, nargs="+", metavar="PATH", help="your pictures, or folders of them")
+    add("--mask", nargs="+", metavar="MASK", help="(squares of half the side, and noise:0.5)")
+    polarities, inks = user_images.POLARITIES, user_images.INKS
+    add("--mask-polarity", choices=polarities, default="auto", help="what is missing; auto: white")
+    add("--ink", choices=inks, default="auto", help="of your pictures; auto: the rarer")
+    add("--output", type=Path, metavar="FOLDER", default=Path("filled"), help="of --image (filled)")
+    add("--source", choices=("test", "samples"), default="test", help="holes in what (test images)")
+    add("--count", type=whole, default=4, help="images for each mask (4)")
+    add("--starts", nargs="+", choices=STARTS, default=list(STARTS), help="of the ascent (all)")
+    add("--steps", type=number(int, 0, 100_000), default=200, help="of the ascent (200)")
+    add("--chains", type=whole, default=12, help="each gives one sample (12)")
+    add("--precision", choices=PRECISIONS, default="auto", help="auto: bf16 where it is native")
+    parser.add_common_flags(checkpoint="the Glow to fill with (checkpoints/glow_DATASET.pt)")
+    args = parser.parse_args(argv)
+    if args.image:
+        parser.refuse(args, "with --image", "source", "count", "figures")
+    else:
+        parser.refuse(args, "without --image", "mask_polarity", "ink", "output")
+    return args
 
 
 @one_line_errors()
 def main(argv=None) -> None:
-    args = parse_args(argv)
+    args, start = parse_args(argv), time.perf_counter()
     with processes(args.device) as group:
-        args.device = group.device
+        from_data = args.source == "test" and not args.image
+        images = load_images(args.dataset, args.data_dir) if from_data else None
+        inpainter = make_inpainter(args, images, group.device)
         if args.image:
-            fill_pictures(args)
+            problems = read_pictures(args, inpainter.glow)
         else:
-            fill_data_set(args, group)
-
-
-def fill_data_set(args, group: Processes) -> None:
-    """Cuts holes into test images or samples, fills them, prints and draws the results."""
-    start = time.perf_counter()
-    images = load_images(args.dataset, args.data_dir) if args.source == "test" else None
-    name = images.name if images else ("mnist" if args.dataset == "auto" else args.dataset)
-    glow = load_glow(args.checkpoint or default_checkpoint(name), args.device, images and images.shape, images and images.levels)
-    glow.set_precision(precision_for(args.precision, args.device))
-    require_writable(args.figures)
-    if args.count < group.count:
-        raise UserError(f"--count {args.count} images cannot be shared by {group.count} processes")
-    part = torch.arange(args.count).tensor_split(group.count)[group.rank]
-    seeds = (part + args.seed).tolist()
-    if images:
-        bank, truth, v = images.train, images.test[: args.count][part], None
-    else:
-        bank = flow_bank(glow, 2000, args.seed)
-        v = flow_truth(glow, args.count, args.seed)[part]
-        truth = quantise(v, glow.levels)
-    specs = args.mask or [f"square:{glow.shape[1] // 2}", "noise:0.5"]
-    masks = {spec: masks_for(spec, args.count, glow.shape, args.seed)[part] for spec in specs}
-    results, options = {}, references(glow, bank) | fill_options(args)
-    for spec, mask in masks.items():
-        known = None if v is None else torch.where(mask, 0.5, v)
-        found = fill(glow, bank, torch.where(mask, 0, truth), mask, seeds, known=known, **options)
-        found = with_truth(found, glow, truth, seeds, v)
-        del found["v"]
-        results[describe_mask(spec)] = group.gather(found)
-    if not group.first:
-        return
-    figures = {kind: evaluate(result, glow.levels, args.starts) for kind, result in results.items()}
-    for kind, result in results.items():
-        print_figures(kind, figures[kind])
-        warn(kind, result["r_hat"])
-    whose = f"on {TITLES[name]}" if images else f"in the samples of a Glow for {TITLES[name]}"
-    title = (
-        f"Zero-shot inpainting {whose}. Orange: missing. Below MAP: its log p above the truth's, nats; below the mean: which digit it is"
-    )
-    save_figure(inpainting_figure(results, glow.levels, title), args.figures, "batch_inpainting_result.png")
-    if args.metrics:
-        metrics = {
-            "data": name,
-            "source": args.source,
-            "masks": {spec: {"mask": kind} | figures[kind] for spec, kind in zip(specs, results)},
-        }
-        write_metrics(args.metrics, metrics, seconds=time.perf_counter() - start, device=args.device, seed=args.seed)
-
-
-def fill_pictures(args) -> None:
-    """Fills the user's own pictures and writes a folder of results."""
-    start = time.perf_counter()
-    name = "mnist" if args.dataset == "auto" else args.dataset
-    glow = load_glow(args.checkpoint or default_checkpoint(name), args.device)
-    glow.set_precision(precision_for(args.precision, args.device))
-    paths = find_pictures(args.image)
-    if not args.mask or len(args.mask) > 1:
-        raise UserError("--image needs one --mask: a picture of the same size, or square:14, noise:0.5, top, bottom, left or right")
-    pictures = [read_own(path, args.mask[0], glow, args, seed) for seed, path in enumerate(paths, args.seed)]
-    require_writable(args.output)
-    for picture in pictures:
-        print(
-            f"{picture.name}: {int(picture.mask.sum())} of {picture.mask.numel()} pixels missing" + "".join(f"; {n}" for n in picture.notes)
-        )
-    bank = bank_for(name, glow, args)
-    image, mask = (torch.stack([getattr(picture, part) for picture in pictures]) for part in ("image", "mask"))
-    seeds = list(range(args.seed, args.seed + len(pictures)))
-    found = fill(glow, bank, torch.where(mask, 0, image), mask, seeds, **references(glow, bank), **fill_options(args))
-    rows = {}
-    for i, picture in enumerate(pictures):
-        rows[picture.name] = write_fill(picture, {key: value[i : i + 1] for key, value in found.items()}, glow.levels, args)
-    warn("these pictures", found["r_hat"])
-    write_atomically(args.output / "results.json", lambda file: file.write_text(json.dumps(rows, indent=1) + "\n"))
-    print(f"wrote {args.output}/results.json and {', '.join(f'{picture.name}.png' for picture in pictures)}")
-    if args.metrics:
-        write_metrics(args.metrics, {"pictures": rows}, seconds=time.perf_counter() - start, device=args.device, seed=args.seed)
-
-
-def read_own(path: Path, mask: str, glow: Glow, args, seed: int) -> Picture:
-    """One picture and its mask: a file, the file of the picture's name in a folder, or one of the named kinds."""
-    file = Path(mask)
-    if file.is_dir():
-        matches = [match for match in sorted(file.iterdir()) if match.stem == path.stem]
-        if not matches:
-            raise UserError(f"no mask for {path.name} in the folder {file}: it must be called {path.stem}.png or the like")
-        file = matches[0]
-    named = file if file.is_file() or file.suffix else masks_for(mask, 1, glow.shape, seed)[0]
-    return read_picture(path, named, glow.shape, glow.levels, ink=args.ink, polarity=args.mask_polarity)
-
-
-def bank_for(name: str, glow: Glow, args) -> Tensor:
-    """Images to find neighbours in: the training images where they lie, otherwise 2,000 samples of the flow."""
-    try:
-        images = load_images(name, args.data_dir, download=False)
-        if images.shape == glow.shape and images.levels == glow.levels:
-            return images.train
-    except UserError:
-        pass
-    return flow_bank(glow, 2000, args.seed)
-
-
-def write_fill(picture: Picture, found: dict[str, Tensor], levels: int, args, samples: int = 8) -> dict:
-    """Writes one picture's results; its numbers, for results.json."""
-    top, folder = levels - 1, args.output
-    drawn = found["samples"][0, :samples] / top
-    mean, width = found["samples"][0].float().mean(0) / top, (found["high"][0] - found["low"][0]) / top
-    for ending, image in {
-        "mean": mean,
-        "map": found["map"][0] / top,
-        "uncertainty": width,
-        **{f"sample_{i + 1}": sample for i, sample in enumerate(drawn)},
-    }.items():
-        write_atomically(folder / f"{picture.name}_{ending}.png", lambda file, image=image: save_grey(file, image))
-    title = "Orange: missing. Below MAP: its log p, nats; below the mean: which digit it is"
-    save_figure(inpainting_figure({picture.name: found}, levels, title), folder, f"{picture.name}.png")
-    missing = (found["log_prob"] - found["log_evidence"][:, None])[0]
-    numbers = {
-        key: round(found[key][0].item(), 4) for key in ("log_evidence", "map_log_prob", "acceptance", "ess", "r_hat", "temperatures")
-    }
-    numbers |= {"map_start": args.starts[int(found["map_start"][0])], "map_atypical": bool(found["atypical"][0])}
-    numbers |= {"sample_log_prob": [round(value, 2) for value in found["log_prob"][0, :samples].tolist()]}
-    numbers |= {"log_prob_missing_given_known": round(missing.mean().item(), 2), "missing_pixels": int(picture.mask.sum())}
-    numbers |= {"converged": bool(found["r_hat"][0] < CONVERGED), "mean_uncertainty": round(width[picture.mask].mean().item(), 4)}
-    if "digits" in found:
-        numbers["digits"] = [round(value, 4) for value in found["digits"][0].tolist()]
-        print(f"{picture.name}: {digits_in_words(found, 0, 0.05)}")
-    return {"notes": picture.notes, **numbers}
+            problems = make_problems(args, inpainter, images)
+        files.require_writable(args.output if args.image else args.figures)
+        fills = {kind: fill_holes(inpainter, problems[kind], kind, group) for kind in problems}
+    if group.first:
+        report = report_pictures if args.image else report_tests
+        metrics = {"data": inpainter.glow.metrics.get("data")} | report(problems, fills, args)
+        if args.metrics:
+            run = {"seconds": time.perf_counter() - start, "device": group.device}
+            files.write_metrics(args.metrics, metrics, seed=args.seed, **run)
 
 
 if __name__ == "__main__":

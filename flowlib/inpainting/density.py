@@ -1,105 +1,128 @@
-"""Where the engines move: the unbounded coordinate of what is missing, the density there, and random numbers for each example.
+"""The density of an image as a function of its missing pixels alone, for any log-density.
 
-An example is flattened to D entries, and there are P points for each of B examples: (B, P, D). Over the hole the coordinate is
-y = logit(x), where log p(y) = log p(x) + Σ log x (1 - x), or x itself on the real line; where x is known, y is 0.
+Every engine that fills holes (map_estimate.py, initial_fills.py, hmc.py) takes one `HoleDensity`.
+None knows a model, so each is tested where the answer has a closed form. A mask is True where an
+entry is *missing*. What lies there in x is never looked at.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
 
-
-def to_y(x: Tensor, hole: Tensor, unit_interval: bool) -> Tensor:
-    """The coordinate over the hole, 0 elsewhere; x and hole (bool) of any shapes that fit together."""
-    return torch.where(hole, torch.logit(x, eps=1e-6) if unit_interval else x, torch.zeros_like(x))
+VALUE_WORK, GRADIENT_WORK = 1, 3  # what `progress` is told: a gradient costs three evaluations
 
 
-def to_x(y: Tensor, known: Tensor, hole: Tensor, unit_interval: bool) -> Tensor:
-    """Completed: y's point over the hole, `known` elsewhere."""
-    return torch.where(hole, y.sigmoid() if unit_interval else y, known)
+class HoleDensity:
+    """log p(observed, y) of C fills for each of B examples, where y is an unbounded coordinate.
 
+    A fill is a vector y of D entries, one for each entry of an example. Over the hole y = logit(x)
+    (or x itself on the real line), elsewhere y = 0. Densities change with the coordinate:
 
-def log_jacobian(y: Tensor) -> Tensor:
-    """log dx/dy of x = sigmoid(y), entry by entry."""
-    return nn.functional.logsigmoid(y) + nn.functional.logsigmoid(-y)
+        log p(y) = log p(x) + Σ log dx/dy,   dx/dy = x (1 - x),   summed over the hole.
 
-
-class Target:
-    """log p(known, y) of points (B, P, D) and its gradient in y, `chunk` points at a time.
+    A module whose method `log_prob` is gets into eval mode with frozen parameters for each call.
 
     Args:
-        log_prob: (N, *shape) -> (N,), nats; a density of x.
-        shape: of an example, D entries.
-    """
-
-    def __init__(self, log_prob: Callable[[Tensor], Tensor], shape: Sequence[int], unit_interval: bool, chunk: int):
-        self.log_prob, self.shape, self.unit_interval, self.chunk = log_prob, tuple(shape), unit_interval, chunk
-
-    def __call__(self, y: Tensor, known: Tensor, hole: Tensor) -> Tensor:
-        """(B, P, D), known and hole alike -> (B, P)."""
-        points = to_x(y, known, hole, self.unit_interval)
-        parts = points.reshape(-1, *self.shape).split(self.chunk)
-        log_p = torch.cat([self.log_prob(part) for part in parts]).reshape(y.shape[:2])
-        return log_p + (log_jacobian(y) * hole).sum(2) if self.unit_interval else log_p
-
-    def with_gradient(self, y: Tensor, known: Tensor, hole: Tensor) -> tuple[Tensor, Tensor]:
-        """Likewise -> (B, P), (B, P, D)."""
-        points = to_x(y, known, hole, self.unit_interval)
-        log_p, grad = value_and_gradient(self.log_prob, points.reshape(-1, *self.shape), self.chunk)
-        log_p, grad = log_p.reshape(y.shape[:2]), grad.reshape(y.shape)
-        if self.unit_interval:
-            log_p = log_p + (log_jacobian(y) * hole).sum(2)
-            grad = grad * points * (1 - points) + 1 - 2 * points
-        return log_p, grad * hole
-
-
-def value_and_gradient(log_prob: Callable[[Tensor], Tensor], x: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
-    """log_prob(x) (N,) and its gradient, of x's shape, `chunk` points at a time."""
-    values, gradients = [], []
-    for part in x.split(chunk):
-        with torch.enable_grad():
-            part = part.detach().requires_grad_()
-            value = log_prob(part)
-            gradients.append(torch.autograd.grad(value.sum(), part)[0])
-        values.append(value.detach())
-    return torch.cat(values), torch.cat(gradients)
-
-
-class Streams:
-    """Random numbers for each of B examples from its own generator, so that they do not depend on the batch it is in.
-
-    Args:
-        seeds: (B,), one for each example; 0 ... B-1 if None.
-        like: a tensor of the dtype and device that the numbers shall have.
+        log_prob: (N, *shape) -> (N,), nats, differentiable; a density of x.
+        x: (B, *shape), or (B, C, *shape) where each fill has its own observed entries.
+        mask: (B, *shape) bool, True where missing.
+        unit_interval: x is in (0, 1); False takes it from the real line.
+        chunk: how many fills `log_prob` gets at once; by default 128 on a CPU, 2048 on a GPU.
+        progress: called with the work done after each chunk, see `GRADIENT_WORK`.
     Raises:
-        ValueError: if there are not n seeds.
+        ValueError: names the argument that cannot be used.
+
+    Example:
+        >>> density = HoleDensity(flow.log_prob, x, mask, unit_interval=False)  # x, mask: (B, 2)
+        >>> y = density.encode(torch.zeros(len(x), 5, 2))  # five fills of each example
+        >>> log_p, grad = density.value_and_grad(y)  # (B, 5), (B, 5, 2)
     """
 
-    def __init__(self, seeds: Sequence[int] | None, n: int, like: Tensor):
-        seeds = list(range(n)) if seeds is None else [int(seed) for seed in seeds]
-        if len(seeds) != n:
-            raise ValueError(f"seeds must be {n}, one for each example, not {len(seeds)}")
-        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        self.like = like
+    def __init__(
+        self,
+        log_prob: Callable[[Tensor], Tensor],
+        x: Tensor,
+        mask: Tensor,
+        unit_interval: bool = True,
+        chunk: int | None = None,
+        progress: Callable[[int], object] | None = None,
+    ):
+        batched = x[:, None] if x.ndim == mask.ndim else x  # (B, 1 or C, *shape)
+        if mask.dtype != torch.bool or batched[:, 0].shape != mask.shape:
+            shapes = f"{mask.dtype} of shape {tuple(mask.shape)} for x of shape {tuple(x.shape)}"
+            raise ValueError(f"mask must be bool and of the examples' shape, not {shapes}")
+        if chunk is not None and chunk < 1:
+            raise ValueError(f"chunk must be at least 1, not {chunk}")
+        self.log_prob, self.unit_interval = log_prob, unit_interval
+        self.progress = progress or (lambda work: None)
+        self.chunk = chunk or (128 if x.device.type == "cpu" else 2048)
+        self.shape = mask.shape[1:]
+        self.hole = mask.flatten(1)[:, None]  # (B, 1, D)
+        # Whatever lay in the hole is gone from here on.
+        self.observed = torch.where(self.hole, 0.5, batched.flatten(2))  # (B, 1 or C, D)
 
-    def _draw(self, kind: Callable, examples: Sequence[int], *size: int) -> Tensor:
-        draws = [kind(*size, generator=self.generators[i], dtype=self.like.dtype) for i in examples]
-        return torch.stack(draws).to(self.like.device) if draws else self.like.new_empty(0, *size)
+    def encode(self, x: Tensor) -> Tensor:
+        """Fills x (B, C, *shape) -> y (B, C, D); what x holds outside the hole is ignored."""
+        x = x.flatten(2)
+        y = torch.logit(x, eps=1e-6) if self.unit_interval else x
+        return torch.where(self.hole, y, 0)
 
-    def rand(self, examples: Tensor, *size: int) -> Tensor:
-        """Uniform in [0, 1), (len(examples), *size)."""
-        return self._draw(torch.rand, examples.tolist(), *size)
+    def decode(self, y: Tensor) -> Tensor:
+        """y (B, C, D) -> completed x (B, C, *shape); observed entries are exactly as given."""
+        x = torch.where(self.hole, y.sigmoid() if self.unit_interval else y, self.observed)
+        return x.unflatten(2, self.shape)
 
-    def randn(self, examples: Tensor, *size: int) -> Tensor:
-        """Standard normal, (len(examples), *size)."""
-        return self._draw(torch.randn, examples.tolist(), *size)
+    @torch.no_grad()
+    def __call__(self, y: Tensor) -> Tensor:
+        """log p(y) in nats: (B, C, D) -> (B, C)."""
+        return self._evaluate(y, self.log_prob, VALUE_WORK) + self.log_jacobian(y)
+
+    def value_and_grad(self, y: Tensor, of_x: bool = False) -> tuple[Tensor, Tensor]:
+        """log p(y) and its gradient in y: (B, C, D) -> (B, C) and (B, C, D), which is 0 elsewhere.
+
+        With `of_x` both are those of log p(x), still as a function of y.
+        """
+
+        def both(x: Tensor) -> Tensor:
+            x = x.detach().requires_grad_()
+            value = self.log_prob(x)
+            # The sum, not the mean: no fill's gradient depends on how many others there are.
+            (grad,) = torch.autograd.grad(value.sum(), x)
+            return torch.cat([value.detach()[:, None], grad.flatten(1)], 1)  # (N, 1 + D)
+
+        with torch.enable_grad():
+            value, grad = self._evaluate(y, both, GRADIENT_WORK).split([1, y.shape[2]], dim=2)
+        value = value.squeeze(2)  # (B, C)
+        if self.unit_interval:
+            x = y.sigmoid()
+            grad = grad * x * (1 - x)  # the chain rule
+        if not of_x:
+            value = value + self.log_jacobian(y)
+            grad = grad + 1 - 2 * x if self.unit_interval else grad  # d/dy log x (1 - x)
+        return value, torch.where(self.hole, grad, 0)
+
+    def _evaluate(self, y: Tensor, function: Callable, work: int) -> Tensor:
+        """function(x) of each fill, chunk by chunk: (B, C, D) -> (B, C, ...)."""
+        parts = []
+        with frozen(self.log_prob):
+            for part in self.decode(y).flatten(0, 1).split(self.chunk):  # (chunk, *shape)
+                parts.append(function(part))
+                self.progress(work * len(part))
+        return torch.cat(parts).unflatten(0, y.shape[:2])
+
+    def log_jacobian(self, y: Tensor) -> Tensor:
+        """Σ log dx/dy over the hole, (B, C)."""
+        if not self.unit_interval:
+            return y.new_zeros(y.shape[:2])
+        log_slope = nn.functional.logsigmoid(y) + nn.functional.logsigmoid(-y)
+        return torch.where(self.hole, log_slope, 0).sum(2)
 
 
 @contextlib.contextmanager
 def frozen(log_prob: Callable) -> Iterator[None]:
-    """Puts the module whose method `log_prob` is, if any, in eval mode with frozen parameters, and back afterwards."""
+    """Puts the module behind `log_prob`, if any, in eval mode with frozen parameters, and back."""
     module = log_prob if isinstance(log_prob, nn.Module) else getattr(log_prob, "__self__", None)
     if not isinstance(module, nn.Module):
         yield

@@ -1,162 +1,215 @@
-"""Fills holes in grey images with a Glow: where the model, the images and the engines of inpainting.py and posterior.py meet.
+"""Fills holes in grey images with a Glow: where the model, the images and the engines meet."""
 
-Every function takes `masked`, images whose missing pixels have been set to 0, and so cannot see the truth under the hole. Results
-are dictionaries of tensors whose first dimension is the image, so that parts of a batch can be put together.
-"""
-
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from flowlib.images.glow import Glow, quantise
-from flowlib.inpainting.density import frozen, value_and_gradient
-from flowlib.inpainting.hmc import posterior_inpaint
-from flowlib.inpainting.initial_fills import improve_guesses
-from flowlib.inpainting.map_estimate import map_inpaint, nearest_neighbours
+from flowlib.images.classifier import Classifier
+from flowlib.images.glow import Glow
+from flowlib.inpainting.density import GRADIENT_WORK, VALUE_WORK, HoleDensity
+from flowlib.inpainting.fill import Fill, Problem, Truth
+from flowlib.inpainting.hmc import sample_hmc
+from flowlib.inpainting.initial_fills import refine_fills, similar_images
+from flowlib.inpainting.map_estimate import MapEstimate, find_map
+from flowlib.rng import Streams, rng
 
-STARTS = ("black", "mean", "noise", "neighbour", "sample")
-# With one particle a run and so low a share of the effective sample size, β goes from 0 to 1 at once: values in between took a fifth of the
-# time, and on held-out images the samples were no better for it.
-POSTERIOR = dict(runs=12, particles=1, leapfrog=3, conditional_ess=0.05, settle=4)
-DONORS = 5  # nearest images for each particle, of which parts are taken
-
-
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+Progress = Callable[[int], object] | None
+STARTS = ("black", "mean", "noise", "neighbor", "sample")
+SAMPLES_FOR_START = 250  # of the flow, among which the start "sample" finds the most similar one
 
 
-@torch.no_grad()
-def flow_samples(glow: Glow, n: int, seed: int) -> Tensor:
-    """n samples of the flow as v in (0, 1), (n, 1, H, W), from their own seed."""
-    _, height, width = glow.shape
-    device = next(glow.parameters()).device
-    shapes = [(n, 8, height // 4, width // 4), (n, 2, height // 2, width // 2)]
-    generator = seeded(seed)
-    latents = [torch.randn(shape, generator=generator).to(device) for shape in shapes]
-    parts = [glow.decode([z[i : i + 250] for z in latents])[0] for i in range(0, n, 250)]
-    return torch.cat(parts).clamp(1e-6, 1 - 1e-6).cpu()
+@dataclass(frozen=True)
+class FillSettings:
+    """How much work goes into a fill; see `find_map`, `refine_fills` and `sample_hmc`."""
+
+    starts: tuple[str, ...] = STARTS  # of the MAP ascent
+    map_steps: int = 200
+    chains: int = 12  # each gives one sample
+    donors: int = 5  # similar images for each chain, from which it takes patches
+    rounds: int = 4
+    exchanges: int = 12
+    ascent: int = 5
+    moves: int = 4
+    leapfrog: int = 3
+
+    def work(self) -> int:
+        """What one image costs, in the units of `HoleDensity`'s progress."""
+        ascents = len(self.starts) * (self.map_steps + 1) * GRADIENT_WORK
+        # A single chain has only the donors to take patches from, so only in the first round.
+        rounds_of_exchange = self.rounds if self.chains > 1 else min(self.rounds, 1)
+        refinement = self.chains * rounds_of_exchange * (self.exchanges + 1) * VALUE_WORK
+        refinement += self.chains * self.rounds * self.ascent * GRADIENT_WORK
+        moves = self.chains * (1 + self.moves * self.leapfrog) * GRADIENT_WORK
+        return ascents + refinement + moves
 
 
-def flow_bank(glow: Glow, n: int, seed: int) -> Tensor:
-    """n samples of the flow as grey levels, uint8 (n, 1, H, W), to find neighbours in where there are no training images."""
-    return quantise(flow_samples(glow, n, seed + 1), glow.levels)
+class Inpainter:
+    """Fills holes with a Glow, whose weights stay as they are.
 
+    `references` are complete images of the same kind, uint8 (N, 1, H, W): the training images, or
+    samples of the flow. A `classifier`, if given, tells which digit a fill is.
 
-def flow_truth(glow: Glow, n: int, seed: int) -> Tensor:
-    """n samples of the flow to cut holes into, v in (0, 1), (n, 1, H, W).
-
-    Not of the same seed as `flow_bank` nor as the start "sample": the latents of one seed begin alike, however many are drawn.
+    Example:
+        >>> inpainter = Inpainter(glow, load_images("mnist").train)
+        >>> fill = inpainter.fill(problem)
+        >>> fill.mean()  # (B, 1, 28, 28), grey values in [0, 1]
     """
-    return flow_samples(glow, n, 10_000 + seed)
 
+    def __init__(
+        self,
+        glow: Glow,
+        references: Tensor,
+        classifier: Classifier | None = None,
+        settings: FillSettings | None = None,
+    ):
+        self.glow, self.references, self.classifier = glow, references, classifier
+        self.settings = settings or FillSettings()
 
-def neighbours(masked: Tensor, mask: Tensor, bank: Tensor, k: int) -> Tensor:
-    """The k images of the bank nearest to each, (k, B, 1, H, W), those known pixels counting most that the hole is near."""
-    near = nn.functional.avg_pool2d(mask.float(), 7, stride=1, padding=3, count_include_pad=False)  # share missing among 7x7
-    index = nearest_neighbours(masked.float(), mask, bank.float(), min(k, len(bank)), weight=0.05 + near)
-    return bank[index].transpose(0, 1)
+    def fill(self, problem: Problem, progress: Progress = None) -> Fill:
+        """The MAP estimate and samples of each image; `progress` is called with the work done."""
+        best, sampled = self.find_map(problem, progress), self.sample(problem, progress)
+        mean, std = self.typical_log_prob
+        digits = None
+        if self.classifier is not None:
+            digits = self.classifier.classify(sampled["samples"].flatten(0, 1)).cpu()
+            digits = digits.unflatten(0, (len(problem), -1)).mean(1)  # (B, classes)
+        return Fill(
+            masked=problem.masked,
+            mask=problem.mask,
+            white=torch.full((len(problem),), float(self.glow.levels - 1)),
+            map=self._levels(best.x, problem),
+            map_log_prob=best.log_prob.cpu(),
+            map_start=[self.settings.starts[i] for i in best.start.tolist()],
+            map_atypical=best.log_prob.cpu() > mean + 3 * std,
+            digits=digits,
+            **sampled,
+        )
 
+    def find_map(self, problem: Problem, progress: Progress = None) -> MapEstimate:
+        """The likeliest fill of each image, from several starts; see `map_estimate.find_map`."""
+        observed = self._dequantize(problem.masked[:, None], problem.seeds, "observed")
+        density = self._density(problem, observed, progress)
+        starts = self.starts(problem).to(self.glow.device)
+        return find_map(density, starts, steps=self.settings.map_steps)
 
-def make_starts(names: Sequence[str], glow: Glow, bank: Tensor, masked: Tensor, mask: Tensor, seeds: Sequence[int]) -> Tensor:
-    """Guesses to climb from, (S, B, 1, H, W) in (0, 1), none of which sees the truth under the hole.
+    def sample(self, problem: Problem, progress: Progress = None) -> dict[str, Tensor]:
+        """Samples of the missing pixels given the observed ones, and how the chains fared.
 
-    black: the middle of the black bin; mean: the bank's pixel mean; noise: uniform; neighbour: the image of the bank that is nearest in
-    the known pixels; sample: likewise, of 250 of the flow's own samples.
-    """
-    starts = {
-        "black": lambda: torch.full(masked.shape, 0.5),
-        "mean": lambda: (bank.float().mean(0) + 0.5).expand(masked.shape),
-        "noise": lambda: glow.levels * torch.stack([torch.rand(masked.shape[1:], generator=seeded(seed)) for seed in seeds]),
-        "neighbour": lambda: neighbours(masked, mask, bank, 1)[0] + 0.5,
-        "sample": lambda: neighbours(masked, mask, quantise(flow_samples(glow, 250, 0), glow.levels), 1)[0] + 0.5,
-    }
-    return torch.stack([starts[name]() for name in names]) / glow.levels
+        A chain starts near a similar reference image that has been refined to fit what is observed.
+        Where in its grey level's bin an observed pixel lies, each chain draws for itself, unless
+        `problem.observed` says. Returns `samples`, `samples_v`, `log_prob`, `acceptance` and
+        `r_hat` as in `Fill`.
+        """
+        settings, seeds, observed = self.settings, problem.seeds, problem.observed
+        if observed is None:
+            many = problem.masked[:, None].expand(-1, settings.chains, -1, -1, -1)
+            observed = self._dequantize(many, seeds, "observed")  # (B, C, 1, H, W)
+        density = self._density(problem, observed, progress)
+        number = settings.chains * settings.donors
+        similar = similar_images(problem.masked, problem.mask, self.references, number)
+        donors = density.encode(self._dequantize(similar, seeds, "donors"))  # (B, K, D)
+        streams = Streams(seeds, "fills", donors)
+        # In a random order, so that the first sample is no better than the last.
+        order = streams.rand(settings.chains).argsort(1) % donors.shape[1]  # (B, C)
+        y = donors.gather(1, order[..., None].expand(-1, -1, donors.shape[2]))
+        search = {"rounds": settings.rounds, "exchanges": settings.exchanges}
+        y = refine_fills(density, y, donors, streams, steps=settings.ascent, **search)
+        levels = self.glow.quantize(density.decode(y)).flatten(2).long()  # (B, C, D)
+        width = self.pixel_widths[levels] * density.hole
+        y = y + width * streams.randn(*y.shape[1:])
+        moves = {"moves": settings.moves, "leapfrog": settings.leapfrog}
+        chains = sample_hmc(density, y, width, streams, **moves)
+        v = density.decode(chains.y)
+        log_prob = chains.log_p - density.log_jacobian(chains.y)  # of v again, not of y
+        found = {"samples_v": v, "log_prob": log_prob}
+        found |= {"acceptance": chains.acceptance, "r_hat": chains.r_hat}
+        found = {name: value.cpu() for name, value in found.items()}
+        return {"samples": self._levels(v, problem), **found}
 
+    def starts(self, problem: Problem) -> Tensor:
+        """Guesses to climb from, (B, T, 1, H, W) in (0, 1), none of which sees the truth.
 
-def dequantised(glow: Glow, images: Tensor, seeds: Sequence[int]) -> Tensor:
-    """One v in each pixel's bin, with each image's own noise."""
-    device = next(glow.parameters()).device
-    return torch.cat([glow.dequantise(image[None].to(device), seeded(seed)) for image, seed in zip(images, seeds)])
+        black: the middle of the black bin; mean: the reference images' mean; noise: uniform;
+        neighbor: the most similar reference image; sample: the most similar sample of the flow.
+        """
+        shape, levels = problem.masked.shape, self.glow.levels
 
+        def nearest(references: Tensor) -> Tensor:
+            return similar_images(problem.masked, problem.mask, references, 1)[:, 0]
 
-def typical_log_prob(glow: Glow, images: Tensor) -> tuple[float, float]:
-    """Mean and standard deviation of log p(v) over up to 500 images, nats."""
-    device = next(glow.parameters()).device
-    with torch.no_grad():
-        log_p = torch.cat([glow.log_prob(glow.dequantise(part.to(device), seeded(0))) for part in images[:500].split(125)])
-    return log_p.mean().item(), log_p.std().item()
+        def start(name: str) -> Tensor:
+            if name == "noise":
+                stream = Streams(problem.seeds, "noise start", torch.zeros(()))
+                return stream.rand(*shape[1:])
+            if name == "black":
+                grey = torch.zeros(shape)
+            elif name == "mean":
+                grey = self.references.float().mean(0).expand(shape)
+            elif name == "neighbor":
+                grey = nearest(self.references)
+            else:
+                v = self.glow.sample(SAMPLES_FOR_START, rng(0, "samples for a start"))
+                grey = nearest(self.glow.quantize(v).cpu())
+            return (grey + 0.5) / levels  # the middle of the bin
 
+        return torch.stack([start(name) for name in self.settings.starts], 1)
 
-def map_fill(
-    glow: Glow, bank: Tensor, masked: Tensor, mask: Tensor, seeds: Sequence[int], *, starts: Sequence[str] = STARTS, **options
-) -> dict[str, Tensor]:
-    """The likeliest fill, from several starts; `options` are those of `map_inpaint`. Log-densities are of v, in nats.
+    def truth(self, images: Tensor, seeds: Sequence[int]) -> Truth:
+        """The truth of uint8 images (B, 1, H, W), dequantized with noise of its own."""
+        return self.truth_of_v(self._dequantize(images[:, None], seeds, "truth")[:, 0], images)
 
-    Returns `map` uint8 (B, 1, H, W), `map_start` (B,) which start it came from, `map_log_prob` and `map_start_log_prob` (B,); and where
-    every start led, `map_each` uint8 (B, S, 1, H, W) and `map_each_log_prob` (B, S).
-    """
-    device = next(glow.parameters()).device
-    known = dequantised(glow, masked, seeds)
-    guesses = make_starts(starts, glow, bank, masked, mask, seeds).to(device)
-    found = map_inpaint(glow.log_prob, known, mask.to(device), guesses, **options)
-    each = torch.where(mask, quantise(found.all_x, glow.levels).cpu(), masked).transpose(0, 1)
-    return {
-        "map": torch.where(mask, quantise(found.x, glow.levels).cpu(), masked),
-        "map_start": found.start.cpu(),
-        "map_log_prob": found.log_prob.cpu(),
-        "map_start_log_prob": found.start_log_prob.cpu(),
-        "map_each": each,
-        "map_each_log_prob": found.all_log_prob.T.cpu(),
-    }
+    @torch.no_grad()
+    def truth_of_v(self, v: Tensor, images: Tensor) -> Truth:
+        """Likewise, of images whose v (B, 1, H, W) is known."""
+        log_p = [self.glow.log_prob(part.to(self.glow.device)) for part in v.split(100)]
+        return Truth(images / (self.glow.levels - 1), v.cpu(), torch.cat(log_p).cpu())
 
+    @cached_property
+    def typical_log_prob(self) -> tuple[float, float]:
+        """Mean and standard deviation of log p(v) over up to 500 reference images, nats."""
+        images = self.references[:500]
+        log_p = self.truth(images, range(len(images))).log_prob
+        return log_p.mean().item(), log_p.std().item()
 
-def pixel_widths(glow: Glow, images: Tensor) -> Tensor:
-    """How far a pixel of each grey level can move in y = logit(v) before the density changes much: (levels,).
+    @cached_property
+    def pixel_widths(self) -> Tensor:
+        """How far a pixel can move in y before the density changes much, by grey level: (levels,).
 
-    1 / root mean square of d log p(y) / dy, over these images' pixels of that level and those next to it; the darkest level, most
-    of the background, stands alone. Brightest strokes are the narrow ones: there most pixels have one of two or three levels.
-    """
-    device = next(glow.parameters()).device
-    v = dequantised(glow, images, range(len(images)))
-    gradient = value_and_gradient(glow.log_prob, v, 128)[1] * v * (1 - v) + 1 - 2 * v
-    level = torch.arange(glow.levels, device=device)
-    near = (-0.5 * ((level[:, None] - level) / (glow.levels / 64)) ** 2).exp()
-    near[0, 1:] = near[1:, 0] = 0
-    pixels = images.flatten().long().to(device)
-    squares = torch.zeros(glow.levels, device=device).index_add_(0, pixels, gradient.square().flatten())
-    return ((near @ squares + 1) / (near @ torch.bincount(pixels, minlength=glow.levels).float() + 1)).rsqrt()
+        1 / root mean square of d log p(y) / dy, over the pixels of that level, and of levels next
+        to it, in 64 reference images. Black, most of the background, stands alone. The brightest
+        strokes are the narrow ones: there most pixels have one of two or three levels.
+        """
+        images = self.references[:64]
+        v = self._dequantize(images[:, None], range(len(images)), "widths")  # (N, 1, 1, H, W)
+        everything = torch.ones_like(v[:, 0], dtype=torch.bool)
+        density = HoleDensity(self.glow.log_prob, v, everything)
+        _, grad = density.value_and_grad(density.encode(v))
+        levels = self.glow.levels
+        level, pixel = torch.arange(levels, device=v.device), images.flatten().long().to(v.device)
+        near = (-0.5 * ((level[:, None] - level) / (levels / 64)) ** 2).exp()  # (levels, levels)
+        near[0, 1:] = near[1:, 0] = 0
+        squares = grad.new_zeros(levels).index_add_(0, pixel, grad.square().flatten())
+        counts = torch.bincount(pixel, minlength=levels).to(grad.dtype)
+        return ((near @ squares + 1) / (near @ counts + 1)).rsqrt()
 
+    def _dequantize(self, images: Tensor, seeds: Sequence[int], purpose: str) -> Tensor:
+        """v of uint8 images (B, K, 1, H, W), with noise that belongs to each image's seed."""
+        streams = Streams(seeds, f"dequantize {purpose}", torch.zeros((), device=self.glow.device))
+        noise = streams.randn(*images.shape[1:]).flatten(0, 1)
+        with torch.no_grad():
+            v, _ = self.glow.dequantizer(images.flatten(0, 1).to(noise.device), noise)
+        return v.unflatten(0, (len(seeds), -1))
 
-def posterior_fill(
-    glow: Glow, bank: Tensor, masked: Tensor, mask: Tensor, seeds: Sequence[int], *, known: Tensor | None = None, **options
-) -> dict[str, Tensor]:
-    """Samples of the missing pixels given the known ones; `options` are those of `posterior_inpaint`, on top of POSTERIOR.
+    def _density(self, problem: Problem, observed: Tensor, progress: Progress) -> HoleDensity:
+        device = self.glow.device
+        hole = problem.mask.to(device)
+        return HoleDensity(self.glow.log_prob, observed.to(device), hole, progress=progress)
 
-    The sampler starts from the bank's nearest images, one a particle, which `improve_guesses` has made fit what is known, with parts of
-    the DONORS times as many that are nearest.
-    Each run dequantises the known pixels with its own noise, so what differs between runs includes the position within a grey level;
-    or they are `known`, v in (0, 1), if given. Returns `v` (B, S, 1, H, W) in (0, 1), `samples` the same as uint8, the samples'
-    log-densities `log_prob` (B, S), and `log_evidence`, `acceptance`, `ess`, `r_hat` and `temperatures` (B,), see `Posterior`. By default
-    the evidence is no more than an importance estimate from one weight a run, which is mostly too low; more particles and a
-    `conditional_ess` near 1 make it better, at many times the cost.
-    """
-    device = next(glow.parameters()).device
-    options = POSTERIOR | {"chunk": 128 if device.type == "cpu" else 2048} | options
-    if known is None:
-        known = torch.stack([dequantised(glow, masked, [1000 * run + seed for seed in seeds]) for run in range(options["runs"])])
-    else:
-        known = known.to(device).expand(options["runs"], *mask.shape)
-    mask_there = mask.to(device)
-    particles = options["runs"] * options["particles"]
-    donors = torch.stack([dequantised(glow, images, seeds) for images in neighbours(masked, mask, bank, DONORS * particles)])
-    guesses = donors[:particles]
-    of_run = torch.arange(len(guesses)) % options["runs"]
-    with torch.no_grad(), frozen(glow):
-        guesses = improve_guesses(glow.log_prob, known[of_run], mask_there, guesses, donors=donors, seeds=seeds, chunk=options["chunk"])
-        width = pixel_widths(glow, bank[:64])[quantise(guesses, glow.levels).long()]
-    found = posterior_inpaint(glow.log_prob, known, mask_there, guesses, seeds=seeds, width=width, **options)
-    v = found.samples.transpose(0, 1).cpu()
-    per_image = {name: getattr(found, name).cpu() for name in ("log_evidence", "acceptance", "ess", "r_hat", "temperatures")}
-    samples = torch.where(mask[:, None], quantise(v, glow.levels), masked[:, None])
-    return {"v": v, "samples": samples, "log_prob": found.log_prob.T.cpu(), **per_image}
+    def _levels(self, v: Tensor, problem: Problem) -> Tensor:
+        """v (B, ..., 1, H, W) as grey levels, with the observed pixels as they were given."""
+        shape = (len(v), *(1,) * (v.ndim - 4), *v.shape[-3:])
+        mask, masked = problem.mask.reshape(shape), problem.masked.reshape(shape)
+        return torch.where(mask, self.glow.quantize(v).cpu(), masked)

@@ -1,78 +1,81 @@
-"""Masks: True where a pixel is missing."""
+"""Masks by name: bool (n, 1, height, width), True where a pixel is missing."""
 
 import torch
 from torch import Tensor
 
+from flowlib.files import UserError
+from flowlib.rng import rng
+
 HALVES = ("top", "bottom", "left", "right")
+KINDS = f"square:SIDE, noise:FRACTION, {', '.join(HALVES)}"
 
 
-def square_masks(n: int, height: int, width: int, side: int, generator: torch.Generator | None = None) -> Tensor:
-    """n masks, bool (n, 1, height, width), each missing (True) in one side x side square at a uniformly random place.
+def draw_masks(kind: str, n: int, shape: tuple[int, int, int], seed: int) -> Tensor:
+    """n masks of a kind for images of this shape, always the same ones for a seed.
+
+    Raises UserError if the kind is not understood or does not fit, or a hole has no pixel in it.
+    """
+    try:
+        masks = make_masks(kind, n, *shape[1:], rng(seed, f"mask {kind}"))
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    if not masks.flatten(1).any(1).all():
+        raise UserError(f"--mask {kind}: no pixel is missing, so there is nothing to fill")
+    return masks
+
+
+def make_masks(
+    kind: str, n: int, height: int, width: int, generator: torch.Generator | None = None
+) -> Tensor:
+    """n masks: "square:14", "noise:0.5", or the half of the image that is missing, say "left".
+
+    A square lies at a uniformly random place. Noise is exactly round(fraction · height · width)
+    pixels at random places.
 
     Raises:
-        ValueError: if the square does not fit into the image, or side or n is not positive.
+        ValueError: if the kind is not understood, or such a hole does not fit into the image.
     """
-    if n < 1 or not 1 <= side <= min(height, width):
-        raise ValueError(f"side must be 1 ... {min(height, width)} for images of {height}x{width}, and n positive; not side={side}, n={n}")
+    name, _, size = kind.partition(":")
+    try:
+        if name == "square":
+            return _square_masks(n, height, width, int(size), generator)
+        if name == "noise":
+            return _noise_masks(n, height, width, float(size), generator)
+    except ValueError as error:
+        raise ValueError(f"{kind}: {error}") from None
+    if kind not in HALVES:
+        raise ValueError(f"a mask is {KINDS} or a file, not {kind!r}")
+    mask = torch.zeros(n, 1, height, width, dtype=torch.bool)
+    half = {
+        "top": mask[..., : height // 2, :],
+        "bottom": mask[..., height // 2 :, :],
+        "left": mask[..., : width // 2],
+        "right": mask[..., width // 2 :],
+    }
+    half[kind].fill_(True)  # a view: it writes to the mask
+    return mask
+
+
+def _square_masks(n: int, height: int, width: int, side: int, generator) -> Tensor:
+    if not 1 <= side <= min(height, width):
+        raise ValueError(f"side must be 1 ... {min(height, width)} for images {height}x{width}")
     top = torch.randint(height - side + 1, (n, 1, 1, 1), generator=generator)
     left = torch.randint(width - side + 1, (n, 1, 1, 1), generator=generator)
     row, column = torch.arange(height)[:, None], torch.arange(width)
     return (row >= top) & (row < top + side) & (column >= left) & (column < left + side)
 
 
-def noise_masks(n: int, height: int, width: int, fraction: float, generator: torch.Generator | None = None) -> Tensor:
-    """n masks, bool (n, 1, height, width), each missing (True) in exactly round(fraction · height · width) pixels at random places.
-
-    Raises:
-        ValueError: if fraction is not in [0, 1], or n is not positive.
-    """
-    if n < 1 or not 0 <= fraction <= 1:
-        raise ValueError(f"fraction must be in [0, 1] and n positive, not fraction={fraction}, n={n}")
-    rank = torch.rand(n, height * width, generator=generator).argsort(dim=1).argsort(dim=1)
+def _noise_masks(n: int, height: int, width: int, fraction: float, generator) -> Tensor:
+    if not 0 <= fraction <= 1:
+        raise ValueError("the fraction must be in [0, 1]")
+    order = torch.rand(n, height * width, generator=generator).argsort(dim=1)
+    rank = order.argsort(dim=1)  # each pixel's place in a random order, (n, height · width)
     return (rank < round(fraction * height * width)).reshape(n, 1, height, width)
 
 
-def half_masks(n: int, height: int, width: int, side: str) -> Tensor:
-    """n masks, bool (n, 1, height, width), each missing (True) in one half of the image: "top", "bottom", "left" or "right".
-
-    Raises:
-        ValueError: if side is none of them.
-    """
-    if side not in HALVES:
-        raise ValueError(f"side must be one of {', '.join(HALVES)}, not {side!r}")
-    mask = torch.zeros(n, 1, height, width, dtype=torch.bool)
-    rows, columns = slice(0, height // 2), slice(0, width // 2)
-    if side in ("bottom", "right"):
-        rows, columns = slice(height // 2, None), slice(width // 2, None)
-    if side in ("top", "bottom"):
-        mask[:, :, rows] = True
-    else:
-        mask[..., columns] = True
-    return mask
-
-
-def make_masks(spec: str, n: int, height: int, width: int, generator: torch.Generator | None = None) -> Tensor:
-    """n masks, bool (n, 1, height, width), by name: "square:14", "noise:0.5", or "top", "bottom", "left" or "right" for that half.
-
-    Raises:
-        ValueError: if the name cannot be understood, or such a hole does not fit.
-    """
-    kind, _, size = spec.partition(":")
-    try:
-        if kind == "square":
-            return square_masks(n, height, width, int(size), generator)
-        if kind == "noise":
-            return noise_masks(n, height, width, float(size), generator)
-        if spec in HALVES:
-            return half_masks(n, height, width, spec)
-    except ValueError as error:
-        raise ValueError(f"{spec}: {error}") from None
-    raise ValueError(f"a mask is square:SIDE, noise:FRACTION, {', '.join(HALVES)} or a file, not {spec!r}")
-
-
-def describe_mask(spec: str) -> str:
-    """A mask's name in words."""
-    kind, _, size = spec.partition(":")
-    if kind == "noise":
+def describe_mask(kind: str) -> str:
+    """A kind in words."""
+    name, _, size = kind.partition(":")
+    if name == "noise":
         return f"{float(size):.0%} of the pixels missing at random"
-    return f"square holes of {size} x {size} pixels" if kind == "square" else f"the {spec} half missing"
+    return f"square holes of {size} x {size} pixels" if name == "square" else f"{kind} half missing"

@@ -1,104 +1,76 @@
-"""The figures of inpaint.py and of the calibration: filled holes side by side, and whether the intervals cover what they promise."""
+"""The figure of inpaint.py."""
 
 import matplotlib
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from flowlib.inpainting.scores import COVERAGES, inside
+from flowlib.inpainting.fill import Fill, Problem
 
-HOLE_COLOUR = (1.0, 0.55, 0.1)
-
-
-def rgb(grey: Tensor) -> Tensor:
-    """(1, H, W) in [0, 1] -> (3, H, W)."""
-    return grey.float().clamp(0, 1).expand(3, -1, -1)
+HOLE_COLOR = torch.tensor([1.0, 0.55, 0.1]).reshape(3, 1, 1)
+FONT = 9  # points
 
 
-def heat(values: Tensor) -> Tensor:
-    """(1, H, W) in [0, 1] -> (3, H, W), black to bright yellow."""
-    return torch.from_numpy(matplotlib.colormaps["inferno"](values[0].clamp(0, 1).numpy())[..., :3]).permute(2, 0, 1).float()
+def plot_fills(
+    results: dict[str, tuple[Problem, Fill]], title: str = "", rows: int = 4, samples: int = 5
+) -> Figure:
+    """A panel for each kind of hole, one under the other, and in it a row for each image.
+
+    A row shows the truth where it is known, the masked image, the MAP estimate, the samples' mean,
+    some samples, and the width of the 90 % intervals. Below the MAP estimate is its log p, minus
+    the truth's where that is known. Below the mean is which digits the samples are.
+    """
+    tables = {}
+    for kind, (problem, fill) in results.items():
+        shown = range(min(rows, len(problem)))
+        tables[kind] = [describe_fill(problem, fill, i, samples) for i in shown]
+    columns = max(len(table[0]) for table in tables.values())
+    lines = sum(len(table) for table in tables.values())
+    heights = [len(table) for table in tables.values()]
+    size = (10, 1.17 * 10 / columns * lines + 0.7 * len(tables) + 0.4)
+    figure = Figure(figsize=size, layout="constrained")
+    figure.suptitle(title, fontsize=FONT + 1)
+    panels = figure.subplots(len(tables), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for panel, (kind, table) in zip(panels, tables.items()):
+        draw_table(panel, table)
+        panel.set_title(kind, fontsize=FONT + 2, pad=22, fontweight="bold")
+    return figure
 
 
-def row_of(result: dict[str, Tensor], i: int, levels: int, samples: int) -> list[tuple[str, Tensor, str]]:
-    """What the figure shows of one image: (title, picture (3, H, W), caption) from left to right."""
-    top = levels - 1
-    hole = torch.tensor(HOLE_COLOUR).reshape(3, 1, 1)
-    cells = []
-    if "truth" in result:
-        cells.append(("truth", rgb(result["truth"][i] / top), ""))
-    cells.append(("masked", torch.where(result["mask"][i], hole, rgb(result["masked"][i] / top)), ""))
-    above = "map_log_prob" in result and "truth_log_prob" in result
-    gap = f"{result['map_log_prob'][i] - result['truth_log_prob'][i]:+,.0f}" if above else f"{result['map_log_prob'][i]:,.0f}"
-    cells.append(("MAP", rgb(result["map"][i] / top), gap))
-    cells.append(("posterior\nmean", rgb(result["samples"][i].float().mean(0) / top), digits_in_words(result, i)))
-    for k in range(samples):
-        cells.append(("samples" if k == samples // 2 else "", rgb(result["samples"][i, k] / top), ""))
-    cells.append(("uncertainty", heat((result["high"][i] - result["low"][i]) / top), ""))
+def describe_fill(
+    problem: Problem, fill: Fill, i: int, samples: int
+) -> list[tuple[str, Tensor, str]]:
+    """What the figure shows of one image: (heading, picture (3, H, W), caption), left to right."""
+    hole, masked = fill.mask[i], fill.grey(fill.masked)[i]
+    cells = [("masked", torch.where(hole, HOLE_COLOR, masked.expand(3, -1, -1)), "")]
+    gap = f"log p {fill.map_log_prob[i]:,.0f}"
+    if problem.truth is not None:
+        cells.insert(0, ("truth", problem.truth.grey[i].expand(3, -1, -1), ""))
+        gap = f"{fill.map_log_prob[i] - problem.truth.log_prob[i]:+,.0f} nats"
+    cells.append(("MAP", fill.grey(fill.map)[i].expand(3, -1, -1), gap))
+    cells.append(("mean", fill.mean()[i].expand(3, -1, -1), fill.describe_digits(i)))
+    for k in range(min(samples, fill.samples.shape[1])):
+        sample = fill.grey(fill.samples)[i, k].expand(3, -1, -1)
+        cells.append((f"sample {k + 1}", sample, ""))
+    low, high = fill.interval(0.9)
+    colors = matplotlib.colormaps["inferno"]((high - low)[i, 0].clamp(0, 1).numpy())[..., :3]
+    cells.append(("uncertainty", torch.from_numpy(colors).permute(2, 0, 1).float(), ""))
     return cells
 
 
-def digits_in_words(result: dict[str, Tensor], i: int, least: float = 0.15) -> str:
-    """The digits that the samples are, the likeliest first: "4 62%  9 31%"."""
-    if "digits" not in result:
-        return ""
-    chance, digit = result["digits"][i].sort(descending=True)
-    return "  ".join(f"{d}: {p:.0%}" for p, d in zip(chance.tolist(), digit.tolist()) if p >= least)
-
-
-def inpainting_figure(results: dict[str, dict[str, Tensor]], levels: int, title: str, most: int = 8, samples: int = 5) -> Figure:
-    """A panel for each kind of hole, a row for each image: truth, masked, MAP, posterior mean, samples, uncertainty.
-
-    `results` are those of `inpaint.fill`; the samples shown come from different runs.
-    """
-    rows = min(most, max(len(result["mask"]) for result in results.values()))
-    samples = min([samples, *(result["samples"].shape[1] for result in results.values())])
-    columns = [row_of(result, 0, levels, samples) for result in results.values()]
-    width = sum(len(cells) for cells in columns)
-    figure = Figure(figsize=(0.72 * width + 0.4, 0.84 * rows + 1.2), layout="constrained")
-    figure.suptitle(title, fontsize=11)
-    for panel, (name, result) in zip(figure.subplots(1, len(results), squeeze=False)[0], results.items()):
-        count = min(rows, len(result["mask"]))
-        grid = [row_of(result, i, levels, samples) for i in range(count)]
-        _, height, cell = grid[0][0][1].shape
-        lines, gap = max(2, height // 4), max(1, cell // 9)  # room for the captions, and between two images, in pixels
-        canvas = torch.ones(3, count * (height + lines), len(grid[0]) * (cell + gap))
-        for i, cells in enumerate(grid):
-            for j, (heading, picture, caption) in enumerate(cells):
-                top, left = i * (height + lines), j * (cell + gap)
-                canvas[:, top : top + height, left : left + cell] = picture
-                panel.text(left + cell / 2, top + height - 0.3, caption, ha="center", va="top", fontsize=6)
-                if i == 0:
-                    panel.text(left + cell / 2, -cell / 20, heading, ha="center", va="bottom", fontsize=8)
-        panel.imshow(canvas.permute(1, 2, 0).numpy(), interpolation="nearest")
-        panel.set_title(name, fontsize=10, pad=26)
-        panel.set_axis_off()
-    return figure
-
-
-def calibration_figure(ranks: dict[str, Tensor]) -> Figure:
-    """For each set of ranks of the truth among the samples (in (0, 1)): their histogram, and how much the intervals cover."""
-    figure = Figure(figsize=(3.1 * (len(ranks) + 1), 3.2), layout="constrained")
-    figure.suptitle("Calibration: where the truth stands among the posterior's samples, missing pixel by missing pixel", fontsize=11)
-    *panels, last = figure.subplots(1, len(ranks) + 1)
-    promised = torch.linspace(0, 1, 101)
-    last.plot([0, 1], [0, 1], color="0.6", linewidth=0.8, linestyle="--")
-    for panel, (name, values) in zip(panels, ranks.items()):
-        panel.hist(values.numpy(), bins=20, range=(0, 1), density=True, color="tab:blue", alpha=0.8)
-        panel.axhline(1, color="0.4", linewidth=0.8, linestyle="--")
-        panel.set(title=name, xlabel="rank of the truth", yticks=[0, 1], xlim=(0, 1))
-        panel.title.set_fontsize(9)
-        covered = [inside(values, c).float().mean().item() for c in promised.tolist()]
-        (line,) = last.plot(promised.numpy(), covered, linewidth=1.3, label=name.replace("\n", " "))
-        marks = [inside(values, c).float().mean().item() for c in COVERAGES]
-        last.plot(COVERAGES, marks, "o", markersize=3, color=line.get_color())
-    panels[0].set_ylabel("density (dashed: calibrated)")
-    highest = max(panel.get_ylim()[1] for panel in panels)
-    for panel in panels:
-        panel.set_ylim(0, highest)
-    last.set(title="intervals", xlabel="promised", ylabel="covered", xlim=(0, 1), ylim=(0, 1))
-    last.title.set_fontsize(9)
-    last.legend(fontsize=6)
-    for panel in (*panels, last):
-        panel.spines[["top", "right"]].set_visible(False)
-    return figure
+def draw_table(panel: Axes, table: list[list[tuple[str, Tensor, str]]]) -> None:
+    """Draws rows of pictures as one image, with headings above and captions below them."""
+    _, height, width = table[0][0][1].shape
+    line, gap = max(2, round(0.24 * height)), max(1, width // 10)  # pixels
+    canvas = torch.ones(3, len(table) * (height + line), len(table[0]) * (width + gap) - gap)
+    for i, row in enumerate(table):
+        for j, (heading, picture, caption) in enumerate(row):
+            top, left = i * (height + line), j * (width + gap)
+            canvas[:, top : top + height, left : left + width] = picture
+            place = {"x": left + width / 2 - 0.5, "ha": "center", "fontsize": FONT}
+            panel.text(y=top + height, s=caption, va="top", **place)
+            if i == 0:
+                panel.text(y=-1, s=heading, va="bottom", **place)
+    panel.imshow(canvas.permute(1, 2, 0).numpy(), interpolation="nearest")
+    panel.set_axis_off()

@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 from flowlib.files import UserError
-from flowlib.images.user_images import find_pictures, read_picture
+from flowlib.images.user_images import find_mask, find_pictures, read_picture
 
 SHAPE, LEVELS = (1, 28, 28), 256
 
@@ -20,7 +20,9 @@ def stroke():
 @pytest.fixture
 def files(tmp_path):
     def write(name: str, values: np.ndarray, mode: str | None = None):
-        Image.fromarray(values).convert(mode).save(tmp_path / name) if mode else Image.fromarray(values).save(tmp_path / name)
+        Image.fromarray(values).convert(mode).save(tmp_path / name) if mode else Image.fromarray(
+            values
+        ).save(tmp_path / name)
         return tmp_path / name
 
     return write
@@ -45,7 +47,9 @@ def test_dark_ink_is_inverted_and_said_so(stroke, files):
     assert picture.image[0, 20, 13] == 255
     assert picture.image[0, 0, 0] == 0
     assert any("inverted" in note for note in picture.notes)
-    kept = read_picture(files("a.png", 255 - stroke), files("m.png", hole()), SHAPE, LEVELS, ink="light")
+    kept = read_picture(
+        files("a.png", 255 - stroke), files("m.png", hole()), SHAPE, LEVELS, ink="light"
+    )
     assert kept.image[0, 0, 0] == 255
 
 
@@ -53,13 +57,22 @@ def test_an_inverted_mask_is_seen_and_polarity_decides(stroke, files):
     inverted = read_picture(files("a.png", stroke), files("m.png", 255 - hole()), SHAPE, LEVELS)
     assert torch.equal(inverted.mask[0], torch.from_numpy(hole() > 0))
     assert any("took black as missing" in note for note in inverted.notes)
-    as_told = read_picture(files("a.png", stroke), files("m.png", 255 - hole()), SHAPE, LEVELS, polarity="white")
+    as_told = read_picture(
+        files("a.png", stroke), files("m.png", 255 - hole()), SHAPE, LEVELS, polarity="white"
+    )
     assert torch.equal(as_told.mask[0], torch.from_numpy(hole() == 0))
 
 
-@pytest.mark.parametrize(("mode", "note"), [("RGB", "colour"), ("RGBA", "colour"), ("P", "colour"), ("L", None), ("I;16", "16-bit")])
+@pytest.mark.parametrize(
+    ("mode", "note"),
+    [("RGB", "color"), ("RGBA", "color"), ("P", "color"), ("L", None), ("I;16", "16-bit")],
+)
 def test_other_kinds_of_picture_give_the_same_grey(mode, note, stroke, files):
-    file = files("a.png", stroke.astype(np.uint16) * 257) if mode == "I;16" else files("a.png", stroke, mode)
+    file = (
+        files("a.png", stroke.astype(np.uint16) * 257)
+        if mode == "I;16"
+        else files("a.png", stroke, mode)
+    )
     picture = read_picture(file, files("m.png", hole()), SHAPE, LEVELS)
     expected = torch.where(torch.from_numpy(hole() > 0), 0, torch.from_numpy(stroke))
     assert (picture.image[0].int() - expected.int()).abs().max() <= 1
@@ -98,10 +111,24 @@ def test_what_cannot_be_used_is_said(stroke, files, tmp_path):
         (tmp_path / "text.png", mask, "cannot be read"),
         (good, tmp_path / "text.png", "cannot be read"),
         (good, files("small.png", hole(14)), "one size"),
-        (good, files("nothing.png", hole() * 0), "nothing as missing"),
+        (good, files("nothing.png", hole() * 0), "marks no pixel"),
     ):
         with pytest.raises(UserError, match=says):
             read_picture(image, hidden, SHAPE, LEVELS)
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no picture in the folder"):
         find_pictures([tmp_path / "empty"])
+
+
+def test_a_mask_so_thin_that_no_pixel_is_missing_is_refused(files, stroke):
+    large, mask = stroke.repeat(40, 0).repeat(40, 1), np.zeros((1120, 1120), dtype=np.uint8)
+    mask[:, 500:506] = 255
+    with pytest.raises(UserError, match="too thin"):
+        read_picture(files("a.png", large), files("m.png", mask), SHAPE, LEVELS)
+
+
+def test_a_folder_of_masks_gives_the_one_of_the_pictures_name(files, tmp_path):
+    mask = files("a.png", hole())
+    assert find_mask(str(tmp_path), tmp_path / "elsewhere" / "a.jpg") == mask
+    with pytest.raises(UserError, match="must be called b.png"):
+        find_mask(str(tmp_path), tmp_path / "b.png")

@@ -1,0 +1,156 @@
+"""What goes into an inpainter (`Problem`) and what comes out (`Fill`), a batch of images each."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from flowlib.inpainting import scores
+from flowlib.rng import rng
+
+
+@dataclass
+class Batch:
+    """A dataclass whose tensors and lists all have one entry an image."""
+
+    def __getitem__(self, rows: Sequence[int] | slice) -> "Batch":
+        """The same of some of the images."""
+        rows = list(range(len(self)))[rows] if isinstance(rows, slice) else list(rows)
+
+        def part(value):
+            if value is None:
+                return None
+            return value[rows] if isinstance(value, Tensor | Batch) else [value[i] for i in rows]
+
+        return type(self)(**{field.name: part(getattr(self, field.name)) for field in fields(self)})
+
+    def __len__(self) -> int:
+        return len(getattr(self, fields(self)[0].name))
+
+    @classmethod
+    def cat(cls, parts: Sequence["Batch"]) -> "Batch":
+        """One batch of several."""
+
+        def joined(values: list):
+            first = values[0]
+            if isinstance(first, Batch):
+                return type(first).cat(values)
+            if isinstance(first, Tensor):
+                return torch.cat(values)
+            return None if first is None else sum(values, [])
+
+        names = [field.name for field in fields(cls)]
+        return cls(**{name: joined([getattr(part, name) for part in parts]) for name in names})
+
+
+@dataclass
+class Truth(Batch):
+    """What lies under the holes, where it is known."""
+
+    grey: Tensor  # (B, 1, H, W) in [0, 1]
+    v: Tensor  # (B, 1, H, W) in (0, 1): dequantized, as the flow sees it
+    log_prob: Tensor  # (B,) log p(v), nats
+
+
+@dataclass
+class Problem(Batch):
+    """Images with holes. What is missing has been set to 0, so nobody can see the truth there."""
+
+    masked: Tensor  # uint8 (B, 1, H, W)
+    mask: Tensor  # bool (B, 1, H, W), True where missing
+    names: list[str]  # of the images
+    notes: list[list[str]]  # what was done to each image, a sentence each
+    seeds: list[int]  # of each image's random numbers
+    truth: Truth | None = None
+    # (B, 1, H, W) the observed pixels' v, where known exactly; otherwise each chain draws its own
+    observed: Tensor | None = None
+
+
+@dataclass
+class Fill(Batch):
+    """B filled holes: the MAP estimate, S samples, and what is known of them.
+
+    Images are uint8 grey levels; `mean`, `median` and `interval` are in grey values, [0, 1].
+    Log-densities are log p(v) of whole images, in nats.
+    """
+
+    masked: Tensor  # uint8 (B, 1, H, W), what is missing set to 0
+    mask: Tensor  # bool (B, 1, H, W), True where missing
+    white: Tensor  # (B,) the highest grey level
+    map: Tensor  # uint8 (B, 1, H, W)
+    map_log_prob: Tensor  # (B,)
+    map_start: list[str]  # the start that the MAP estimate was reached from
+    map_atypical: Tensor  # bool (B,), likelier than nearly all reference images
+    samples: Tensor  # uint8 (B, S, 1, H, W)
+    samples_v: Tensor  # (B, S, 1, H, W) in (0, 1), before quantization
+    log_prob: Tensor  # (B, S)
+    acceptance: Tensor  # (B,) of the chains' moves
+    r_hat: Tensor  # (B,)
+    digits: Tensor | None = None  # (B, classes): the samples' mean class probabilities
+
+    def grey(self, images: Tensor) -> Tensor:
+        """Grey levels (B, ...) as grey values in [0, 1]."""
+        return images / self.white.reshape(-1, *[1] * (images.ndim - 1))
+
+    def mean(self) -> Tensor:
+        """(B, 1, H, W): of all fills the one with the least expected squared error."""
+        grey = self.grey(self.samples)
+        # A mean of equal numbers can be off by a rounding; the observed pixels are exact.
+        return torch.where(self.mask, grey.mean(1), self.grey(self.masked))
+
+    def median(self) -> Tensor:
+        """(B, 1, H, W), pixel by pixel."""
+        return self.grey(self.samples).quantile(0.5, dim=1)
+
+    def interval(self, share: float) -> tuple[Tensor, Tensor]:
+        """The samples' central interval of this share, pixel by pixel: low, high (B, 1, H, W)."""
+        edges = torch.tensor([(1 - share) / 2, (1 + share) / 2])
+        low, high = self.grey(self.samples).quantile(edges, dim=1)
+        return low, high
+
+    def describe_digits(self, i: int, least: float = 0.15) -> str:
+        """The digits that image i's samples are, the most frequent first: "4: 62%  9: 31%"."""
+        if self.digits is None:
+            return ""
+        pairs = zip(*(part.tolist() for part in self.digits[i].sort(descending=True)))
+        return "  ".join(f"{digit}: {chance:.0%}" for chance, digit in pairs if chance >= least)
+
+    def numbers(self, i: int) -> dict:
+        """Image i's log-densities, digits and diagnostics, as plain numbers."""
+        names = ("map_log_prob", "map_atypical", "log_prob", "acceptance", "r_hat", "digits")
+        values = {name: getattr(self, name) for name in names}
+        numbers = {name: value[i].tolist() for name, value in values.items() if value is not None}
+        return {"map_start": self.map_start[i]} | numbers
+
+    def ranks(self, truth: Truth) -> Tensor:
+        """The truth's rank among the samples, (B, 1, H, W) in (0, 1), see `scores.ranks`."""
+        return scores.ranks(self.samples_v, truth.v, rng(0, "ties"))
+
+    def compare(self, truth: Truth) -> dict:
+        """The fills' metrics, over the missing pixels alone."""
+        grey, rank = self.grey(self.samples), self.ranks(truth)[self.mask]
+        won = {name: self.map_start.count(name) for name in sorted(set(self.map_start))}
+        best = {"atypical": self.map_atypical.float().mean().item(), "won_by": won}
+        covered = {c: scores.inside(rank, c).float().mean().item() for c in scores.COVERAGES}
+        return {
+            "images": len(self),
+            "truth_log_prob": truth.log_prob.mean().item(),
+            "map": self._metrics(self.grey(self.map), truth, self.map_log_prob) | best,
+            "mean": self._metrics(self.mean(), truth),
+            "median": self._metrics(self.median(), truth),
+            "sample": self._metrics(grey[:, 0], truth, self.log_prob[:, 0]),
+            "crps": scores.crps(grey, truth.grey, self.mask).mean().item(),
+            **{f"coverage_{100 * c:.0f}": share for c, share in covered.items()},
+            "acceptance": self.acceptance.mean().item(),
+            "r_hat": self.r_hat.median().item(),
+        }
+
+    def _metrics(self, filled: Tensor, truth: Truth, log_prob: Tensor | None = None) -> dict:
+        mse = scores.hole_mse(filled, truth.grey, self.mask).mean().item()
+        ink = scores.ink_ratio(filled, truth.grey, self.mask)
+        metrics = {"hole_psnr": scores.psnr(mse), "hole_mse": mse, "ink_ratio": ink}
+        if log_prob is not None:
+            likelier = (log_prob > truth.log_prob).float().mean().item()
+            metrics |= {"log_prob": log_prob.mean().item(), "likelier_than_truth": likelier}
+        return metrics

@@ -1,0 +1,88 @@
+import pytest
+import torch
+
+from flowlib.inpainting.fill import Fill, Problem, Truth
+from flowlib.inpainting.scores import crps, hole_psnr
+
+
+@pytest.fixture
+def truth():
+    grey = torch.randint(0, 17, (3, 1, 4, 4)) / 16
+    return Truth(grey, grey.clamp(0.01, 0.99), torch.tensor([1.0, 2.0, 3.0]))
+
+
+@pytest.fixture
+def fill(truth):
+    """Fills of three images with 17 levels: their MAP estimate is the truth, their samples vary."""
+    mask = torch.rand(3, 1, 4, 4) < 0.5
+    mask[:, :, 0, 0] = True
+    levels = (truth.grey * 16).round().to(torch.uint8)
+    masked = torch.where(mask, 0, levels)
+    v = torch.rand(3, 5, 1, 4, 4)
+    samples = torch.where(mask[:, None], (v * 17).floor().to(torch.uint8), masked[:, None])
+    return Fill(
+        masked=masked,
+        mask=mask,
+        white=torch.full((3,), 16.0),
+        map=levels,
+        map_log_prob=truth.log_prob + torch.tensor([1.0, -1.0, 1.0]),
+        map_start=["black", "mean", "black"],
+        map_atypical=torch.tensor([True, False, False]),
+        samples=samples,
+        samples_v=v,
+        log_prob=torch.rand(3, 5),
+        acceptance=torch.full((3,), 0.5),
+        r_hat=torch.tensor([1.0, 2.0, 30.0]),
+        digits=torch.eye(10)[[3, 1, 4]],
+    )
+
+
+def test_mean_median_and_interval_are_those_of_the_samples_in_grey_values(fill):
+    grey = fill.samples / 16
+    torch.testing.assert_close(fill.mean(), grey.mean(1))
+    assert torch.equal(fill.mean()[~fill.mask], fill.masked[~fill.mask] / 16)
+    torch.testing.assert_close(fill.median(), grey.median(1).values)
+    low, high = fill.interval(0.9)
+    torch.testing.assert_close(low, grey.quantile(0.05, dim=1))
+    torch.testing.assert_close(high, grey.quantile(0.95, dim=1))
+
+
+def test_the_metrics_are_those_of_the_scores(fill, truth):
+    metrics = fill.compare(truth)
+    assert metrics["images"] == 3
+    assert metrics["map"]["hole_mse"] == pytest.approx(0, abs=1e-12)
+    assert metrics["map"]["likelier_than_truth"] == pytest.approx(2 / 3)
+    assert metrics["map"]["atypical"] == pytest.approx(1 / 3)
+    assert metrics["map"]["won_by"] == {"black": 2, "mean": 1}
+    psnr = hole_psnr(fill.mean(), truth.grey, fill.mask)
+    assert metrics["mean"]["hole_psnr"] == pytest.approx(psnr)
+    score = crps(fill.samples / 16, truth.grey, fill.mask).mean().item()
+    assert metrics["crps"] == pytest.approx(score)
+    assert metrics["r_hat"] == 2
+    assert metrics["map"]["ink_ratio"] == pytest.approx(1)
+    assert fill.numbers(0)["map_atypical"] is True
+    assert len(fill.numbers(1)["log_prob"]) == 5
+
+
+def test_a_batch_can_be_taken_apart_and_put_together(fill, truth):
+    names, notes = ["a", "b", "c"], [["x"], [], ["y", "z"]]
+    problem = Problem(fill.masked, fill.mask, names, notes, [0, 1, 2], truth)
+    for whole in (fill, problem):
+        again = type(whole).cat([whole[:1], whole[[1, 2]]])
+        assert len(again) == 3
+        for name, value in vars(whole).items():
+            other = getattr(again, name)
+            if isinstance(value, torch.Tensor):
+                assert torch.equal(other, value), name
+            elif not isinstance(value, Truth):
+                assert other == value, name
+    assert torch.equal(problem[[2]].truth.grey, truth.grey[2:])
+    assert problem[[2]].observed is None
+
+
+def test_the_digits_are_said_in_words(fill):
+    fill.digits = torch.tensor([[0.3, 0.62, 0.08], [1, 0, 0], [0.4, 0.3, 0.3]])
+    assert fill.describe_digits(0) == "1: 62%  0: 30%"
+    assert fill.describe_digits(1) == "0: 100%"
+    fill.digits = None
+    assert fill.describe_digits(0) == ""

@@ -1,0 +1,176 @@
+import math
+
+import pytest
+import torch
+
+from flowlib.inpainting.density import HoleDensity
+from flowlib.inpainting.initial_fills import (
+    nearest_images,
+    random_patches,
+    refine_fills,
+    similar_images,
+)
+from flowlib.inpainting.masks import make_masks
+from flowlib.rng import Streams
+from flows2d import realnvp
+
+BRIGHT = torch.tensor([[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 1], [0, 0, 1, 1]])[None]
+ALL = torch.ones(2, 1, 4, 4, dtype=torch.bool)
+
+
+def two_valued(v):
+    """Every pixel is dark or bright, rather as in BRIGHT, with a barrier that no ascent passes."""
+    distance = torch.stack([(v - 0.1).square(), (v - 0.9).square()])
+    preference = torch.stack([-4.0 * BRIGHT, -4.0 * (1 - BRIGHT)])[:, None]
+    return (preference - 200 * distance).logsumexp(0).flatten(1).sum(1)
+
+
+def refine(log_prob, x, mask, fills, donors=None, seeds=None, unit_interval=True, **options):
+    """The refined fills as examples, (B, C, *shape); by default they are their own donors."""
+    density = HoleDensity(log_prob, x, mask, unit_interval)
+    streams = Streams(seeds or range(len(mask)), "test", fills)
+    donors = density.encode(fills if donors is None else donors)
+    return density.decode(refine_fills(density, density.encode(fills), donors, streams, **options))
+
+
+def test_exchanges_find_what_ascents_alone_do_not():
+    fills = torch.where(BRIGHT * torch.ones(2, 12, 1, 1, 1) > 0, 0.15, 0.85)
+    for i in range(12):  # each is right in one quarter
+        row, column = 2 * (i % 4 // 2), 2 * (i % 2)
+        quarter = (slice(None), i, 0, slice(row, row + 2), slice(column, column + 2))
+        fills[quarter] = 1 - fills[quarter]
+    x = torch.zeros(2, 1, 4, 4)
+    climbed = refine(two_valued, x, ALL, fills, rounds=1, exchanges=0, steps=30)
+    exchanged = refine(two_valued, x, ALL, fills, rounds=3, exchanges=60, steps=10)
+    best = two_valued(torch.where(BRIGHT > 0, 0.9, 0.1)[None])
+    of_each = [
+        two_valued(found.flatten(0, 1)).reshape(2, 12).amax(1) for found in (climbed, exchanged)
+    ]
+    assert (of_each[0] < best - 40).all()
+    assert (of_each[1] > best - 6).all()  # a wrong pixel costs 4, and Metropolis lets one stand
+
+
+def test_donors_give_patches_and_need_not_be_as_many_as_the_fills():
+    right = torch.where(BRIGHT > 0, 0.9, 0.1).expand(2, 1, 1, 4, 4)
+    options = dict(donors=right, rounds=1, exchanges=60, steps=0)
+    found = refine(two_valued, torch.zeros(2, 1, 4, 4), ALL, 1 - right, **options)
+    is_right, is_wrong = ((found - image).abs() < 1e-6 for image in (right, 1 - right))
+    assert is_right.float().mean() > 0.8
+    assert (is_right | is_wrong).all()
+
+
+def test_observed_entries_stay_and_what_lies_under_the_hole_changes_nothing():
+    x, mask = torch.rand(3, 1, 4, 4), make_masks("noise:0.5", 3, 4, 4)
+    fills, donors = torch.rand(3, 5, 1, 4, 4), torch.rand(3, 7, 1, 4, 4)
+    expected = refine(two_valued, x, mask, fills, donors)
+    hole = mask[:, None]
+    assert torch.equal(
+        expected[~hole.expand_as(expected)], x[:, None].expand_as(fills)[~hole.expand_as(fills)]
+    )
+    assert ((expected > 0) & (expected < 1)).all()
+    for under in (0.0, 0.9, math.nan):
+        given = [torch.where(hole, images, under) for images in (fills, donors)]
+        found = refine(two_valued, torch.where(mask, under, x), mask, *given)
+        assert torch.equal(found, expected)
+
+
+def test_a_batch_equals_its_examples_one_by_one_and_the_seed_decides():
+    x, mask = torch.rand(3, 1, 4, 4, dtype=torch.float64), make_masks("noise:0.5", 3, 4, 4)
+    fills, seeds = torch.rand(3, 6, 1, 4, 4, dtype=torch.float64), [5, 3, 8]
+    together = refine(two_valued, x, mask, fills, seeds=seeds)
+    for i in range(3):
+        part = slice(i, i + 1)
+        alone = refine(two_valued, x[part], mask[part], fills[part], seeds=seeds[part])
+        torch.testing.assert_close(alone[0], together[i], rtol=0, atol=1e-9)
+    assert not torch.equal(refine(two_valued, x, mask, fills, seeds=[1, 2, 4]), together)
+
+
+def test_on_the_real_line_the_ascent_reaches_the_mode_of_a_gaussian():
+    def gaussian(x):
+        return -0.5 * (x - torch.tensor([1.0, -2.0])).square().sum(1)
+
+    mask = torch.tensor([[False, True]])
+    found = refine(
+        gaussian, torch.zeros(1, 2), mask, torch.zeros(1, 1, 2), unit_interval=False, steps=200
+    )
+    torch.testing.assert_close(found[0, 0], torch.tensor([0.0, -2.0]), rtol=0, atol=0.1)
+
+
+def test_nothing_missing_and_a_density_that_is_not_a_number():
+    x, fills = torch.rand(2, 1, 4, 4), torch.rand(2, 3, 1, 4, 4)
+    assert torch.equal(refine(two_valued, x, ~ALL, fills), x[:, None].expand_as(fills))
+    found = refine(lambda v: math.nan * v.flatten(1).sum(1), x, ALL, fills)
+    torch.testing.assert_close(found, fills)
+
+
+def test_the_model_comes_back_as_it_was():
+    flow = realnvp(2, layers=2, hidden=(8,)).train()
+    mask = torch.tensor([[True, False]])
+    refine(flow.log_prob, torch.zeros(1, 2), mask, torch.zeros(1, 3, 2), unit_interval=False)
+    assert flow.training
+    assert all(
+        parameter.requires_grad and parameter.grad is None for parameter in flow.parameters()
+    )
+
+
+def test_patches_are_boxes_at_missing_entries():
+    hole = make_masks("noise:0.3", 2, 28, 28).flatten(1)[:, None]
+    streams = Streams([1, 2], "test", torch.zeros(1))
+    boxes = random_patches(torch.ones_like(hole), 50, (1, 28, 28), streams).reshape(100, 28, 28)
+    sides = torch.stack([boxes.any(2).sum(1), boxes.any(1).sum(1)])
+    assert torch.equal(boxes.sum((1, 2)), sides.prod(0))
+    assert sides.max() <= 14
+    assert sides.float().mean() > 5
+    inside = random_patches(hole, 50, (1, 28, 28), streams)
+    assert inside.any(2).all()
+    assert not (inside & ~hole).any()
+
+
+def test_patches_are_small_beside_the_hole():
+    hole = torch.zeros(2, 1, 28, 28, dtype=torch.bool)
+    hole[0, :, 3:11, 20:28] = True  # 8x8
+    hole[1, :, :14] = True  # 14x28
+    streams = Streams([1, 2], "test", torch.zeros(1))
+    boxes = random_patches(hole.flatten(1)[:, None], 200, (1, 28, 28), streams).unflatten(
+        2, (28, 28)
+    )
+    heights, widths = boxes.any(3).sum(2), boxes.any(2).sum(2)
+    assert heights.amax(1).tolist() == [4, 7]
+    assert widths.amax(1).tolist() == [4, 14]
+    assert boxes.flatten(2).any(2).all()
+    assert random_patches(torch.zeros(2, 1, 5, dtype=torch.bool), 3, (5,), streams).sum() == 0
+
+
+def test_one_fill_that_is_a_little_better_does_not_replace_all_others():
+    def nearly_flat(v):
+        return -0.5 * v.flatten(1).mean(1)
+
+    mask = torch.zeros(1, 1, 28, 28, dtype=torch.bool)
+    mask[:, :, 4:12, 4:12] = True
+    fills = torch.linspace(0.2, 0.8, 12).reshape(1, 12, 1, 1, 1).expand(1, 12, 1, 28, 28)
+    found = refine(nearly_flat, torch.zeros(1, 1, 28, 28), mask, fills, steps=0)
+    kept = found[0, :, mask[0]].std(0).mean() / fills[0, :, mask[0]].std(0).mean()
+    assert kept > 0.3  # 0.02 with boxes of half the image
+
+
+def test_nearest_images_are_those_of_a_plain_search_over_observed_entries():
+    x, references = torch.rand(5, 1, 8, 8), torch.rand(40, 1, 8, 8)
+    mask = make_masks("noise:0.5", 5, 8, 8)
+    distance = torch.where(mask[:, None], 0, (x[:, None] - references).square()).flatten(2).sum(2)
+    found = nearest_images(torch.where(mask, torch.nan, x), mask, references, 3)
+    assert torch.equal(found, references[distance.argsort(1)[:, :3]])
+
+
+def test_an_image_without_a_hole_but_for_one_pixel_is_most_similar_to_itself(digits):
+    mask = torch.zeros(3, 1, 8, 8, dtype=torch.bool)
+    mask[:, :, 4, 4] = True
+    masked = torch.where(mask, 0, digits.train[:3])
+    found = similar_images(masked, mask, digits.train[:100], 2)
+    assert found.shape == (3, 2, 1, 8, 8)
+    assert torch.equal(torch.where(mask, 0, found[:, 0]), masked)
+
+
+@pytest.mark.parametrize("k", [1, 5])
+def test_there_are_no_more_similar_images_than_references(k, digits):
+    mask = make_masks("noise:0.5", 2, 8, 8)
+    assert similar_images(digits.train[:2], mask, digits.train[:3], k).shape[1] == min(k, 3)

@@ -1,0 +1,190 @@
+"""inpaint.py as a user runs it: real command lines with small numbers, and bad input."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.datasets import MNIST
+
+import inpaint
+from flowlib.files import ROOT, save_model
+from flows2d import realnvp
+
+QUICK = ["--dataset", "digits", "--count", 3, "--steps", 3, "--chains", 3]
+PNG = b"\x89PNG"
+
+
+def run(*argv):
+    inpaint.main([str(argument) for argument in argv])
+
+
+def into(folder):
+    return ["--figures", folder, "--metrics", folder / "metrics.json"]
+
+
+@pytest.fixture
+def picture(tmp_path):
+    """A folder with two grey pictures, 40 x 40, and beside it a mask."""
+    (tmp_path / "pictures").mkdir()
+    for name in ("one", "two"):
+        grey = np.full((40, 40), 20, dtype=np.uint8)
+        grey[5:35, 18:24] = 250
+        Image.fromarray(grey).save(tmp_path / "pictures" / f"{name}.png")
+    mask = np.zeros((40, 40), dtype=np.uint8)
+    mask[10:20, 10:20] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    return tmp_path / "pictures"
+
+
+def test_holes_in_test_images_give_a_figure_a_table_and_metrics(tmp_path, tiny_glow_file, capsys):
+    run(*QUICK, "--checkpoint", tiny_glow_file, *into(tmp_path))
+    assert (tmp_path / "batch_inpainting_result.png").read_bytes().startswith(PNG)
+    masks = json.loads((tmp_path / "metrics.json").read_text())["masks"]
+    assert list(masks) == ["square:4", "noise:0.5"]
+    for metrics in masks.values():
+        assert metrics["images"] == 3
+        assert sum(metrics["map"]["won_by"].values()) == 3
+        assert metrics["map"]["log_prob"] > metrics["sample"]["log_prob"]
+        assert metrics["mean"]["hole_mse"] <= metrics["sample"]["hole_mse"]
+        assert metrics["coverage_50"] <= metrics["coverage_95"]
+    assert "hole PSNR" in capsys.readouterr().out
+
+
+def test_the_flows_own_samples_need_no_data_set(tmp_path, tiny_glow_file, monkeypatch):
+    monkeypatch.setattr(inpaint, "load_images", None)
+    flags = ["--source", "samples", "--mask", "top", "--checkpoint", tiny_glow_file]
+    run(*QUICK, *flags, *into(tmp_path))
+    assert json.loads((tmp_path / "metrics.json").read_text())["masks"]["top"]["images"] == 3
+
+
+def test_two_processes_fill_what_one_does(tmp_path, tiny_glow_file):
+    flags = [*QUICK, "--mask", "left", "--checkpoint", tiny_glow_file, "--precision", "fp32"]
+    run(*flags, *into(tmp_path / "one"))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2]
+    argv = [str(word) for word in [*launch, ROOT / "inpaint.py", *flags, *into(tmp_path / "two")]]
+    done = subprocess.run(argv, check=True, capture_output=True, text=True, timeout=120)
+    assert done.stdout.count("hole PSNR") == 4  # only the first process prints
+    files = [tmp_path / name / "metrics.json" for name in ("one", "two")]
+    one, two = (json.loads(file.read_text())["masks"]["left"] for file in files)
+    assert two["images"] == 3
+    for row in ("map", "mean"):
+        assert two[row]["hole_mse"] == pytest.approx(one[row]["hole_mse"], abs=0.02)
+
+
+def test_pictures_of_ones_own_are_filled_with_one_command(tmp_path, tiny_glow_file, picture):
+    output = tmp_path / "filled"
+    flags = ["--dataset", "digits", "--steps", 2, "--chains", 4, "--checkpoint", tiny_glow_file]
+    run("--image", picture, "--mask", tmp_path / "mask.png", *flags, "--output", output)
+    written = {path.name for path in output.iterdir()}
+    for name in ("one", "two"):
+        endings = ("", "_mean", "_map", "_uncertainty", "_sample_1", "_sample_4")
+        assert {f"{name}{ending}.png" for ending in endings} <= written
+    numbers = json.loads((output / "results.json").read_text())["one"]
+    assert "resized from 40x40 to 8x8" in numbers["notes"]
+    assert len(numbers["log_prob"]) == 4
+    assert Image.open(output / "one_mean.png").size == (8, 8)
+
+
+def test_a_named_mask_works_for_pictures_too(tmp_path, tiny_glow_file, picture, capsys):
+    flags = ["--dataset", "digits", "--steps", 0, "--starts", "black", "--chains", 1]
+    flags += ["--checkpoint", tiny_glow_file, "--output", tmp_path / "filled"]
+    run("--image", picture / "one.png", "--mask", "noise:0.5", *flags)
+    assert "one: 32 of 64 pixels missing" in capsys.readouterr().out
+
+
+def test_no_result_overwrites_a_picture_or_another_result(tmp_path, picture, one_line_error):
+    before = (picture / "one.png").read_bytes()
+    flags = ["--dataset", "digits", "--mask", tmp_path / "mask.png"]
+    error = one_line_error(inpaint.main, "--image", picture, *flags, "--output", picture)
+    assert "results need another one" in error
+    assert (picture / "one.png").read_bytes() == before
+    (picture / "one.PNG").write_bytes(before)
+    error = one_line_error(inpaint.main, "--image", picture, *flags, "--output", tmp_path / "f")
+    assert "two results would be called one.png" in error
+    (picture / "one.PNG").rename(picture / "one_mean.png")
+    error = one_line_error(inpaint.main, "--image", picture, *flags, "--output", tmp_path / "f")
+    assert "two results would be called one_mean.png" in error
+    assert not (tmp_path / "f").exists()
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        ([*QUICK, "--mask", "square:9"], "side must be 1 ... 8"),
+        ([*QUICK, "--mask", "noise:1.5"], "fraction must be in [0, 1]"),
+        ([*QUICK, "--mask", "noise:0"], "no pixel is missing"),
+        ([*QUICK, "--mask", "circle"], "square:SIDE"),
+        ([*QUICK, "--count", 400], "only 360 test images"),
+        (["--image", "a.png", "--dataset", "digits", "--output", "f"], "no file at a.png"),
+        ([*QUICK, "--steps", -1], "--steps"),
+        ([*QUICK, "--starts", "truth"], "--starts"),
+        ([*QUICK, "--seed", 10**20], "--seed"),
+        ([*QUICK, "--ink", "dark"], "--ink has no meaning without --image"),
+        (["--image", "a.png", "--count", 9], "--count has no meaning with --image"),
+    ],
+)
+def test_bad_flags(argv, says, tmp_path, one_line_error):
+    files = [] if "--image" in argv else into(tmp_path)
+    mask = ["--mask", "square:2"] if "--image" in argv else []
+    assert says in one_line_error(inpaint.main, *argv, *mask, *files)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_pictures_need_one_mask(picture, one_line_error):
+    assert "needs one --mask" in one_line_error(
+        inpaint.main, "--image", picture, "--dataset", "digits"
+    )
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated", "other kind", "not a checkpoint"])
+def test_bad_checkpoints(damage, tmp_path, tiny_glow_file, one_line_error):
+    path, figure = tmp_path / "bad.pt", tmp_path / "batch_inpainting_result.png"
+    if damage == "truncated":
+        path.write_bytes(tiny_glow_file.read_bytes()[:3000])
+    elif damage == "other kind":
+        save_model(realnvp(2, layers=2, hidden=(4,)), path)
+    elif damage == "not a checkpoint":
+        torch.save([1, 2, 3], path)
+    figure.write_bytes(b"the figure of an earlier run")
+    error = one_line_error(inpaint.main, *QUICK, "--checkpoint", path, *into(tmp_path))
+    says = {
+        "missing": "train_glow_mnist.py",
+        "truncated": "damaged",
+        "other kind": "kind 'flow'",
+        "not a checkpoint": "something else",
+    }
+    assert says[damage] in error
+    assert figure.read_bytes() == b"the figure of an earlier run"
+
+
+def test_a_model_of_other_images_is_refused(
+    tmp_path, mnist, tiny_glow_file, one_line_error, monkeypatch
+):
+    monkeypatch.setattr(inpaint, "load_images", lambda *_: mnist)
+    error = one_line_error(inpaint.main, "--checkpoint", tiny_glow_file, *into(tmp_path))
+    assert "must match" in error
+
+
+def test_an_unreachable_download_is_one_line(tmp_path, monkeypatch, one_line_error):
+    monkeypatch.setattr(MNIST, "mirrors", ["http://127.0.0.1:9/"])  # nothing listens there
+    flags = ["--dataset", "mnist", "--data-dir", tmp_path / "data"]
+    assert "--dataset digits" in one_line_error(inpaint.main, *flags, *into(tmp_path))
+
+
+def test_a_folder_that_cannot_be_written_to_is_one_line(tmp_path, tiny_glow_file, one_line_error):
+    (tmp_path / "file").write_text("in the way")
+    flags = ["--checkpoint", tiny_glow_file, "--figures", tmp_path / "file" / "figures"]
+    assert "cannot write" in one_line_error(inpaint.main, *QUICK, *flags)
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "tiny.pt"}
+
+
+def test_help_prints_the_docstring_and_the_script_starts_from_any_folder(tmp_path):
+    argv = [sys.executable, ROOT / "inpaint.py", "--help"]
+    done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "python inpaint.py" in done.stdout
+    assert "Writes" in done.stdout
+    assert list(tmp_path.iterdir()) == []

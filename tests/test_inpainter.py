@@ -1,0 +1,125 @@
+import pytest
+import torch
+
+from flowlib.images.glow import load_glow
+from flowlib.inpainting.fill import Problem
+from flowlib.inpainting.inpainter import STARTS, FillSettings, Inpainter
+from flowlib.inpainting.masks import draw_masks
+from flowlib.rng import rng
+
+QUICK = FillSettings(map_steps=3, chains=4, rounds=2, exchanges=4, ascent=2, moves=2)
+
+
+@pytest.fixture
+def glow(tiny_glow_file):
+    return load_glow(tiny_glow_file)
+
+
+def problem_of(images, kind="square:4", seeds=None):
+    n = len(images)
+    seeds = seeds or list(range(n))
+    mask = draw_masks(kind, n, tuple(images.shape[1:]), 0)
+    return Problem(torch.where(mask, 0, images), mask, ["x"] * n, [[]] * n, seeds)
+
+
+@pytest.fixture
+def problem(digits):
+    return problem_of(digits.test[:4])
+
+
+def test_fills_keep_observed_pixels_and_the_same_seed_gives_the_same_fills(glow, digits, problem):
+    fill = Inpainter(glow, digits.train, settings=QUICK).fill(problem)
+    seen = ~problem.mask
+    assert torch.equal(fill.map[seen], problem.masked[seen])
+    assert fill.samples.shape == (4, 4, 1, 8, 8)
+    for sample in fill.samples.unbind(1):
+        assert torch.equal(sample[seen], problem.masked[seen])
+    assert ((fill.samples_v > 0) & (fill.samples_v < 1)).all()
+    again = Inpainter(glow, digits.train, settings=QUICK).fill(problem)
+    for name, value in vars(fill).items():
+        same = value == getattr(again, name)
+        assert same.all() if isinstance(value, torch.Tensor) else same or value is None, name
+
+
+def test_log_probs_are_those_of_the_samples(glow, digits, problem):
+    fill = Inpainter(glow, digits.train, settings=QUICK).fill(problem)
+    with torch.no_grad():
+        expected = glow.log_prob(fill.samples_v.flatten(0, 1)).reshape(4, 4)
+    torch.testing.assert_close(fill.log_prob, expected, rtol=1e-4, atol=0.05)
+
+
+def test_an_image_is_filled_alike_alone_and_in_a_batch(glow, digits, problem):
+    inpainter = Inpainter(glow, digits.train, settings=QUICK)
+    together = inpainter.sample(problem)
+    alone = inpainter.sample(problem[[2]])
+    torch.testing.assert_close(alone["samples_v"][0], together["samples_v"][2], rtol=0, atol=1e-3)
+
+
+def test_the_model_comes_back_as_it_was(glow, digits, problem):
+    glow.train()
+    before = {name: value.clone() for name, value in glow.state_dict().items()}
+    Inpainter(glow, digits.train, settings=QUICK).fill(problem)
+    assert glow.training
+    assert all(p.requires_grad and p.grad is None for p in glow.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in glow.state_dict().items())
+
+
+def test_the_work_that_is_reported_is_the_work_that_was_announced(glow, digits, problem):
+    for settings in (QUICK, FillSettings(starts=("black",), map_steps=2, chains=1)):
+        told = []
+        Inpainter(glow, digits.train, settings=settings).fill(problem, told.append)
+        assert sum(told) == len(problem) * settings.work()
+
+
+def test_observed_pixels_that_are_known_exactly_are_taken_as_they_are(glow, digits, problem):
+    v = glow.dequantize(digits.test[:4])
+    problem.observed = v
+    found = Inpainter(glow, digits.train, settings=QUICK).sample(problem)
+    for sample in found["samples_v"].unbind(1):
+        assert torch.equal(sample[~problem.mask], v[~problem.mask])
+    problem.observed = None  # otherwise each chain draws its own
+    found = Inpainter(glow, digits.train, settings=QUICK).sample(problem)
+    observed = found["samples_v"][:, :, 0][~problem.mask[:, 0][:, None].expand(4, 4, 8, 8)]
+    assert len(observed.unique()) > 0.9 * len(observed)
+
+
+def test_a_pixel_of_a_level_that_the_density_is_steep_at_may_move_less(glow, digits):
+    inpainter = Inpainter(glow, digits.train)
+    widths = inpainter.pixel_widths
+    assert widths.shape == (digits.levels,)
+    images = digits.train[:64]
+    v = inpainter._dequantize(images[:, None], range(64), "widths")[:, 0].requires_grad_()
+    log_p = glow.log_prob(v) + (v * (1 - v)).log().flatten(1).sum(1)
+    slope = torch.autograd.grad(log_p.sum(), v)[0] * v * (1 - v)
+    background = slope[images == 0].square()
+    expected = ((background.sum() + 1) / (len(background) + 1)).rsqrt()
+    torch.testing.assert_close(widths[0], expected)
+
+
+def test_the_neighbor_start_is_a_reference_image_that_fits_the_observed_pixels(glow, digits):
+    truth = digits.train[:3]  # their own nearest neighbors
+    settings = FillSettings(starts=("neighbor",))
+    starts = Inpainter(glow, digits.train, settings=settings).starts(problem_of(truth, "noise:0.5"))
+    assert torch.equal((starts[:, 0] * 17).floor().to(torch.uint8), truth)
+
+
+def test_starts_lie_inside_and_are_always_the_same(glow, digits, problem):
+    starts = Inpainter(glow, digits.train).starts(problem)
+    assert starts.shape == (4, len(STARTS), 1, 8, 8)
+    assert ((starts > 0) & (starts < 1)).all()
+    assert torch.equal(starts, Inpainter(glow, digits.train).starts(problem))
+
+
+def test_samples_with_holes_are_not_among_the_samples_that_fill_them(glow):
+    """Latents of one generator begin alike, however many are drawn; so each use has its own."""
+    purposes = ("samples with holes", "reference images", "samples for a start")
+    truth, *pools = (glow.sample(7, rng(0, purpose)) for purpose in purposes)
+    for pool in pools:
+        same, others = (truth - pool).abs().mean(), (truth - pool.roll(3, 0)).abs().mean()
+        assert same > 0.75 * others
+
+
+def test_everything_missing(glow, digits):
+    problem = problem_of(digits.test[:2], "noise:1")
+    fill = Inpainter(glow, digits.train, settings=QUICK).fill(problem)
+    assert fill.log_prob.isfinite().all()
