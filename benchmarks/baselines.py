@@ -1,7 +1,7 @@
-"""What inpainting_table.py compares with: nearest neighbours, classical image processing, a Gaussian mixture, and a supervised U-Net.
+"""What inpainting_table.py compares with: similar images, classical inpainting, a mixture, a U-Net.
 
-Every method takes masked images in [0, 1], (B, 1, H, W) with the missing pixels 0, and the mask, True where missing. What it returns for
-known pixels does not count, but for the mixture, which leaves them as they are.
+Every method takes masked images in [0, 1], (B, 1, H, W) with the missing pixels 0, and the mask,
+True where missing. What a method returns for observed pixels does not count.
 """
 
 import math
@@ -16,28 +16,37 @@ from sklearn.mixture import GaussianMixture
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from flowlib.inpainting.map_estimate import nearest_neighbours
+from flowlib.inpainting.initial_fills import nearest_images
 from flowlib.inpainting.masks import make_masks
+from flowlib.rng import rng
 
 # ---------------------------------------------------------------- without a model
 
 
-def nearest_mean(masked: Tensor, mask: Tensor, bank: Tensor, k: int) -> Tensor:
-    """The mean of the k training images that are nearest in the known pixels."""
-    return bank[nearest_neighbours(masked, mask, bank, k)].mean(1)
+def nearest_mean(masked: Tensor, mask: Tensor, references: Tensor, k: int) -> Tensor:
+    """The mean of the k training images that are nearest in the observed pixels."""
+    return nearest_images(masked, mask, references, k).mean(1)
 
 
 def biharmonic(masked: Tensor, mask: Tensor) -> Tensor:
     """Damelin and Hoang (2018), doi:10.1155/2018/3950312, as in scikit-image."""
-    filled = [inpaint_biharmonic(image[0].numpy(), hole[0].numpy()) for image, hole in zip(masked.double(), mask)]
+    filled = [
+        inpaint_biharmonic(image[0].numpy(), hole[0].numpy())
+        for image, hole in zip(masked.double(), mask)
+    ]
     return torch.from_numpy(np.stack(filled)).float()[:, None].clamp(0, 1)
 
 
 def opencv(masked: Tensor, mask: Tensor, flag: int) -> Tensor:
-    """OpenCV's inpainting, cv2.INPAINT_TELEA (Telea, 2004) or cv2.INPAINT_NS (Bertalmio et al., 2001), radius 3."""
+    """OpenCV's inpainting, radius 3: Telea (2004) or Bertalmio et al. (2001), by its flag."""
     images, holes = (masked * 255).round().to(torch.uint8).numpy(), mask.to(torch.uint8).numpy()
     return (
-        torch.from_numpy(np.stack([cv2.inpaint(image[0], hole[0], 3, flag) for image, hole in zip(images, holes)])).float()[:, None] / 255
+        torch.from_numpy(
+            np.stack(
+                [cv2.inpaint(image[0], hole[0], 3, flag) for image, hole in zip(images, holes)]
+            )
+        ).float()[:, None]
+        / 255
     )
 
 
@@ -45,40 +54,63 @@ def opencv(masked: Tensor, mask: Tensor, flag: int) -> Tensor:
 
 
 class Mixture:
-    """A mixture of Gaussians on the first principal components, with equal noise in all other directions; conditionals in closed form.
+    """A Gaussian mixture on the first principal components, with equal noise in all directions.
+
+    Conditionals have a closed form.
 
     x = W z + μ + ε,   z ~ Σ_k w_k N(m_k, C_k),   ε ~ N(0, σ² I)
     """
 
-    def __init__(self, basis: Tensor, mean: Tensor, noise: float, log_weights: Tensor, means: Tensor, covariances: Tensor):
+    def __init__(
+        self,
+        basis: Tensor,
+        mean: Tensor,
+        noise: float,
+        log_weights: Tensor,
+        means: Tensor,
+        covariances: Tensor,
+    ):
         self.basis, self.mean, self.noise = basis, mean, noise  # (D, d), (D,), σ²
-        self.log_weights, self.means, self.covariances = log_weights, means, covariances  # (K,), (K, d), (K, d, d)
+        self.log_weights, self.means, self.covariances = (
+            log_weights,
+            means,
+            covariances,
+        )  # (K,), (K, d), (K, d, d)
 
     @classmethod
-    def fit(cls, images: Tensor, components: int = 30, dimensions: int = 64, seed: int = 0) -> "Mixture":
+    def fit(
+        cls, images: Tensor, components: int = 30, dimensions: int = 64, seed: int = 0
+    ) -> "Mixture":
         """By expectation maximisation on the principal components of images in [0, 1]."""
         flat = images.flatten(1).double().numpy()
         pca = PCA(dimensions, random_state=seed).fit(flat)
-        mixture = GaussianMixture(components, reg_covar=1e-4, random_state=seed, max_iter=60).fit(pca.transform(flat))
+        mixture = GaussianMixture(components, reg_covar=1e-4, random_state=seed, max_iter=60).fit(
+            pca.transform(flat)
+        )
         arrays = (mixture.weights_, mixture.means_, mixture.covariances_)
         weights, means, covariances = (torch.from_numpy(array) for array in arrays)
         basis, mean = torch.from_numpy(pca.components_.T.copy()), torch.from_numpy(pca.mean_)
         return cls(basis, mean, float(pca.noise_variance_), weights.log(), means, covariances)
 
     def _given(self, image: Tensor, hole: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """p(component | known), and the latent's mean and covariance given the known pixels, for each component."""
+        """p(component | observed), and each component's latent mean and covariance given them."""
         basis = self.basis[~hole]
-        residual = image[~hole] - self.mean[~hole] - self.means @ basis.T  # (K, known)
+        residual = image[~hole] - self.mean[~hole] - self.means @ basis.T  # (K, observed)
         precision = torch.linalg.inv(self.covariances) + basis.T @ basis / self.noise
         covariance = torch.linalg.inv(precision)
         projected = residual @ basis / self.noise
         shift = torch.einsum("kij,kj->ki", covariance, projected)
-        # log N(known; component), by the determinant lemma and Woodbury's identity, up to a constant
+        # log N(observed; component) up to a constant, by the determinant lemma and Woodbury's
+        # identity
         log_p = -0.5 * (residual.square().sum(1) / self.noise - (projected * shift).sum(1))
-        log_p = log_p - 0.5 * (torch.linalg.slogdet(precision)[1] + torch.linalg.slogdet(self.covariances)[1])
+        log_p = log_p - 0.5 * (
+            torch.linalg.slogdet(precision)[1] + torch.linalg.slogdet(self.covariances)[1]
+        )
         return (self.log_weights + log_p).softmax(0), self.means + shift, covariance
 
-    def fill(self, masked: Tensor, mask: Tensor, samples: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def fill(
+        self, masked: Tensor, mask: Tensor, samples: int, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
         """The conditional mean, (B, 1, H, W), and samples, (S, B, 1, H, W), cut off at 0 and 1."""
         means, drawn = [], []
         for image, hole in zip(masked.flatten(1).double(), mask.flatten(1)):
@@ -87,17 +119,21 @@ class Mixture:
             chosen = torch.multinomial(weights, samples, replacement=True, generator=generator)
             noise = torch.randn(samples, z.shape[1], 1, dtype=z.dtype, generator=generator)
             latent = z[chosen] + (torch.linalg.cholesky(covariance)[chosen] @ noise)[..., 0]
-            pixel_noise = math.sqrt(self.noise) * torch.randn(samples, len(image), dtype=z.dtype, generator=generator)
+            pixel_noise = math.sqrt(self.noise) * torch.randn(
+                samples, len(image), dtype=z.dtype, generator=generator
+            )
             drawn.append(torch.where(hole, latent @ self.basis.T + self.mean + pixel_noise, image))
         mean, sample = torch.stack(means), torch.stack(drawn, 1)
-        return mean.float().clamp(0, 1).reshape(masked.shape), sample.float().clamp(0, 1).reshape(samples, *masked.shape)
+        return mean.float().clamp(0, 1).reshape(masked.shape), sample.float().clamp(0, 1).reshape(
+            samples, *masked.shape
+        )
 
 
 # ---------------------------------------------------------------- trained for the task
 
 
 class UNet(nn.Module):
-    """A supervised reference: a small U-Net that has seen 192,000 holes of the table's kinds and their truth.
+    """A supervised reference: a small U-Net, trained on 192,000 holes of the table's kinds.
 
     It minimises the squared error over the hole, so it gives a mean, as blurred as the posterior's.
     """
@@ -108,7 +144,11 @@ class UNet(nn.Module):
         def block(inputs: int, outputs: int) -> nn.Sequential:
             layers = []
             for channels in (inputs, outputs):
-                layers += [nn.Conv2d(channels, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
+                layers += [
+                    nn.Conv2d(channels, outputs, 3, padding=1, bias=False),
+                    nn.BatchNorm2d(outputs),
+                    nn.ReLU(),
+                ]
             return nn.Sequential(*layers)
 
         wide, wider = 2 * width, 4 * width
@@ -118,7 +158,10 @@ class UNet(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def forward(self, masked: Tensor, mask: Tensor) -> Tensor:
-        """Images in [0, 1], (B, 1, H, W), height and width multiples of 4, and bool masks -> images, not cut off."""
+        """Images in [0, 1], (B, 1, H, W), and bool masks -> images, not cut off at 0 and 1.
+
+        Height and width must be multiples of 4.
+        """
         h = torch.cat([masked, mask.to(masked.dtype)], 1)
         levels = []
         for i, block in enumerate(self.down):
@@ -133,21 +176,32 @@ class UNet(nn.Module):
         return self(masked, mask).clamp(0, 1)
 
 
-def train_unet(images: Tensor, masks: Sequence[str], steps: int = 3000, batch: int = 64, lr: float = 2e-3, seed: int = 0) -> UNet:
+def train_unet(
+    images: Tensor,
+    masks: Sequence[str],
+    steps: int = 3000,
+    batch: int = 64,
+    lr: float = 2e-3,
+    seed: int = 0,
+) -> UNet:
     """Adam, one-cycle schedule, holes of all the kinds at once; images in [0, 1]."""
     torch.manual_seed(seed)
-    model, generator = UNet(), torch.Generator().manual_seed(seed)
-    optimiser = torch.optim.Adam(model.parameters(), lr=lr)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, lr, total_steps=steps, pct_start=0.1)
+    model, generator = UNet(), rng(seed, "U-Net")
+    optimizer = torch.optim.Adam(model.parameters(), lr=lr)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.1)
     shares = [chunk.numel() for chunk in torch.arange(batch).tensor_split(len(masks))]
     for _ in tqdm(range(steps), desc="U-Net", mininterval=10):
         truth = images[torch.randint(len(images), (batch,), generator=generator)]
-        mask = torch.cat([make_masks(spec, n, *images.shape[2:], generator) for spec, n in zip(masks, shares)])
+        mask = torch.cat(
+            [make_masks(spec, n, *images.shape[2:], generator) for spec, n in zip(masks, shares)]
+        )
         with torch.autocast("cpu", torch.bfloat16):
-            filled = model(torch.where(mask, 0, truth).contiguous(memory_format=torch.channels_last), mask)
+            filled = model(
+                torch.where(mask, 0, truth).contiguous(memory_format=torch.channels_last), mask
+            )
         loss = ((filled.float() - truth)[mask]).square().mean()
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         schedule.step()
     return model.eval()

@@ -1,49 +1,49 @@
-"""Zero-shot inpainting on MNIST, all methods under the same masks; and whether the posterior is calibrated.
+"""Zero-shot inpainting on MNIST: all methods under the same masks.
 
     python benchmarks/inpainting_table.py --data-dir DATA --images 200
     torchrun --nproc-per-node 2 benchmarks/inpainting_table.py --data-dir DATA
 
-fills the first test images with every method. PSNR is over the missing pixels alone, 10 log10(1 / mean over the images of the hole's mean
-squared error), grey levels in [0, 1]; the intervals are 95 % of bootstraps over the images. No method was trained for the task but the
-U-Net, which stands there to show what training for it gains. The calibration takes the flow's own samples for the truth, and others of
-them in the place of training images: there the model is right, only the sampler can be wrong. Seconds are those of the processor, one
-thread, so that two processes do not count each other's.
+fills the first test images with every method. PSNR is over the missing pixels alone: it is that of
+the mean over the images of the hole's mean squared error, grey values in [0, 1]. The intervals are
+95 % of bootstraps over the images. No method was trained for the task but the U-Net, which shows
+what training for it gains. Seconds are those of the processor, one thread.
 
-Sixteen images at a time are filled and kept in benchmarks/runs/inpainting/: a run that was stopped goes on, and one with more --images
-adds to what is there. Delete that folder after a change of the model or of a method.
+Sixteen images at a time are filled and kept in benchmarks/runs/inpainting/: a run that was stopped
+goes on, and one with more --images adds to what is there. Delete that folder after a change of the
+model or of a method.
 
-Writes   benchmarks/results/inpainting.json, figures/inpainting_calibration.png
-Takes    on 2 CPU cores some 21 seconds an image over all eleven masks, MAP as long again, after 15 minutes for the fits and the calibration
+Writes   benchmarks/results/inpainting.json
+Takes    on 2 CPU cores some 21 seconds an image over all eleven masks, the MAP estimate as long
+         again, after 10 minutes for the fits
 """
 
-import json
 import os
 import sys
 import time
-from functools import cached_property
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from scipy.stats import kstest
 from skimage.metrics import structural_similarity
 from torch import Tensor
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a script's own folder is on the path, the modules lie one above
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the modules lie one folder up
 import cv2
 
+from benchmarks.about import provenance
 from benchmarks.baselines import Mixture, UNet, biharmonic, nearest_mean, opencv, train_unet
 from flowlib.cli import Parser, number, one_line_errors
 from flowlib.distributed import processes
-from flowlib.files import ROOT, provenance, save_figure, write_atomically
+from flowlib.files import ROOT, write_atomically, write_json
 from flowlib.images.classifier import default_classifier, load_classifier
 from flowlib.images.datasets import Images, load_images
-from flowlib.images.glow import default_checkpoint, load_glow, precision_for, quantise
-from flowlib.inpainting.inpainter import POSTERIOR, STARTS, dequantised, flow_bank, flow_truth, map_fill, posterior_fill
-from flowlib.inpainting.scores import CONVERGED, COVERAGES, crps, energy_score, hole_mse, inside, psnr, ranks
-from flowlib.plots.inpainting import calibration_figure
-from inpaint import masks_for
+from flowlib.images.glow import Glow, default_checkpoint, load_glow, precision_for
+from flowlib.inpainting.fill import Problem
+from flowlib.inpainting.inpainter import STARTS, FillSettings, Inpainter
+from flowlib.inpainting.masks import draw_masks
+from flowlib.inpainting.scores import CONVERGED, COVERAGES, crps, hole_mse, inside, psnr, ranks
+from flowlib.rng import rng
 
 FOLDER = ROOT / "benchmarks/runs/inpainting"
 MASKS = [
@@ -54,34 +54,29 @@ MASKS = [
     "left",
     "right",
 ]
-CALIBRATION = ["square:14", "noise:0.5"]  # in the flow's own samples
 CHUNK = 16  # images
+FLAGS = ("images", "map-images", "map-steps")  # what decides the results
 SLOW = {"biharmonic": ("noise:0.9",)}  # its linear system takes minutes there
 
 # ---------------------------------------------------------------- methods
 
 
 class Methods:
-    """All of them, fitted on the training images."""
+    """All methods, fitted on the training images."""
 
-    def __init__(self, images: Images, glow, map_steps: int):
-        self.glow, self.bank, self.map_steps = glow, images.train, map_steps
+    def __init__(self, images: Images, glow: Glow, map_steps: int):
+        self.inpainter = Inpainter(glow, images.train, settings=FillSettings(map_steps=map_steps))
         self.grey = images.train.float() / 255
         self.pixel_mean = self.grey.mean(0)
         self.mixture, self.unet = fitted(images)
-        self.judge = load_classifier(default_classifier(images.name))
-
-    @cached_property
-    def flow_bank(self) -> Tensor:
-        """The flow's own samples, for holes in others of them."""
-        return flow_bank(self.glow, 10_000, 0)
+        self.classifier = load_classifier(default_classifier(images.name))
 
     def simple(self, masked: Tensor, mask: Tensor, spec: str) -> dict[str, tuple]:
         """Name -> (fill, seconds) or (fill, seconds, samples); those that need no flow."""
         calls = {
             "zero": lambda: masked,
             "pixel mean": lambda: self.pixel_mean,
-            "nearest neighbour": lambda: nearest_mean(masked, mask, self.grey, 1),
+            "nearest neighbor": lambda: nearest_mean(masked, mask, self.grey, 1),
             "mean of 20 nearest": lambda: nearest_mean(masked, mask, self.grey, 20),
             "biharmonic": lambda: biharmonic(masked, mask),
             "Telea": lambda: opencv(masked, mask, cv2.INPAINT_TELEA),
@@ -93,24 +88,37 @@ class Methods:
             for name, call in calls.items()
             if spec not in SLOW.get(name, ())
         }
-        (mean, samples), seconds = timed(lambda: self.mixture.fill(masked, mask, 32, torch.Generator().manual_seed(0)))
-        return found | {"Gaussian mixture, mean": (mean, seconds), "Gaussian mixture, sample": (samples[0], seconds, samples)}
+        (mean, samples), seconds = timed(
+            lambda: self.mixture.fill(masked, mask, 32, rng(0, "mixture"))
+        )
+        mixture = {"Gaussian mixture, mean": (mean, seconds)}
+        drawn = samples.transpose(0, 1)  # (B, S, 1, H, W)
+        return found | mixture | {"Gaussian mixture, sample": (drawn[:, 0], seconds, drawn)}
 
-    def ascents(self, masked: Tensor, mask: Tensor, seeds: list[int]) -> dict[str, tuple]:
-        """Likewise for MAP, and for where each start led."""
-        found, seconds = timed(lambda: map_fill(self.glow, self.bank, masked, mask, seeds, steps=self.map_steps))
-        fills = {f"MAP from {name}": (found["map_each"][:, i] / 255, seconds / len(STARTS)) for i, name in enumerate(STARTS)}
-        return {"MAP": (found["map"] / 255, seconds), **fills}
+    def ascents(self, problem: Problem) -> dict[str, tuple]:
+        """Likewise for the MAP estimate, and for where each start led."""
+        found, seconds = timed(lambda: self.inpainter.find_map(problem))
+        levels = self.inpainter.glow.levels
 
-    def posterior(self, masked: Tensor, mask: Tensor, seeds: list[int]) -> tuple[dict[str, tuple], dict[str, Tensor]]:
-        """Likewise for the posterior; and what `posterior_fill` returns."""
-        posterior, seconds = timed(lambda: posterior_fill(self.glow, self.bank, masked, mask, seeds))
-        samples = posterior["samples"].transpose(0, 1) / 255
+        def grey(v: Tensor) -> Tensor:
+            filled = self.inpainter.glow.quantize(v)
+            return torch.where(problem.mask, filled, problem.masked) / (levels - 1)
+
+        each = {f"MAP from {name}": grey(found.all_x[:, i]) for i, name in enumerate(STARTS)}
+        rows = {name: (fill, seconds / len(STARTS)) for name, fill in each.items()}
+        return {"MAP": (grey(found.x), seconds), **rows}
+
+    def sampled(self, problem: Problem) -> tuple[dict[str, tuple], dict[str, Tensor]]:
+        """Likewise for the samples; and what `Inpainter.sample` returns."""
+        found, seconds = timed(lambda: self.inpainter.sample(problem))
+        samples, masked = found["samples"] / 255, problem.masked / 255
+        # A mean of equal numbers can be off by a rounding; the observed pixels are exact.
+        mean = torch.where(problem.mask, samples.mean(1), masked)
         return {
-            "posterior, mean": (torch.where(mask, samples.mean(0), masked / 255), seconds),  # a mean of equal numbers is rounded
-            "posterior, median": (samples.quantile(0.5, dim=0), seconds),
-            "posterior, sample": (samples[0], seconds, samples),
-        }, posterior
+            "posterior, mean": (mean, seconds),
+            "posterior, median": (samples.quantile(0.5, dim=1), seconds),
+            "posterior, sample": (samples[:, 0], seconds, samples),
+        }, found
 
 
 def timed(call) -> tuple:
@@ -122,7 +130,7 @@ def timed(call) -> tuple:
 
 
 def fitted(images: Images) -> tuple[Mixture, UNet]:
-    """The methods that are fitted to training images, from the folder of runs if they were fitted before."""
+    """The methods that need fitting, from the folder of runs if that was done before."""
     file = FOLDER / "mixture.pt"
     if not file.is_file():
         fresh = Mixture.fit(images.train[:20_000].float() / 255)
@@ -139,67 +147,72 @@ def fitted(images: Images) -> tuple[Mixture, UNet]:
 # ---------------------------------------------------------------- measure
 
 
-def scores(
-    fill: Tensor, truth: Tensor, mask: Tensor, labels: Tensor, judge, samples: Tensor | None, rank: Tensor | None
+def energy_score(samples: Tensor, truth: Tensor, mask: Tensor) -> Tensor:
+    """The score of samples as whole vectors: (B, S, ...), (B, ...) -> (B,); 0 is perfect.
+
+    E‖X - truth‖ - E‖X - X'‖ / 2 over the missing pixels. Unlike `crps` it sees whether pixels fit
+    together. Source: Gneiting and Raftery (2007), equation 22.
+    """
+    flat = torch.where(mask[:, None], samples - truth[:, None], 0).flatten(2)  # (B, S, D)
+    return flat.norm(dim=2).mean(1) - torch.cdist(flat, flat).mean((1, 2)) / 2
+
+
+def score(
+    fill: Tensor, problem: Problem, labels: Tensor, methods: Methods, samples: Tensor | None
 ) -> dict[str, Tensor]:
-    """Every figure of each image, (B,) each; a fill without samples has the scores of a single one, and covers nothing."""
-    drawn = fill[None] if samples is None else samples
-    shown = [(a[0].numpy(), b[0].numpy()) for a, b in zip(fill, truth)]
-    if rank is None and samples is not None:
-        rank = ranks(samples, truth, torch.Generator().manual_seed(0))
-    covered = {
-        f"coverage_{100 * c:.0f}": (inside(rank, c) & mask).flatten(1).sum(1) / mask.flatten(1).sum(1)
-        for c in (COVERAGES if rank is not None else ())
-    }
+    """Every score of each image, (B,) each. A fill without samples has those of a single one."""
+    truth, mask = problem.truth.grey, problem.mask
+    drawn = fill[:, None] if samples is None else samples
+    pairs = [(a[0].numpy(), b[0].numpy()) for a, b in zip(fill, truth)]
+    similar = [structural_similarity(a, b, data_range=1.0) for a, b in pairs]
     return {
         "mse": hole_mse(fill, truth, mask),
-        "ssim": torch.tensor([structural_similarity(a, b, data_range=1.0) for a, b in shown]),
-        "correct": (judge.classify(fill * 255).argmax(1) == labels).float(),
+        "ssim": torch.tensor(similar),
+        "correct": (methods.classifier.classify(fill * 255).argmax(1) == labels).float(),
         "ink": (fill * mask).flatten(1).sum(1),
         "true_ink": (truth * mask).flatten(1).sum(1),
         "crps": crps(drawn, truth, mask),
         "energy_score": energy_score(drawn, truth, mask),
-        **covered,
     }
 
 
-def measure(spec: str, first: int, images: Images, methods: Methods, ascents: bool) -> dict:
-    """One chunk of test images under one kind of mask: the scores of every method (of MAP with `ascents`), and how the sampler fared."""
+def coverage(rank: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    """The share of each image's missing pixels inside the central intervals, (B,) each."""
+    missing = mask.flatten(1).sum(1)
+    covered = {c: (inside(rank, c) & mask).flatten(1).sum(1) / missing for c in COVERAGES}
+    return {f"coverage_{100 * c:.0f}": share for c, share in covered.items()}
+
+
+def measure(kind: str, first: int, images: Images, methods: Methods, ascents: bool) -> dict:
+    """One chunk of test images under one kind of mask: the scores of every method.
+
+    With `ascents` the MAP estimate is among them. The result also says how the chains fared.
+    """
     part = slice(first, first + CHUNK)
     levels, labels = images.test[part], images.test_labels[part]
     seeds = list(range(first, first + len(levels)))
-    mask = torch.cat([masks_for(spec, 1, images.shape, seed) for seed in seeds])
-    truth, masked_levels = levels.float() / 255, torch.where(mask, 0, levels)
-    masked = masked_levels.float() / 255
-    fills, posterior = methods.posterior(masked_levels, mask, seeds)
+    mask = torch.cat([draw_masks(kind, 1, images.shape, seed) for seed in seeds])
+    masked, names = torch.where(mask, 0, levels), [f"image {seed}" for seed in seeds]
+    truth = methods.inpainter.truth(levels, seeds)
+    problem = Problem(masked, mask, names, [[] for _ in seeds], seeds, truth)
+    fills, sampled = methods.sampled(problem)
     if ascents:
-        fills = methods.ascents(masked_levels, mask, seeds) | fills
-    rank = ranks(posterior["v"].transpose(0, 1), dequantised(methods.glow, levels, seeds), torch.Generator().manual_seed(0))
+        fills = methods.ascents(problem) | fills
+    rank = ranks(sampled["samples_v"], truth.v, rng(0, "ties", first))
     table = {}
-    for name, (fill, seconds, *samples) in (methods.simple(masked, mask, spec) | fills).items():
-        if not fill.isfinite().all() or not torch.equal(fill[~mask], masked[~mask]):
-            raise AssertionError(f"{name} left a value that is not finite, or changed a known pixel, under {spec}")
-        of_flow = rank if name == "posterior, sample" else None
-        table[name] = scores(fill, truth, mask, labels, methods.judge, samples[0] if samples else None, of_flow)
+    for name, (fill, seconds, *samples) in (
+        methods.simple(masked / 255, mask, kind) | fills
+    ).items():
+        if not fill.isfinite().all() or not torch.equal(fill[~mask], (masked / 255)[~mask]):
+            raise AssertionError(f"{name} left NaN, or changed an observed pixel, under {kind}")
+        table[name] = score(fill, problem, labels, methods, samples[0] if samples else None)
+        if name == "posterior, sample":  # of the density of v, so before quantization
+            table[name] |= coverage(rank, mask)
+        elif samples:
+            table[name] |= coverage(ranks(samples[0], truth.grey, rng(0, "ties", first)), mask)
         table[name]["seconds"] = torch.full((len(fill),), seconds / len(fill))
-    return {"methods": table, "sampler": diagnostics(posterior), "ranks": rank[mask]}
-
-
-def diagnostics(posterior: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: posterior[name] for name in ("acceptance", "ess", "r_hat", "temperatures")}
-
-
-def calibrate(spec: str, first: int, images: Images, methods: Methods) -> dict:
-    """One chunk of the flow's own samples: ranks of the truth, of each missing pixel and of the hole's ink."""
-    glow, seeds = methods.glow, list(range(first, first + CHUNK))
-    truth = flow_truth(glow, CHUNK, first)
-    mask = torch.cat([masks_for(spec, 1, images.shape, 10_000 + seed) for seed in seeds])
-    masked = torch.where(mask, 0, quantise(truth, glow.levels))
-    posterior = posterior_fill(glow, methods.flow_bank, masked, mask, seeds, known=torch.where(mask, 0.5, truth))
-    v = posterior["v"].transpose(0, 1)
-    generator = torch.Generator().manual_seed(first)
-    ink = ranks((v * mask).flatten(2).sum(2), (truth * mask).flatten(1).sum(1), generator)
-    return {"ranks": ranks(v, truth, generator)[mask], "ink_rank": ink, "sampler": diagnostics(posterior)}
+    chains = {name: sampled[name] for name in ("acceptance", "r_hat")}
+    return {"methods": table, "sampler": chains, "ranks": rank[mask]}
 
 
 # ---------------------------------------------------------------- the table
@@ -222,7 +235,10 @@ def rows_of(spec: str, chunks: list[dict]) -> list[dict]:
             "hole_mse_low": low,
             "hole_mse_high": high,
         }
-        row |= {"ssim": per_image["ssim"].mean().item(), "digit_accuracy": per_image["correct"].mean().item()}
+        row |= {
+            "ssim": per_image["ssim"].mean().item(),
+            "digit_accuracy": per_image["correct"].mean().item(),
+        }
         row["ink_ratio"] = (per_image["ink"].sum() / per_image["true_ink"].sum()).item()
         for key in ("crps", "energy_score", *(f"coverage_{100 * c:.0f}" for c in COVERAGES)):
             row[key] = per_image[key].mean().item() if key in per_image else None
@@ -233,15 +249,15 @@ def rows_of(spec: str, chunks: list[dict]) -> list[dict]:
 def sampler_row(name: str, chunks: list[dict]) -> dict:
     """How the sampler fared, and how well its intervals cover."""
     rank = torch.cat([chunk["ranks"] for chunk in chunks])
-    values = {key: torch.cat([chunk["sampler"][key] for chunk in chunks]).float() for key in chunks[0]["sampler"]}
+    values = {
+        key: torch.cat([chunk["sampler"][key] for chunk in chunks]).float()
+        for key in chunks[0]["sampler"]
+    }
     row = {"what": name, "n": len(values["r_hat"])}
     row |= {f"coverage_{100 * c:.0f}": inside(rank, c).float().mean().item() for c in COVERAGES}
-    row |= {"acceptance": values["acceptance"].mean().item(), "ess": values["ess"].mean().item()}
-    row |= {"temperatures": values["temperatures"].mean().item(), "r_hat_median": values["r_hat"].median().item()}
-    row["converged"] = (values["r_hat"] < CONVERGED).float().mean().item()
-    if "ink_rank" in chunks[0]:
-        row["ink_rank_p"] = float(kstest(torch.cat([chunk["ink_rank"] for chunk in chunks]).numpy(), "uniform").pvalue)
-    return row
+    row |= {"acceptance": values["acceptance"].mean().item()}
+    row |= {"r_hat_median": values["r_hat"].median().item()}
+    return row | {"converged": (values["r_hat"] < CONVERGED).float().mean().item()}
 
 
 # ---------------------------------------------------------------- command line
@@ -249,14 +265,18 @@ def sampler_row(name: str, chunks: list[dict]) -> dict:
 
 def parse_args(argv=None):
     parser = Parser(__doc__)
-    parser.add_argument("--data-dir", type=Path, default=ROOT / "data", help="where MNIST lies (default data/)")
-    parser.add_argument("--images", type=number(int, 1), default=1000, help="test images, in sixteens (default %(default)s)")
-    parser.add_argument("--samples", type=number(int, 1), default=64, help="of the flow, for the calibration (default %(default)s)")
-    parser.add_argument("--map-images", type=number(int, 0), default=64, help="test images that get MAP too (default %(default)s)")
-    parser.add_argument("--map-steps", type=number(int, 0), default=150, help="of MAP's ascent (default %(default)s)")
-    parser.add_argument("--figures", type=Path, metavar="FOLDER", default=ROOT / "figures", help="default figures/")
-    parser.add_argument(
-        "--output", type=Path, metavar="FILE", default=ROOT / "benchmarks/results/inpainting.json", help="default %(default)s"
+    add, output = parser.add_argument, ROOT / "benchmarks/results/inpainting.json"
+    add("--data-dir", type=Path, default=ROOT / "data", help="where MNIST lies (default data/)")
+    add("--images", type=number(int, 1), default=320, help="test images (default %(default)s)")
+    add(
+        "--map-images",
+        type=number(int, 0),
+        default=64,
+        help="of them get MAP (default %(default)s)",
+    )
+    add("--map-steps", type=number(int, 0), default=150, help="of its ascent (default %(default)s)")
+    add(
+        "--output", type=Path, metavar="FILE", default=output, help="default benchmarks/results/..."
     )
     return parser.parse_args(argv)
 
@@ -267,62 +287,53 @@ def main(argv=None) -> None:
     FOLDER.mkdir(parents=True, exist_ok=True)
     images = load_images("mnist", args.data_dir)
     with processes(torch.device("cpu")) as group:
-        glow = load_glow(default_checkpoint("mnist")).set_precision(precision_for("auto", group.device))
+        glow = load_glow(default_checkpoint("mnist"))
+        glow.set_precision(precision_for("auto", group.device))
         if group.first:
             fitted(images)
         if group.count > 1:
             dist.barrier()
         methods = Methods(images, glow, args.map_steps)
-        # chunk by chunk, all masks of one before the next: a run that is stopped early has the same images under every mask
-        jobs = [(calibrate, spec, first, ()) for first in range(0, args.samples, CHUNK) for spec in CALIBRATION]
-        jobs += [(measure, spec, first, (first < args.map_images,)) for first in range(0, args.images, CHUNK) for spec in MASKS]
-        for job, spec, first, more in tqdm(jobs[group.rank :: group.count], disable=not group.first):
-            file = path_of(job, spec, first)
+        # All masks of one chunk before the next: a run that is stopped early has the same images
+        # under every mask.
+        jobs = [(kind, first) for first in range(0, args.images, CHUNK) for kind in MASKS]
+        for kind, first in tqdm(jobs[group.rank :: group.count], disable=not group.first):
+            file = path_of(kind, first)
             if not file.is_file():
-                result = job(spec, first, images, methods, *more)
-                write_atomically(file, lambda temporary, result=result: torch.save(result, temporary))
+                result = measure(kind, first, images, methods, first < args.map_images)
+                write_atomically(
+                    file, lambda temporary, result=result: torch.save(result, temporary)
+                )
         if group.count > 1:
             dist.barrier()
         if group.first:
             write(args, group.count)
 
 
-def path_of(job, spec: str, first: int) -> Path:
-    return FOLDER / f"{job.__name__}_{spec.replace(':', '')}_{first}.pt"
+def path_of(kind: str, first: int) -> Path:
+    return FOLDER / f"{kind.replace(':', '')}_{first}.pt"
 
 
 def write(args, count: int) -> None:
     """Puts the chunks together."""
-
-    def chunks(job, spec: str, total: int) -> list[dict]:
-        return [torch.load(path_of(job, spec, first), weights_only=True) for first in range(0, total, CHUNK)]
-
-    measured = {spec: chunks(measure, spec, args.images) for spec in MASKS}
-    calibrated = {spec: chunks(calibrate, spec, args.samples) for spec in CALIBRATION}
-    sampler = [sampler_row(f"flow samples, {spec}", parts) for spec, parts in calibrated.items()]
-    sampler += [sampler_row(f"test images, {spec}", parts) for spec, parts in measured.items()]
-    judge = load_classifier(default_classifier("mnist"))
-    launcher = ["python"] if count == 1 else ["torchrun", "--nproc-per-node", str(count)]
-    flags = [(f"--{name.replace('_', '-')}", str(getattr(args, name))) for name in ("images", "samples", "map_images", "map_steps")]
-    command = [*launcher, "benchmarks/inpainting_table.py", *(word for flag in flags for word in flag)]
-    about = provenance(command, torch.device("cpu"))
-    about |= {
-        "hardware": f"{about['hardware']}, {count} process{'' if count == 1 else 'es'}",
-        "cores": os.cpu_count(),
-        "posterior": POSTERIOR,
-        "map_steps": args.map_steps,
-        "judge_parameters": sum(parameter.numel() for parameter in judge.parameters()),
+    firsts = range(0, args.images, CHUNK)
+    chunks = {
+        kind: [torch.load(path_of(kind, first), weights_only=True) for first in firsts]
+        for kind in MASKS
     }
-    rows = [row for spec, parts in measured.items() for row in rows_of(spec, parts)]
-    content = {"about": about, "rows": rows, "sampler": sampler}
-    write_atomically(args.output, lambda file: file.write_text(json.dumps(content, indent=1) + "\n"))
+    launcher = ["python"] if count == 1 else ["torchrun", "--nproc-per-node", str(count)]
+    flags = {f"--{name}": getattr(args, name.replace("-", "_")) for name in FLAGS}
+    words = [str(word) for flag in flags.items() for word in flag]
+    about = provenance([*launcher, "benchmarks/inpainting_table.py", *words], torch.device("cpu"))
+    about["hardware"] += f", {count} process{'' if count == 1 else 'es'}"
+    about |= {"cores": os.cpu_count(), "map_steps": args.map_steps}
+    rows = [row for kind, parts in chunks.items() for row in rows_of(kind, parts)]
+    sampler = [sampler_row(f"test images, {kind}", parts) for kind, parts in chunks.items()]
+    write_json(args.output, {"about": about, "rows": rows, "sampler": sampler})
     print(f"wrote {args.output}")
-    pixels = {f"the flow's own samples,\n{spec}": torch.cat([part["ranks"] for part in parts]) for spec, parts in calibrated.items()}
-    pixels |= {f"test images,\n{spec}": torch.cat([part["ranks"] for part in measured[spec]]) for spec in CALIBRATION}
-    save_figure(calibration_figure(pixels), args.figures, "inpainting_calibration.png")
     for row in rows:
-        figures = f"{row['hole_psnr']:6.2f} dB   accuracy {row['digit_accuracy']:.1%}   ink {row['ink_ratio']:.2f}   CRPS {row['crps']:.4f}"
-        print(f"{row['mask']:11} {row['method']:30} {figures}")
+        quality = f"{row['hole_psnr']:6.2f} dB   accuracy {row['digit_accuracy']:.1%}"
+        print(f"{row['mask']:11} {row['method']:30} {quality}   CRPS {row['crps']:.4f}")
 
 
 if __name__ == "__main__":

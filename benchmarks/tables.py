@@ -1,11 +1,11 @@
-"""Writes the README's tables from the files in benchmarks/results, so that every number in them is one that a run has written.
+"""Writes the tables of README.md and benchmarks/README.md from the files in benchmarks/results.
 
     python benchmarks/tables.py
 
-Reads    train_moons.json, train_glow_digits.json and inpaint.json (what the scripts' --metrics wrote), and moons.json, glow_bits.json,
-         glow_speed.json, inpainting.json and posterior_check.json (what moons_peers.py, glow_bits.py, glow_speed.py,
-         inpainting_table.py and posterior_check.py wrote)
-Writes   README.md: what stands between `<!-- table NAME -->` and `<!-- end -->`
+So every number in a table is one that a run has written.
+
+Reads    benchmarks/results/*.json
+Writes   what stands between `<!-- table NAME -->` and `<!-- end -->` in both files
 """
 
 import json
@@ -15,13 +15,29 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a script's own folder is on the path, the modules lie one above
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the modules lie one folder up
 from flowlib.cli import one_line_errors
 from flowlib.files import ROOT, UserError, write_atomically
-from flowlib.plots.moons import TITLES
 
 RESULTS = ROOT / "benchmarks/results"
+PAGES = (ROOT / "README.md", ROOT / "benchmarks/README.md")
 MARKED = re.compile(r"(<!-- table (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+TITLES = {"realnvp": "RealNVP + linear layers", "permutation": "Permutation flow"}
+# What the inpainting tables show; the results file has every method under every mask.
+KINDS = ("square:8", "square:14", "noise:0.5", "noise:0.9")
+METHODS = {
+    "nearest neighbor": "most similar training image",
+    "mean of 20 nearest": "mean of the 20 most similar",
+    "biharmonic": "biharmonic",
+    "Gaussian mixture, mean": "Gaussian mixture, mean",
+    "Gaussian mixture, sample": "Gaussian mixture, one sample",
+    "posterior, mean": "ours, mean of 12 samples",
+    "posterior, sample": "ours, one sample",
+    "U-Net, supervised": "U-Net, trained for the task",
+}
+MAP_METHODS = ("MAP", "MAP from black", "MAP from noise", "MAP from neighbor")
+
+# ---------------------------------------------------------------- helpers
 
 
 def load(name: str) -> dict:
@@ -34,178 +50,14 @@ def load(name: str) -> dict:
 
 def table(header: list[str], rows: list[list[str]]) -> str:
     """A Markdown table."""
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in (header, ["---"] * len(header), *rows))
+    lines = (header, ["---"] * len(header), *rows)
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
-def results_table() -> str:
-    """What the three scripts reach, in how long, on what."""
-    moons, inpaint = load("train_moons"), load("inpaint")
-    rows = []
-    for name, figures in moons["spread"].items():
-        kl, seconds = figures["kl"], figures["seconds"]
-        spread = f"{kl['min']:.4f} to {kl['max']:.4f} over {moons['seeds']} seeds"
-        rows.append(
-            [
-                f"Two moons, {TITLES[name]}: KL to the truth",
-                f"{kl['median']:.4f} nats",
-                spread,
-                f"{seconds['median']:.0f} s",
-                moons["hardware"],
-            ]
-        )
-    runs = {row["model"]: row for row in load("glow_bits")["rows"]}
-    for title, glow in (
-        ("MNIST, default command", runs["default command"]),
-        ("MNIST, the shipped weights", runs["the shipped weights"]),
-        ("8x8 digits", load("train_glow_digits")),
-    ):
-        spread = f"± {glow['test_bits_per_dim_se']:.3f} (standard error, {glow['test_images']:,} test images)"
-        what = f"Glow on {title}, {glow['parameters']:,} parameters"
-        rows.append([what, f"{glow['test_bits_per_dim']:.3f} bits/dim", spread, minutes(glow["training_seconds"]), on(glow)])
-    for figures in inpaint["masks"].values():
-        psnr = f"MAP {figures['map']['hole_psnr']:.1f}, posterior mean {figures['mean']['hole_psnr']:.1f} dB"
-        what = f"{figures['map']['likelier_than_truth']:.0%} of {figures['images']} MAP fills likelier than the truth"
-        rows.append([f"Hole PSNR, {figures['mask']}", psnr, what, f"{inpaint['seconds']:.0f} s for both", inpaint["hardware"]])
-    return table(["what", "result", "spread", "time", "hardware"], rows)
-
-
-def by_mask(cell: Callable[[dict], str], methods: Callable[[str], bool] = lambda method: True) -> str:
-    """A row a method, a column a mask, of benchmarks/results/inpainting.json."""
-    rows = [row for row in load("inpainting")["rows"] if methods(row["method"])]
-    masks = list(dict.fromkeys(row["mask"] for row in rows))
-    cells: dict[str, dict[str, str]] = {}
-    for row in rows:
-        cells.setdefault(row["method"], {})[row["mask"]] = cell(row)
-    lines = [[method, *(found.get(mask, "-") for mask in masks)] for method, found in cells.items()]
-    return table(["method", *masks], lines)
-
-
-def inpainting_table() -> str:
-    """Hole PSNR of every method under every mask; below it, on what."""
-    results = load("inpainting")
-    about, counts = results["about"], {row["method"].startswith("MAP"): row["n"] for row in results["rows"]}
-    images = f"the first {counts[False]} test images" + (f" (MAP: the first {counts[True]})" if True in counts else "")
-    error = median(row["hole_psnr_high"] - row["hole_psnr_low"] for row in results["rows"]) / 2
-    return by_mask(lambda row: f"{row['hole_psnr']:.1f}") + (
-        f"\nHole PSNR in dB, {images}; 95 % bootstrap intervals in the results file, typically ± {error:.1f} dB. "
-        f"{about['hardware']}; torch {about['versions']['torch']}; {about['date']}.\n"
-    )
-
-
-def inpainting_accuracy_table() -> str:
-    """How many filled images are still the digit that they were, for the classifier."""
-    left_out = ("pixel mean", "Telea", "Navier-Stokes")
-    return by_mask(lambda row: f"{row['digit_accuracy']:.0%}", lambda method: method not in left_out)
-
-
-def inpainting_sampler_table() -> str:
-    """What the posterior's samples are worth: coverage of the truth, ink, scores, and how far the sampler has come."""
-    results = load("inpainting")
-    by_name = {f"test images, {row['mask']}": row for row in results["rows"] if row["method"] == "posterior, sample"}
-    rows = []
-    for row in results["sampler"]:
-        sample = by_name.get(row["what"])
-        covered = [f"{row[f'coverage_{c}']:.1%}" for c in (50, 80, 90, 95)]
-        rest = [f"{sample['ink_ratio']:.2f}", f"{sample['crps']:.3f}", f"{sample['seconds_per_image']:.1f}"] if sample else ["", "", ""]
-        rows.append([row["what"], str(row["n"]), *covered, *rest, f"{row['r_hat_median']:.1f}", f"{row['converged']:.0%}"])
-    header = [
-        "truth, mask",
-        "images",
-        "50 % interval",
-        "80 %",
-        "90 %",
-        "95 %",
-        "ink ratio",
-        "CRPS",
-        "s/image",
-        "median R-hat",
-        "R-hat < 1.05",
-    ]
-    return table(header, rows)
-
-
-def posterior_check_table() -> str:
-    """The posterior's samples beside those of an independent sampler."""
-    results = load("posterior_check")
-    rows = [
-        [mask, name, f"{row['log_prob_above_truth']:+.0f}", f"{row['mean_hole_psnr']:.1f} dB", f"{row['seconds']:.0f} s"]
-        for mask, found in results["results"].items()
-        for name, row in found.items()
-    ]
-    return table(["mask", "sampler", "log p above the truth's, nats", "hole PSNR of the mean", "time, all images"], rows) + (
-        f"\n`{results['about']['command']}`; {results['about']['hardware']}; {results['about']['date']}.\n"
-    )
-
-
-def positions_table() -> str:
-    """The posterior's samples where each run draws the known pixels' position in their bins, and where one draw serves all."""
-    rows = [
-        [mask, name, f"{row['mean_hole_psnr']:.2f} dB", f"{row['crps']:.4f}", f"{row['coverage_90']:.1%}"]
-        for mask, found in load("posterior_check")["positions"].items()
-        for name, row in found.items()
-    ]
-    return table(["mask", "known pixels' position in their bins", "hole PSNR of the mean", "CRPS", "90 % interval"], rows)
-
-
-def moons_table() -> str:
-    """Ours and the peers at equal CPU time: the median over the seeds, and the range of the KL divergence; below it, on what."""
-    moons = load("moons")
-    rows, results, about = [], moons["rows"], moons["about"]
-    order = sorted({(row["sigma"], row["model"]) for row in results}, key=lambda key: (key[0], middle(results, *key, "kl_paired")))
-    for sigma, model in order:
-        kl = column(results, sigma, model, "kl_paired")
-        spread = f"{min(kl):.4f} to {max(kl):.4f}"
-        cells = [
-            f"{middle(results, sigma, model, name):{form}}"
-            for name, form in (("steps", ",.0f"), ("ms_per_step", ".1f"), ("parameters", ",.0f"))
-        ]
-        last = [f"{middle(results, sigma, model, name):{form}}" for name, form in (("non_finite", ",.0f"), ("samples_per_second", ",.0f"))]
-        mass = column(results, sigma, model, "mass")
-        rows.append([f"{sigma}", model, f"{median(kl):.4f}", spread, *cells, f"{median(mass):.4f}" if mass else "not finite", *last])
-    header = ["σ", "model", "KL to the truth, nats", "over the seeds", "steps", "ms/step", "parameters", "mass", "non-finite", "samples/s"]
-    versions = ", ".join(f"{name} {about['versions'][name]}" for name in ("torch", "normflows", "nflows", "zuko"))
-    return table(header, rows) + f"\n{about['hardware']}, {about['seconds']:.0f} CPU seconds each; {versions}; {about['date']}.\n"
-
-
-def steps_table() -> str:
-    """The cost of a training step, ours against normflows' coupling of the same widths and depth."""
-    rows = [
-        [row["pair"], f"{row['ours_ms']:.1f}", f"{row['normflows_ms']:.1f}", f"{row['ratio']:.2f}"] for row in load("moons")["step_times"]
-    ]
-    return table(["12 couplings, 2x64, batch 512", "ours, ms", "normflows, ms", "ratio"], rows)
-
-
-def glow_bits_table() -> str:
-    """Bits/dim of each run of glow_bits.py, best last, then the published figures."""
-    results = load("glow_bits")
-    rows = []
-    for row in results["rows"]:
-        weighted = f"{row['test_bits_per_dim_weighted']:.3f}" if row["draws"] else "-"
-        bits = f"{row['test_bits_per_dim']:.3f} ± {row['test_bits_per_dim_se']:.3f}"
-        rows.append([row["model"], bits, weighted, f"{row['parameters']:,}", minutes(row["training_seconds"]), on(row)])
-    for name, row in results["about"]["published"].items():
-        rows.append([f"{name} (published)", f"{row['bits_per_dim']:g}", "", "", "", row["source"]])
-    draws = max(row["draws"] or 1 for row in results["rows"])
-    return table(["model", "test bits/dim", f"{draws} draws", "parameters", "training", "hardware, source"], rows)
-
-
-def glow_speed_table() -> str:
-    """Images per second and memory, ours beside normflows' Glow of as many blocks and channels."""
-    results = load("glow_speed")
-    about = results["about"]
-    rows = [
-        [
-            row["model"],
-            f"{row['parameters']:,}",
-            *(f"{row[f'{task}_images_per_second']:,.0f}" for task in ("train", "score", "sample")),
-            f"{row['train_ratio']:.2f}",
-            f"{row['memory_mib_per_image']:.1f} MiB",
-        ]
-        for row in results["rows"]
-    ]
-    header = ["model", "parameters", "trained, images/s", "scored, images/s", "sampled, images/s", "training, ratio", "memory an image"]
-    settings = f"{about['blocks']} blocks a level, {about['hidden']} channels, {about['batch']} images a step"
-    return table(header, rows) + f"\n{about['hardware']}; {settings}; torch {about['versions']['torch']}; {about['date']}.\n"
+def measured_on(about: dict, *more: str) -> str:
+    """The line below a table: on what it was measured."""
+    torch = f"torch {about['versions']['torch']}"
+    return f"\n{'; '.join([about['hardware'], *more, torch, about['date']])}.\n"
 
 
 def minutes(seconds: float) -> str:
@@ -213,32 +65,252 @@ def minutes(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
 
 
-def on(row: dict) -> str:
+def run_on(row: dict) -> str:
     """The hardware of a run, and its processes if there were several."""
-    return row["hardware"] + (f", {row['processes']} processes" if row.get("processes", 1) > 1 else "")
+    several = row.get("processes", 1) > 1
+    return row["hardware"] + (f", {row['processes']} processes" if several else "")
 
 
-def column(rows: list[dict], sigma: float, model: str, name: str) -> list[float]:
-    """One figure of one model at one noise level, over the seeds, where it is finite."""
-    return [row[name] for row in rows if row["sigma"] == sigma and row["model"] == model and row[name] is not None]
+def middle(values: list) -> float:
+    """The median of what is finite; nan if nothing is."""
+    return median([value for value in values if value is not None] or [float("nan")])
 
 
-def middle(rows: list[dict], sigma: float, model: str, name: str) -> float:
-    """Its median; nan if it is finite for no seed."""
-    return median(column(rows, sigma, model, name) or [float("nan")])
+# ---------------------------------------------------------------- README
+
+
+def results_table() -> str:
+    """What the three scripts reach."""
+    moons, rows = load("train_moons"), []
+    for name, spread in moons["spread"].items():
+        kl, reverse = spread["kl_truth_flow"], spread["kl_flow_truth"]
+        what = f"Two moons, {TITLES[name]}: KL(truth ‖ flow), KL(flow ‖ truth)"
+        result = f"{kl['median']:.4f}, {reverse['median']:.4f} nats"
+        remark = f"{kl['min']:.4f} to {kl['max']:.4f} over {moons['seeds']} seeds"
+        rows.append([what, result, f"{remark}; {spread['seconds']['median']:.0f} s each"])
+    runs = {row["model"]: row for row in load("glow_bits")["rows"]}
+    for title, name in (("default command", "default command"), ("shipped", "the shipped weights")):
+        run = runs[name]
+        result = f"{run['test_bits_per_dim']:.3f} ± {run['test_bits_per_dim_se']:.3f} bits/dim"
+        remark = f"{run['parameters']:,} parameters, {minutes(run['training_seconds'])}"
+        rows.append([f"Glow on MNIST, {title}: 10,000 test images", result, remark])
+    cells = {row["method"]: row for row in load("inpainting")["rows"] if row["mask"] == "square:14"}
+    shown = ("posterior, mean", "mean of 20 nearest", "Gaussian mixture, mean", "U-Net, supervised")
+    for method, title in {**{name: METHODS[name] for name in shown}, "MAP": "MAP estimate"}.items():
+        row = cells[method]
+        span = f"{row['hole_psnr_low']:.1f} to {row['hole_psnr_high']:.1f}"
+        remark = f"95 % interval {span}, {row['n']} test images"
+        rows.append([f"14x14 hole, {title}: PSNR", f"{row['hole_psnr']:.1f} dB", remark])
+    return table(["what", "result", ""], rows)
+
+
+# ---------------------------------------------------------------- two moons
+
+
+def moons_table() -> str:
+    """Ours and the peers at equal CPU time: medians over the seeds, and the range of the KL."""
+    moons = load("moons")
+    groups: dict[tuple, list[dict]] = {}
+    for row in moons["rows"]:
+        groups.setdefault((row["sigma"], row["model"]), []).append(row)
+
+    def column(rows: list[dict], name: str) -> list:
+        return [row[name] for row in rows if row[name] is not None]
+
+    def cells(key: tuple) -> list[str]:
+        rows = groups[key]
+        kl, reverse = column(rows, "kl_truth_flow"), column(rows, "kl_flow_truth")
+        mass = column(rows, "mass")
+        return [
+            f"{key[0]}",
+            key[1],
+            f"{middle(kl):.4f} ({min(kl):.4f} to {max(kl):.4f})" if kl else "not finite",
+            f"{middle(reverse):.4f}" if reverse else "-",
+            *(f"{middle(column(rows, name)):,.0f}" for name in ("steps", "parameters")),
+            f"{middle(mass):.4f}" if mass else "not finite",
+            f"{middle(column(rows, 'non_finite')):,.0f}",
+            f"{middle(column(rows, 'samples_per_second')):,.0f}",
+        ]
+
+    order = sorted(groups, key=lambda key: (key[0], middle(column(groups[key], "kl_truth_flow"))))
+    header = ["σ", "model", "KL(truth ‖ flow), nats, over the seeds", "KL(flow ‖ truth)", "steps"]
+    header += ["parameters", "mass", "non-finite", "samples/s"]
+    about = moons["about"]
+    names = ", ".join(
+        f"{name} {about['versions'][name]}" for name in ("normflows", "nflows", "zuko")
+    )
+    each = f"{about['seconds']:.0f} CPU seconds each"
+    return table(header, [cells(key) for key in order]) + measured_on(about, each, names)
+
+
+def steps_table() -> str:
+    """The cost of a training step, beside normflows' couplings of the same widths and depth."""
+    moons = load("moons")
+    rows = [
+        [row["pair"], *(f"{row[f'{name}_ms']:.1f}" for name in ("ours", "normflows"))]
+        + [f"{row['ratio']:.2f}"]
+        for row in moons["step_times"]
+    ]
+    return table(["12 couplings, 2x64, batch 512", "ours, ms", "normflows, ms", "ratio"], rows)
+
+
+# ---------------------------------------------------------------- Glow
+
+
+def glow_bits_table() -> str:
+    """Bits/dim of each run of glow_bits.py, best last, then the published ones."""
+    results, rows = load("glow_bits"), []
+    for row in results["rows"]:
+        weighted = f"{row['test_bits_per_dim_weighted']:.3f}" if row["draws"] else "-"
+        bits = f"{row['test_bits_per_dim']:.3f} ± {row['test_bits_per_dim_se']:.3f}"
+        cost = [f"{row['parameters']:,}", minutes(row["training_seconds"]), run_on(row)]
+        rows.append([row["model"], bits, weighted, *cost])
+    for name, row in results["about"]["published"].items():
+        bits = f"{row['bits_per_dim']:g}"
+        rows.append([f"{name} (published)", bits, "", "", "", row["source"]])
+    draws = max(row["draws"] or 1 for row in results["rows"])
+    header = ["model", "test bits/dim", f"{draws} draws", "parameters", "training"]
+    return table([*header, "hardware, source"], rows)
+
+
+def glow_speed_table() -> str:
+    """Images per second and memory, beside normflows' Glow of as many blocks and channels."""
+    results = load("glow_speed")
+    about = results["about"]
+    rows = [
+        [row["model"], f"{row['parameters']:,}"]
+        + [f"{row[f'{task}_images_per_second']:,.0f}" for task in ("train", "score", "sample")]
+        + [f"{row['train_ratio']:.2f}", f"{row['memory_mib_per_image']:.1f} MiB"]
+        for row in results["rows"]
+    ]
+    header = ["model", "parameters", "trained, images/s", "scored, images/s", "sampled, images/s"]
+    sizes = f"{about['blocks']} blocks a level, {about['hidden']} channels, batch {about['batch']}"
+    header += ["training, ratio", "memory an image"]
+    return table(header, rows) + measured_on(about, sizes)
+
+
+# ---------------------------------------------------------------- inpainting
+
+
+def by_kind(methods: dict[str, str], cell: Callable[[dict], str]) -> str:
+    """A row a method, a column a kind of mask."""
+    found = {(row["method"], row["mask"]): row for row in load("inpainting")["rows"]}
+    rows = []
+    for method, title in methods.items():
+        cells = [found.get((method, kind)) for kind in KINDS]
+        rows.append([title, *(cell(row) if row else "-" for row in cells)])
+    return table(["method", *KINDS], rows)
+
+
+def images_of(method: str) -> str:
+    """On how many test images a method was measured."""
+    (count,) = {row["n"] for row in load("inpainting")["rows"] if row["method"] == method}
+    return f"the first {count} test images"
+
+
+def inpainting_table() -> str:
+    """Hole PSNR of eight methods under four masks."""
+    about, rows = load("inpainting")["about"], load("inpainting")["rows"]
+    error = median(row["hole_psnr_high"] - row["hole_psnr_low"] for row in rows) / 2
+    width = f"95 % bootstrap intervals typically ± {error:.1f} dB"
+    text = by_kind(METHODS, lambda row: f"{row['hole_psnr']:.1f}")
+    return text + measured_on(about, f"hole PSNR in dB, {images_of('posterior, mean')}", width)
+
+
+def inpainting_map_table() -> str:
+    """Hole PSNR of the MAP estimate and of where some of its starts led."""
+    names = {name: name.replace("MAP from", "the ascent from") for name in MAP_METHODS}
+    text = by_kind(names, lambda row: f"{row['hole_psnr']:.1f}")
+    return text + measured_on(load("inpainting")["about"], f"dB, {images_of('MAP')}")
+
+
+def inpainting_accuracy_table() -> str:
+    """How many filled images are still the digit that they were, for the classifier."""
+    text = by_kind(METHODS, lambda row: f"{row['digit_accuracy']:.0%}")
+    return text + measured_on(load("inpainting")["about"], images_of("posterior, mean"))
+
+
+def inpainting_crps_table() -> str:
+    """The score of the methods as distributions."""
+    text = by_kind(METHODS, lambda row: f"{row['crps']:.4f}")
+    return text + measured_on(load("inpainting")["about"], images_of("posterior, mean"))
+
+
+def inpainting_sampler_table() -> str:
+    """What the samples are worth on test images: coverage, ink, cost, R-hat."""
+    results = load("inpainting")
+    samples = {row["mask"]: row for row in results["rows"] if row["method"] == "posterior, sample"}
+    rows = []
+    for row in results["sampler"]:
+        kind = row["what"].removeprefix("test images, ")
+        covered = [f"{row[f'coverage_{c}']:.1%}" for c in (50, 80, 90, 95)]
+        sample = samples[kind]
+        rest = [f"{sample['ink_ratio']:.2f}", f"{sample['seconds_per_image']:.1f}"]
+        rows.append([kind, *covered, *rest, f"{row['r_hat_median']:.0f}"])
+    header = ["mask", "50 % interval", "80 %", "90 %", "95 %", "ink", "s/image", "median R-hat"]
+    return table(header, rows) + measured_on(results["about"], images_of("posterior, sample"))
+
+
+def inpainting_calibration_table() -> str:
+    """Coverage and ranks in samples of the flow itself."""
+    results = load("inpainting_calibration")
+    rows = [
+        [row["mask"], *(f"{row[f'coverage_{c}']:.1%}" for c in (50, 80, 90, 95))]
+        + [
+            f"{row[f'{name}_rank_mean']:.2f} ({row[f'{name}_rank_p']:.2g})"
+            for name in ("ink", "log_p")
+        ]
+        for row in results["rows"]
+    ]
+    header = ["mask", "50 % interval", "80 %", "90 %", "95 %"]
+    header += ["mean rank of the ink (p)", "of log p (p)"]
+    (count,) = {row["images"] for row in results["rows"]}
+    return table(header, rows) + measured_on(
+        results["about"], f"{count} samples of the flow a mask"
+    )
+
+
+def posterior_check_table() -> str:
+    """The samples beside those of an independent sampler."""
+    results = load("posterior_check")
+    rows = [
+        [mask, name, f"{row['log_prob_above_truth']:+.0f}"]
+        + [f"{row['mean_hole_psnr']:.1f} dB", f"{row['seconds']:.0f} s"]
+        for mask, found in results["results"].items()
+        for name, row in found.items()
+    ]
+    header = ["mask", "sampler", "log p above the truth's, nats", "hole PSNR of the mean"]
+    text = table([*header, "time, all images"], rows)
+    return text + measured_on(results["about"], f"`{results['about']['command']}`")
+
+
+def positions_table() -> str:
+    """Each chain draws the observed pixels' place in their bins, against one draw for all."""
+    results = load("posterior_check")
+    rows = [
+        [mask, name, f"{row['mean_hole_psnr']:.2f} dB", f"{row['crps']:.4f}"]
+        + [f"{row['coverage_90']:.1%}"]
+        for mask, found in results["positions"].items()
+        for name, row in found.items()
+    ]
+    header = ["mask", "place in the bin", "hole PSNR of the mean", "CRPS", "90 % interval"]
+    return table(header, rows)
 
 
 TABLES = {
     "results": results_table,
+    "moons": moons_table,
+    "steps": steps_table,
     "glow_bits": glow_bits_table,
     "glow_speed": glow_speed_table,
     "inpainting": inpainting_table,
+    "inpainting_map": inpainting_map_table,
     "inpainting_accuracy": inpainting_accuracy_table,
+    "inpainting_crps": inpainting_crps_table,
     "inpainting_sampler": inpainting_sampler_table,
+    "inpainting_calibration": inpainting_calibration_table,
     "posterior_check": posterior_check_table,
     "positions": positions_table,
-    "moons": moons_table,
-    "steps": steps_table,
 }
 
 
@@ -249,10 +321,10 @@ def with_tables(text: str) -> str:
 
 @one_line_errors()
 def main() -> None:
-    readme = ROOT / "README.md"
-    text = with_tables(readme.read_text())
-    write_atomically(readme, lambda temporary: temporary.write_text(text))
-    print(f"wrote the tables of {readme}")
+    for page in PAGES:
+        text = with_tables(page.read_text())
+        write_atomically(page, lambda temporary, text=text: temporary.write_text(text))
+        print(f"wrote the tables of {page.relative_to(ROOT)}")
 
 
 if __name__ == "__main__":
