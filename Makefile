@@ -1,4 +1,4 @@
-# Where MNIST lies or is downloaded to; without it everything falls back to scikit-learn's bundled digits.
+# Where MNIST lies or is downloaded to. Without it everything falls back to scikit-learn's digits.
 DATA_DIR ?= data
 PYTHON ?= python3
 BIN := .venv/bin
@@ -7,29 +7,31 @@ BIN := .venv/bin
 
 figures: .venv/ready
 	$(BIN)/python train_moons.py
+	$(BIN)/python benchmarks/moons_failures.py
 	$(BIN)/python train_glow_mnist.py --figure-only --data-dir $(DATA_DIR)
 	$(BIN)/python inpaint.py --data-dir $(DATA_DIR)
 
+# One thread for each of the test processes: they would wait for each other otherwise.
 test: .venv/ready-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	OMP_NUM_THREADS=1 DATA_DIR=$(abspath $(DATA_DIR)) $(BIN)/python -m pytest -n auto --dist worksteal
-	OMP_NUM_THREADS=1 DATA_DIR=$(abspath $(DATA_DIR)) $(BIN)/python -m pytest -n auto --dist worksteal --nbmake --nbmake-timeout=240 notebooks
 
 # Runs the notebooks and stores what they show.
 notebooks: .venv/ready-dev
 	cd notebooks && DATA_DIR=$(abspath $(DATA_DIR)) ../$(BIN)/jupyter nbconvert --to notebook --inplace --execute *.ipynb
 
-# Writes the README's tables from benchmarks/results.
+# Writes the tables of README.md and benchmarks/README.md from benchmarks/results.
 tables: .venv/ready
 	$(BIN)/python benchmarks/tables.py
 
-# Measures ours against the peers; nothing else should run meanwhile.
+# Measures ours against the peers, for hours. Nothing else should run meanwhile.
 benchmarks: .venv/ready-dev
 	$(BIN)/python benchmarks/moons_peers.py
 	$(BIN)/python benchmarks/glow_speed.py
 	$(BIN)/python benchmarks/glow_bits.py --data-dir $(DATA_DIR)
-	$(BIN)/python benchmarks/inpainting_table.py --data-dir $(DATA_DIR) --images 32
+	$(BIN)/python benchmarks/inpainting_table.py --data-dir $(DATA_DIR)
+	$(BIN)/python benchmarks/inpainting_calibration.py
 	$(BIN)/python benchmarks/posterior_check.py --data-dir $(DATA_DIR)
 
 .venv/ready: requirements.txt
