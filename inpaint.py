@@ -191,7 +191,7 @@ def report_pictures(problems: dict[str, Problem], fills: dict[str, Fill], args) 
         width = (high - low)[i][problem.mask[i]].mean().item()
         rows[name] = {"notes": problem.notes[i], "missing_pixels": int(problem.mask[i].sum())}
         rows[name] |= fill.numbers(i) | {"mean_uncertainty": width}
-        print(f"{name}: {fill.describe_digits(i, 0.05)}")
+        print(f"{name}: digits among the samples {fill.describe_digits(i, 0.05)}")
     print_chains(fill)
     files.write_json(args.output / "results.json", rows)
     print(f"wrote {args.output / 'results.json'}")

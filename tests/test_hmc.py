@@ -126,6 +126,7 @@ def test_r_hat_is_one_for_chains_that_agree_and_large_for_chains_that_do_not():
     drifting = same + torch.linspace(0, 10, 200, dtype=torch.float64)[:, None]
     assert split_r_hat(drifting).min() > 1.5
     assert split_r_hat(torch.ones(1, 4, 8)).item() == 1
+    assert split_r_hat(torch.tensor([[[1.0], [1.0], [2.0], [2.0]]])).isfinite().all()
 
 
 @pytest.mark.parametrize("options", [{"moves": 0}, {"leapfrog": 0}])

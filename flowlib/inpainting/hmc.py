@@ -94,5 +94,5 @@ def split_r_hat(values: Tensor) -> Tensor:
     groups = groups.flatten(-3, -2)  # (..., 2 C, n)
     within = groups.var(-1, correction=min(1, half - 1)).mean(-1)
     between = groups.mean(-1).var(-1)
-    ratio = (within * (half - 1) / half + between) / within
+    ratio = (within * (half - 1) / half + between) / within.clamp(min=1e-12)  # always finite
     return torch.where(within + between > 0, ratio.sqrt(), 1.0)

@@ -3,6 +3,7 @@
 `points` is always a train_moons.Points, and `flows` is name -> Flow.
 """
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,6 @@ TITLES = {"realnvp": "RealNVP + linear layers", "permutation": "Permutation flow
 # Okabe and Ito's colors, which color-blind readers can tell apart.
 COLORS = {"realnvp": "#0072B2", "permutation": "#E69F00"}
 SECTORS = ["#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#0072B2", "#D55E00"]
-MEANINGS = {"test_nll": "test NLL", "kl_truth_flow": "KL(truth || flow)"}
 SIDE = 300  # of a picture of a density, in places
 FRAMES = 56  # of the animation, while the points move
 
@@ -82,8 +82,11 @@ def plot_densities(flows: dict[str, Flow], points, metrics: dict[str, dict], see
                 style = dict(colors=color, linewidths=0.8, linestyles="--")
                 panel.contour(x, y, truth, levels=[0.1 * top], **style)
             panel.set_aspect("equal")
-        key = "test_nll" if truth is None else "kl_truth_flow"
-        quality = f"{MEANINGS[key]} = {metrics[name][key]:.4f} nats"
+        row = metrics[name]
+        quality = f"test NLL {row['test_nll']:.4f} nats"
+        if truth is not None:
+            reverse = math.inf if row["kl_flow_truth"] is None else row["kl_flow_truth"]
+            quality = f"KL(truth || flow) {row['kl_truth_flow']:.4f} nats, reverse {reverse:.4f}"
         left.set(title=f"{TITLES[name]}: density\n{quality}", ylabel="$x_2$")
         right.set(title=f"{TITLES[name]}: 4,000 samples", xlim=bounds[:2], ylim=bounds[2:])
     for panel in panels[-1]:
