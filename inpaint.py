@@ -23,7 +23,7 @@ test images alone; where it cannot be had, scikit-learn's digits take its place.
 Writes   figures/batch_inpainting_result.png. With --image instead, in filled/: NAME.png (all at one
          glance), NAME_mean.png, NAME_map.png, NAME_sample_1.png ..., NAME_uncertainty.png, and
          results.json with every number.
-Takes    TAKES
+Takes    three and a half minutes on one CPU core (AMD EPYC without AVX-512)
 """
 
 import time

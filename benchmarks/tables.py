@@ -87,12 +87,14 @@ def results_table() -> str:
         what = f"Two moons, {TITLES[name]}: KL(truth ‖ flow), KL(flow ‖ truth)"
         result = f"{kl['median']:.4f}, {reverse['median']:.4f} nats"
         remark = f"{kl['min']:.4f} to {kl['max']:.4f} over {moons['seeds']} seeds"
-        rows.append([what, result, f"{remark}; {spread['seconds']['median']:.0f} s each"])
+        took = f"{spread['seconds']['median']:.0f} s on {moons['hardware']}"
+        rows.append([what, result, f"{remark}; {took}"])
     runs = {row["model"]: row for row in load("glow_bits")["rows"]}
     for title, name in (("default command", "default command"), ("shipped", "the shipped weights")):
         run = runs[name]
         result = f"{run['test_bits_per_dim']:.3f} ± {run['test_bits_per_dim_se']:.3f} bits/dim"
-        remark = f"{run['parameters']:,} parameters, {minutes(run['training_seconds'])}"
+        took = f"{minutes(run['training_seconds'])} on {run_on(run)}"
+        remark = f"{run['parameters']:,} parameters; {took}"
         rows.append([f"Glow on MNIST, {title}: 10,000 test images", result, remark])
     cells = {row["method"]: row for row in load("inpainting")["rows"] if row["mask"] == "square:14"}
     shown = ("posterior, mean", "mean of 20 nearest", "Gaussian mixture, mean", "U-Net, supervised")

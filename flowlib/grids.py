@@ -28,7 +28,7 @@ def evaluate(function: Callable[[Tensor], Tensor], points: Tensor, like: Tensor)
 
     The function itself is given points of the dtype and on the device of `like`.
     """
-    parts = tqdm(points.split(20_000), desc="evaluating", leave=False, delay=3)
+    parts = tqdm(points.split(20_000), desc="evaluating", leave=False, delay=3, disable=None)
     return torch.cat([function(part.to(like)).double().cpu() for part in parts])
 
 
