@@ -7,7 +7,7 @@ the true one. The other is inpainting in 2-D, where the exact answer is known: t
 one coordinate given the other, the flows' own, and the value that maximizes the likelihood.
 
 Writes   figures/density_error.png, figures/moons_conditional.png
-Takes    about 40 seconds on one CPU core
+Takes    about half a minute on one CPU core
 """
 
 import sys
