@@ -25,12 +25,12 @@ def two_valued(v):
     return (preference - 200 * distance).logsumexp(0).flatten(1).sum(1)
 
 
-def refine(log_prob, x, mask, fills, donors=None, seeds=None, unit_interval=True, **options):
-    """The refined fills as examples, (B, C, *shape); by default they are their own donors."""
+def refine(log_prob, x, mask, fills, similar=None, seeds=None, unit_interval=True, **options):
+    """The refined fills as examples, (B, C, *shape); by default they are their own similar."""
     density = HoleDensity(log_prob, x, mask, unit_interval)
     streams = Streams(seeds or range(len(mask)), "test", fills)
-    donors = density.encode(fills if donors is None else donors)
-    return density.decode(refine_fills(density, density.encode(fills), donors, streams, **options))
+    similar = density.encode(fills if similar is None else similar)
+    return density.decode(refine_fills(density, density.encode(fills), similar, streams, **options))
 
 
 def test_exchanges_find_what_ascents_alone_do_not():
@@ -40,8 +40,8 @@ def test_exchanges_find_what_ascents_alone_do_not():
         quarter = (slice(None), i, 0, slice(row, row + 2), slice(column, column + 2))
         fills[quarter] = 1 - fills[quarter]
     x = torch.zeros(2, 1, 4, 4)
-    climbed = refine(two_valued, x, ALL, fills, rounds=1, exchanges=0, steps=30)
-    exchanged = refine(two_valued, x, ALL, fills, rounds=3, exchanges=60, steps=10)
+    climbed = refine(two_valued, x, ALL, fills, rounds=1, crossovers=0, steps=30)
+    exchanged = refine(two_valued, x, ALL, fills, rounds=3, crossovers=60, steps=10)
     best = two_valued(torch.where(BRIGHT > 0, 0.9, 0.1)[None])
     of_each = [
         two_valued(found.flatten(0, 1)).reshape(2, 12).amax(1) for found in (climbed, exchanged)
@@ -50,9 +50,9 @@ def test_exchanges_find_what_ascents_alone_do_not():
     assert (of_each[1] > best - 6).all()  # a wrong pixel costs 4, and Metropolis lets one stand
 
 
-def test_donors_give_patches_and_need_not_be_as_many_as_the_fills():
+def test_similar_images_give_patches_and_need_not_be_as_many_as_the_fills():
     right = torch.where(BRIGHT > 0, 0.9, 0.1).expand(2, 1, 1, 4, 4)
-    options = dict(donors=right, rounds=1, exchanges=60, steps=0)
+    options = dict(similar=right, rounds=1, crossovers=60, steps=0)
     found = refine(two_valued, torch.zeros(2, 1, 4, 4), ALL, 1 - right, **options)
     is_right, is_wrong = ((found - image).abs() < 1e-6 for image in (right, 1 - right))
     assert is_right.float().mean() > 0.8
@@ -61,15 +61,15 @@ def test_donors_give_patches_and_need_not_be_as_many_as_the_fills():
 
 def test_observed_entries_stay_and_what_lies_under_the_hole_changes_nothing():
     x, mask = torch.rand(3, 1, 4, 4), make_masks("noise:0.5", 3, 4, 4)
-    fills, donors = torch.rand(3, 5, 1, 4, 4), torch.rand(3, 7, 1, 4, 4)
-    expected = refine(two_valued, x, mask, fills, donors)
+    fills, similar = torch.rand(3, 5, 1, 4, 4), torch.rand(3, 7, 1, 4, 4)
+    expected = refine(two_valued, x, mask, fills, similar)
     hole = mask[:, None]
     assert torch.equal(
         expected[~hole.expand_as(expected)], x[:, None].expand_as(fills)[~hole.expand_as(fills)]
     )
     assert ((expected > 0) & (expected < 1)).all()
     for under in (0.0, 0.9, math.nan):
-        given = [torch.where(hole, images, under) for images in (fills, donors)]
+        given = [torch.where(hole, images, under) for images in (fills, similar)]
         found = refine(two_valued, torch.where(mask, under, x), mask, *given)
         assert torch.equal(found, expected)
 

@@ -44,38 +44,38 @@ def similar_images(masked: Tensor, mask: Tensor, references: Tensor, k: int) -> 
 def refine_fills(
     density: HoleDensity,
     y: Tensor,
-    donors: Tensor,
+    similar: Tensor,
     streams: Streams,
     *,
     rounds: int = 4,
-    exchanges: int = 12,
+    crossovers: int = 12,
     steps: int = 5,
     lr: float = 0.4,
 ) -> Tensor:
     """Fills that fit the observed pixels better: y (B, C, D) -> (B, C, D).
 
-    In each round every fill is offered `exchanges` patches, in the first round of the `donors`
+    In each round every fill is offered `crossovers` patches, in the first round of the `similar`
     (B, K, D), later of the other fills. An ascent of `steps` steps follows. A patch costs one
     evaluation of the density, a step one gradient.
     """
     for i in range(rounds):
-        y = exchange_patches(density, y, donors if i == 0 else None, streams, exchanges)
+        y = cross_over(density, y, similar if i == 0 else None, streams, crossovers)
         y = climb(density, y, steps, lr)
     return y
 
 
-def exchange_patches(
-    density: HoleDensity, y: Tensor, donors: Tensor | None, streams: Streams, count: int
+def cross_over(
+    density: HoleDensity, y: Tensor, similar: Tensor | None, streams: Streams, count: int
 ) -> Tensor:
-    """Offers each fill `count` patches of the donors, or of the fills of the same example if None.
+    """Offers each fill `count` patches, of the `similar` images or, if None, of the other fills.
 
     A fill takes a patch with the Metropolis probability min(1, p(new) / p(old)).
     """
-    if donors is None and y.shape[1] == 1:
+    if similar is None and y.shape[1] == 1:
         return y  # it could only be offered patches of itself
     log_p = density(y)
     for _ in range(count):
-        givers = y if donors is None else donors
+        givers = y if similar is None else similar
         giver = (streams.rand(y.shape[1]) * givers.shape[1]).long()  # (B, C)
         patch = random_patches(density.hole, y.shape[1], density.shape, streams)
         candidate = torch.where(patch, givers.gather(1, giver[..., None].expand_as(y)), y)

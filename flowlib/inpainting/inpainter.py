@@ -28,9 +28,9 @@ class FillSettings:
     starts: tuple[str, ...] = STARTS  # of the MAP ascent
     map_steps: int = 200
     chains: int = 12  # each gives one sample
-    donors: int = 5  # similar images for each chain, from which it takes patches
+    similar: int = 5  # similar images for each chain, from which it takes patches
     rounds: int = 4
-    exchanges: int = 12
+    crossovers: int = 12
     ascent: int = 5
     moves: int = 4
     leapfrog: int = 3
@@ -38,9 +38,9 @@ class FillSettings:
     def work(self) -> int:
         """What one image costs, in the units of `HoleDensity`'s progress."""
         ascents = len(self.starts) * (self.map_steps + 1) * GRADIENT_WORK
-        # A single chain has only the donors to take patches from, so only in the first round.
-        rounds_of_exchange = self.rounds if self.chains > 1 else min(self.rounds, 1)
-        refinement = self.chains * rounds_of_exchange * (self.exchanges + 1) * VALUE_WORK
+        # A single chain has no other fill to take patches from, so only in the first round.
+        crossing_rounds = self.rounds if self.chains > 1 else min(self.rounds, 1)
+        refinement = self.chains * crossing_rounds * (self.crossovers + 1) * VALUE_WORK
         refinement += self.chains * self.rounds * self.ascent * GRADIENT_WORK
         moves = self.chains * (1 + self.moves * self.leapfrog) * GRADIENT_WORK
         return ascents + refinement + moves
@@ -108,15 +108,15 @@ class Inpainter:
             many = problem.masked[:, None].expand(-1, settings.chains, -1, -1, -1)
             observed = self._dequantize(many, seeds, "observed")  # (B, C, 1, H, W)
         density = self._density(problem, observed, progress)
-        number = settings.chains * settings.donors
+        number = settings.chains * settings.similar
         similar = similar_images(problem.masked, problem.mask, self.references, number)
-        donors = density.encode(self._dequantize(similar, seeds, "donors"))  # (B, K, D)
-        streams = Streams(seeds, "fills", donors)
+        similar = density.encode(self._dequantize(similar, seeds, "donors"))  # (B, K, D)
+        streams = Streams(seeds, "fills", similar)
         # In a random order, so that the first sample is no better than the last.
-        order = streams.rand(settings.chains).argsort(1) % donors.shape[1]  # (B, C)
-        y = donors.gather(1, order[..., None].expand(-1, -1, donors.shape[2]))
-        search = {"rounds": settings.rounds, "exchanges": settings.exchanges}
-        y = refine_fills(density, y, donors, streams, steps=settings.ascent, **search)
+        order = streams.rand(settings.chains).argsort(1) % similar.shape[1]  # (B, C)
+        y = similar.gather(1, order[..., None].expand(-1, -1, similar.shape[2]))
+        search = {"rounds": settings.rounds, "crossovers": settings.crossovers}
+        y = refine_fills(density, y, similar, streams, steps=settings.ascent, **search)
         levels = self.glow.quantize(density.decode(y)).flatten(2).long()  # (B, C, D)
         width = self.pixel_widths[levels] * density.hole
         y = y + width * streams.randn(*y.shape[1:])
