@@ -2,7 +2,7 @@
 
     python inpaint.py
 
-cuts holes out of test images and asks two questions. Which missing pixels maximise the likelihood
+cuts holes out of test images and asks two questions. Which missing pixels maximize the likelihood
 of the whole image, argmax over δ of log p(x_observed + δ · M), M = 1 where a pixel is missing? This
 is the MAP estimate. What could be there? Twelve samples of the missing pixels show it, with their
 mean and how much they differ. The model's weights and the observed pixels stay as they are.
@@ -20,9 +20,8 @@ the training image that it started from, so the share of a digit among them is a
 A mask is square:SIDE, noise:FRACTION, top, bottom, left, right, or a picture. MNIST is needed for
 test images alone; where it cannot be had, scikit-learn's digits take its place.
 
-Writes   figures/batch_inpainting_result.png. With --image instead, in filled/: NAME.png (all at one
-         glance), NAME_mean.png, NAME_map.png, NAME_sample_1.png ..., NAME_uncertainty.png, and
-         results.json with every number.
+Writes   figures/batch_inpainting_result.png. With --image instead, in filled/: results.json, and
+         of each picture NAME.png (all at one glance), NAME_mean.png, NAME_map.png and so on
 Takes    three and a half minutes on one CPU core (AMD EPYC without AVX-512)
 """
 
@@ -94,7 +93,11 @@ def make_problems(args, inpainter: Inpainter, images: Images | None) -> dict[str
     problems = {}
     for kind in args.mask or [f"square:{glow.shape[1] // 2}", "noise:0.5"]:
         mask = draw_masks(kind, count, glow.shape, args.seed)
-        problems[kind] = Problem(torch.where(mask, 0, grey), mask, names, notes, seeds, truth, v)
+        masked, observed = (
+            torch.where(mask, 0, grey),
+            None if v is None else torch.where(mask, 0.5, v),
+        )
+        problems[kind] = Problem(masked, mask, names, notes, seeds, truth, observed)
     return problems
 
 

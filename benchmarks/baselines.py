@@ -135,7 +135,7 @@ class Mixture:
 class UNet(nn.Module):
     """A supervised reference: a small U-Net, trained on 192,000 holes of the table's kinds.
 
-    It minimises the squared error over the hole, so it gives a mean, as blurred as the posterior's.
+    It minimizes the squared error over the hole, so it gives a mean, as blurred as the posterior's.
     """
 
     def __init__(self, width: int = 24):

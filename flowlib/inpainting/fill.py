@@ -63,8 +63,7 @@ class Problem(Batch):
     notes: list[list[str]]  # what was done to each image, a sentence each
     seeds: list[int]  # of each image's random numbers
     truth: Truth | None = None
-    # (B, 1, H, W) the observed pixels' v, where known exactly; otherwise each chain draws its own
-    observed: Tensor | None = None
+    observed: Tensor | None = None  # (B, 1, H, W) v of the observed pixels, if known exactly
 
 
 @dataclass

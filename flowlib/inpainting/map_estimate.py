@@ -1,4 +1,4 @@
-"""The maximum a posteriori (MAP) estimate: the missing entries that maximise the likelihood."""
+"""The maximum a posteriori (MAP) estimate: the missing entries that maximize the likelihood."""
 
 import math
 from typing import NamedTuple
@@ -28,10 +28,10 @@ def find_map(
     lr: float = 0.1,
     final_lr: float = 0.005,
 ) -> MapEstimate:
-    """The missing entries that maximise the likelihood: argmax over δ of log p(x_observed + δ · M).
+    """The missing entries that maximize the likelihood: argmax over δ of log p(x_observed + δ · M).
 
     Gradient ascent (Adam, learning rate falling along a cosine) on the missing entries alone, in
-    y = logit(x). What is maximised is the density of x: the density of y has another maximum, since
+    y = logit(x). What is maximized is the density of x: the density of y has another maximum, since
     densities, unlike probabilities, depend on the coordinate. Each start climbs by itself, and the
     likeliest point on its way is kept, so no result is worse than its start.
 
@@ -53,8 +53,8 @@ def find_map(
         given = f"steps={steps}, lr={lr}, final_lr={final_lr}"
         raise ValueError(f"steps must be >= 0 and 0 < final_lr <= lr, not {given}")
     y = density.encode(starts).requires_grad_()
-    best_y, best = y.detach().clone(), torch.full(starts.shape[:2], -math.inf, device=y.device)
-    best = start_log_prob = best.to(y.dtype)
+    best_y = y.detach().clone()
+    best = start_log_prob = best_y.new_full(starts.shape[:2], -math.inf)
     optimizer = torch.optim.Adam([y], lr=lr, maximize=True)
     for step in range(steps + 1):
         log_p, grad = density.value_and_grad(y.detach(), of_x=True)
