@@ -1,0 +1,106 @@
+"""The methods of inpainting_table.py, each with the seconds of the processor that it took."""
+
+import time
+from collections.abc import Callable
+
+import cv2
+import torch
+from torch import Tensor
+
+from benchmarks.baselines import Mixture, UNet, biharmonic, nearest_mean, opencv, train_unet
+from flowlib.files import ROOT, write_atomically
+from flowlib.images.classifier import default_classifier, load_classifier
+from flowlib.images.datasets import Images
+from flowlib.images.glow import Glow
+from flowlib.inpainting.fill import Problem
+from flowlib.inpainting.inpainter import STARTS, FillSettings, Inpainter
+from flowlib.rng import rng
+
+FOLDER = ROOT / "benchmarks/runs/inpainting"
+MASKS = [f"square:{side}" for side in (8, 10, 14, 18)]
+MASKS += [f"noise:{share}" for share in (0.5, 0.75, 0.9)]
+MASKS += ["top", "bottom", "left", "right"]
+SLOW = {"biharmonic": ("noise:0.9",)}  # its linear system takes minutes there
+
+
+class Methods:
+    """All methods, fitted on the training images."""
+
+    def __init__(self, images: Images, glow: Glow, map_steps: int):
+        self.inpainter = Inpainter(glow, images.train, settings=FillSettings(map_steps=map_steps))
+        self.grey = images.train.float() / 255
+        self.pixel_mean = self.grey.mean(0)
+        self.mixture, self.unet = fitted(images)
+        self.classifier = load_classifier(default_classifier(images.name))
+
+    def simple(self, masked: Tensor, mask: Tensor, kind: str) -> dict[str, tuple]:
+        """Name -> (fill, seconds) or (fill, seconds, samples); those that need no flow."""
+        calls = {
+            "zero": lambda: masked,
+            "pixel mean": lambda: self.pixel_mean,
+            "nearest neighbor": lambda: nearest_mean(masked, mask, self.grey, 1),
+            "mean of 20 nearest": lambda: nearest_mean(masked, mask, self.grey, 20),
+            "biharmonic": lambda: biharmonic(masked, mask),
+            "Telea": lambda: opencv(masked, mask, cv2.INPAINT_TELEA),
+            "Navier-Stokes": lambda: opencv(masked, mask, cv2.INPAINT_NS),
+            "U-Net, supervised": lambda: self.unet.fill(masked, mask),
+        }
+        found = {
+            name: timed(lambda call=call: torch.where(mask, call(), masked))
+            for name, call in calls.items()
+            if kind not in SLOW.get(name, ())
+        }
+        (mean, samples), seconds = timed(
+            lambda: self.mixture.fill(masked, mask, 32, rng(0, "mixture"))
+        )
+        mixture = {"Gaussian mixture, mean": (mean, seconds)}
+        drawn = samples.transpose(0, 1)  # (B, S, 1, H, W)
+        return found | mixture | {"Gaussian mixture, sample": (drawn[:, 0], seconds, drawn)}
+
+    def ascents(self, problem: Problem) -> dict[str, tuple]:
+        """Likewise for the MAP estimate, and for where each start led."""
+        found, seconds = timed(lambda: self.inpainter.find_map(problem))
+        levels = self.inpainter.glow.levels
+
+        def grey(v: Tensor) -> Tensor:
+            filled = self.inpainter.glow.quantize(v)
+            return torch.where(problem.mask, filled, problem.masked) / (levels - 1)
+
+        each = {f"MAP from {name}": grey(found.all_x[:, i]) for i, name in enumerate(STARTS)}
+        rows = {name: (fill, seconds / len(STARTS)) for name, fill in each.items()}
+        return {"MAP": (grey(found.x), seconds), **rows}
+
+    def sampled(self, problem: Problem) -> tuple[dict[str, tuple], dict[str, Tensor]]:
+        """Likewise for the samples; and what `Inpainter.sample` returns."""
+        found, seconds = timed(lambda: self.inpainter.sample(problem))
+        samples, masked = found["samples"] / 255, problem.masked / 255
+        # A mean of equal numbers can be off by a rounding; the observed pixels are exact.
+        mean = torch.where(problem.mask, samples.mean(1), masked)
+        return {
+            "posterior, mean": (mean, seconds),
+            "posterior, median": (samples.quantile(0.5, dim=1), seconds),
+            "posterior, sample": (samples[:, 0], seconds, samples),
+        }, found
+
+
+def timed(call: Callable) -> tuple:
+    """What a call returns, and the seconds of the processor that it took."""
+    start = time.process_time()
+    with torch.no_grad():
+        result = call()
+    return result, time.process_time() - start
+
+
+def fitted(images: Images) -> tuple[Mixture, UNet]:
+    """The methods that need fitting, from the folder of runs if that was done before."""
+    file = FOLDER / "mixture.pt"
+    if not file.is_file():
+        fresh = Mixture.fit(images.train[:20_000].float() / 255)
+        write_atomically(file, lambda temporary: torch.save(vars(fresh), temporary))
+    mixture, unet = Mixture(**torch.load(file, weights_only=True)), UNet().eval()
+    file = FOLDER / "unet.pt"
+    if not file.is_file():
+        weights = train_unet(images.train.float() / 255, MASKS).state_dict()
+        write_atomically(file, lambda temporary: torch.save(weights, temporary))
+    unet.load_state_dict(torch.load(file, weights_only=True))
+    return mixture, unet
