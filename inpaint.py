@@ -79,7 +79,6 @@ def reference_images(glow: Glow, args) -> Tensor:
 def make_problems(args, inpainter: Inpainter, images: Images | None) -> dict[str, Problem]:
     """Holes in test images, or in samples of the flow: a problem for each kind of mask."""
     glow, count = inpainter.glow, args.count
-    names, notes = [f"image {i}" for i in range(count)], [[]] * count
     seeds, v = [args.seed + i for i in range(count)], None
     if images and count > len(images.test):
         raise UserError(f"--count {count}: there are only {len(images.test)} test images")
@@ -93,11 +92,7 @@ def make_problems(args, inpainter: Inpainter, images: Images | None) -> dict[str
     problems = {}
     for kind in args.mask or [f"square:{glow.shape[1] // 2}", "noise:0.5"]:
         mask = draw_masks(kind, count, glow.shape, args.seed)
-        masked, observed = (
-            torch.where(mask, 0, grey),
-            None if v is None else torch.where(mask, 0.5, v),
-        )
-        problems[kind] = Problem(masked, mask, names, notes, seeds, truth, observed)
+        problems[kind] = Problem.cut(grey, mask, seeds, truth, v)
     return problems
 
 
@@ -123,7 +118,7 @@ def read_pictures(args, glow: Glow) -> dict[str, Problem]:
         pictures.append(picture)
     image, mask = (torch.stack([getattr(p, part) for p in pictures]) for part in ("image", "mask"))
     notes = [picture.notes for picture in pictures]
-    return {"your pictures": Problem(torch.where(mask, 0, image), mask, names, notes, seeds)}
+    return {"your pictures": Problem.cut(image, mask, seeds, names=names, notes=notes)}
 
 
 def fill_holes(inpainter: Inpainter, problem: Problem, kind: str, group: Processes) -> Fill:

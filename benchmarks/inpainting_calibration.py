@@ -50,10 +50,7 @@ def measure_ranks(inpainter: Inpainter, kind: str, count: int, seed: int) -> dic
     for first in tqdm(range(0, count, CHUNK), desc=kind):
         rows = range(first, min(first + CHUNK, count))
         v, mask = truth[rows.start : rows.stop], masks[rows.start : rows.stop]
-        blank = [""] * len(rows), [[]] * len(rows), [seed + i for i in rows]
-        problem = Problem(
-            torch.where(mask, 0, glow.quantize(v)), mask, *blank, observed=torch.where(mask, 0.5, v)
-        )
+        problem = Problem.cut(glow.quantize(v), mask, [seed + i for i in rows], v=v)
         found, ties = inpainter.sample(problem), rng(seed, "ties", first)
         ink = [
             (grey * mask.unsqueeze(1)).flatten(2).sum(2)

@@ -1,7 +1,7 @@
 """The methods of inpainting_table.py, each with the seconds of the processor that it took."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import cv2
 import torch
@@ -14,6 +14,7 @@ from flowlib.images.datasets import Images
 from flowlib.images.glow import Glow
 from flowlib.inpainting.fill import Problem
 from flowlib.inpainting.inpainter import STARTS, FillSettings, Inpainter
+from flowlib.inpainting.masks import draw_masks
 from flowlib.rng import rng
 
 FOLDER = ROOT / "benchmarks/runs/inpainting"
@@ -21,6 +22,12 @@ MASKS = [f"square:{side}" for side in (8, 10, 14, 18)]
 MASKS += [f"noise:{share}" for share in (0.5, 0.75, 0.9)]
 MASKS += ["top", "bottom", "left", "right"]
 SLOW = {"biharmonic": ("noise:0.9",)}  # its linear system takes minutes there
+
+
+def cut_holes(kind: str, inpainter: Inpainter, grey: Tensor, seeds: Sequence[int]) -> Problem:
+    """A hole in each image, drawn by its own seed, so that it does not depend on the others."""
+    mask = torch.cat([draw_masks(kind, 1, inpainter.glow.shape, seed) for seed in seeds])
+    return Problem.cut(grey, mask, seeds, inpainter.truth(grey, seeds))
 
 
 class Methods:

@@ -29,14 +29,13 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the modules lie one folder up
 from benchmarks.about import provenance
-from benchmarks.inpainting_methods import FOLDER, MASKS, Methods, fitted
+from benchmarks.inpainting_methods import FOLDER, MASKS, Methods, cut_holes, fitted
 from flowlib.cli import Parser, number, one_line_errors
 from flowlib.distributed import processes
 from flowlib.files import ROOT, write_atomically, write_json
 from flowlib.images.datasets import Images, load_images
 from flowlib.images.glow import default_checkpoint, load_glow, precision_for
 from flowlib.inpainting.fill import Problem
-from flowlib.inpainting.masks import draw_masks
 from flowlib.inpainting.scores import CONVERGED, COVERAGES, crps, hole_mse, inside, psnr, ranks
 from flowlib.rng import rng
 
@@ -88,10 +87,8 @@ def measure(kind: str, first: int, images: Images, methods: Methods, ascents: bo
     part = slice(first, first + CHUNK)
     levels, labels = images.test[part], images.test_labels[part]
     seeds = list(range(first, first + len(levels)))
-    mask = torch.cat([draw_masks(kind, 1, images.shape, seed) for seed in seeds])
-    masked, names = torch.where(mask, 0, levels), [f"image {seed}" for seed in seeds]
-    truth = methods.inpainter.truth(levels, seeds)
-    problem = Problem(masked, mask, names, [[] for _ in seeds], seeds, truth)
+    problem = cut_holes(kind, methods.inpainter, levels, seeds)
+    mask, masked, truth = problem.mask, problem.masked, problem.truth
     fills, sampled = methods.sampled(problem)
     if ascents:
         fills = methods.ascents(problem) | fills

@@ -24,14 +24,13 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the modules lie one folder up
 from benchmarks.about import provenance
+from benchmarks.inpainting_methods import cut_holes
 from flowlib.cli import Parser, number, one_line_errors
 from flowlib.files import ROOT, write_json
 from flowlib.images.datasets import Images, load_images
 from flowlib.images.glow import Glow, default_checkpoint, load_glow, precision_for
-from flowlib.inpainting.fill import Problem
 from flowlib.inpainting.initial_fills import similar_images
 from flowlib.inpainting.inpainter import Inpainter
-from flowlib.inpainting.masks import draw_masks
 from flowlib.inpainting.scores import crps, hole_psnr, inside, ranks
 from flowlib.rng import rng
 
@@ -79,19 +78,14 @@ def run_plain_hmc(
     return torch.stack(kept), torch.stack([glow.log_prob(v) for v in kept])
 
 
-def held_out_problem(kind: str, inpainter: Inpainter, images: Images, count: int) -> Problem:
-    """A hole in each of the first `count` held-out images."""
-    grey, seeds = images.held_out[:count], list(range(count))
-    mask = torch.cat([draw_masks(kind, 1, images.shape, seed) for seed in seeds])
-    truth, blank = inpainter.truth(grey, seeds), ([""] * count, [[]] * count)
-    return Problem(torch.where(mask, 0, grey), mask, *blank, seeds, truth)
-
-
 def compare_samplers(
     kind: str, inpainter: Inpainter, images: Images, count: int, moves: int
 ) -> dict:
     """The three ways' means and log-densities over `count` images under one kind of mask."""
-    glow, problem = inpainter.glow, held_out_problem(kind, inpainter, images, count)
+    glow, problem = (
+        inpainter.glow,
+        cut_holes(kind, inpainter, images.held_out[:count], range(count)),
+    )
     mask, truth = problem.mask, problem.truth
     problem.observed = truth.v
     start = time.perf_counter()
@@ -122,7 +116,7 @@ def compare_samplers(
 
 def compare_positions(kind: str, inpainter: Inpainter, images: Images, count: int) -> dict:
     """Each chain draws the observed pixels' place in their bins, against one draw for all."""
-    problem, rows = held_out_problem(kind, inpainter, images, count), {}
+    problem, rows = cut_holes(kind, inpainter, images.held_out[:count], range(count)), {}
     mask, truth = problem.mask, problem.truth
     once = inpainter.truth(problem.masked, problem.seeds).v
     for name, observed in (("each chain its own", None), ("one for all chains", once)):

@@ -18,11 +18,11 @@ from statistics import median
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the modules lie one folder up
 from flowlib.cli import one_line_errors
 from flowlib.files import ROOT, UserError, write_atomically
+from flowlib.plots.moons import TITLES
 
 RESULTS = ROOT / "benchmarks/results"
 PAGES = (ROOT / "README.md", ROOT / "benchmarks/README.md")
 MARKED = re.compile(r"(<!-- table (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
-TITLES = {"realnvp": "RealNVP + linear layers", "permutation": "Permutation flow"}
 # What the inpainting tables show; the results file has every method under every mask.
 KINDS = ("square:8", "square:14", "noise:0.5", "noise:0.9")
 METHODS = {

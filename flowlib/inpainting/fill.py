@@ -65,6 +65,14 @@ class Problem(Batch):
     truth: Truth | None = None
     observed: Tensor | None = None  # (B, 1, H, W) v of the observed pixels, if known exactly
 
+    @classmethod
+    def cut(cls, grey, mask, seeds, truth=None, v=None, names=None, notes=None) -> "Problem":
+        """Cuts holes into grey levels (B, 1, H, W), and into their v where it is known exactly."""
+        names = names or [f"image {seed}" for seed in seeds]
+        notes = notes or [[] for _ in seeds]
+        observed = None if v is None else torch.where(mask, 0.5, v)
+        return cls(torch.where(mask, 0, grey), mask, names, notes, list(seeds), truth, observed)
+
 
 @dataclass
 class Fill(Batch):

@@ -24,7 +24,7 @@ def plot_fills(
     tables = {}
     for kind, (problem, fill) in results.items():
         shown = range(min(rows, len(problem)))
-        tables[kind] = [describe_fill(problem, fill, i, samples) for i in shown]
+        tables[kind] = [describe_fill(problem[[i]], fill[[i]], samples) for i in shown]
     columns = max(len(table[0]) for table in tables.values())
     lines = sum(len(table) for table in tables.values())
     heights = [len(table) for table in tables.values()]
@@ -38,23 +38,20 @@ def plot_fills(
     return figure
 
 
-def describe_fill(
-    problem: Problem, fill: Fill, i: int, samples: int
-) -> list[tuple[str, Tensor, str]]:
-    """What the figure shows of one image: (heading, picture (3, H, W), caption), left to right."""
-    hole, masked = fill.mask[i], fill.grey(fill.masked)[i]
-    cells = [("masked", torch.where(hole, HOLE_COLOR, masked.expand(3, -1, -1)), "")]
-    gap = f"log p {fill.map_log_prob[i]:,.0f}"
+def describe_fill(problem: Problem, fill: Fill, samples: int) -> list[tuple[str, Tensor, str]]:
+    """What the figure shows of a single image: (heading, picture (3, H, W), caption) each."""
+    masked = fill.grey(fill.masked)[0].expand(3, -1, -1)
+    cells = [("masked", torch.where(fill.mask[0], HOLE_COLOR, masked), "")]
+    gap = f"log p {fill.map_log_prob[0]:,.0f}"
     if problem.truth is not None:
-        cells.insert(0, ("truth", problem.truth.grey[i].expand(3, -1, -1), ""))
-        gap = f"{fill.map_log_prob[i] - problem.truth.log_prob[i]:+,.0f} nats"
-    cells.append(("MAP", fill.grey(fill.map)[i].expand(3, -1, -1), gap))
-    cells.append(("mean", fill.mean()[i].expand(3, -1, -1), fill.describe_digits(i)))
-    for k in range(min(samples, fill.samples.shape[1])):
-        sample = fill.grey(fill.samples)[i, k].expand(3, -1, -1)
-        cells.append((f"sample {k + 1}", sample, ""))
+        cells.insert(0, ("truth", problem.truth.grey[0].expand(3, -1, -1), ""))
+        gap = f"{fill.map_log_prob[0] - problem.truth.log_prob[0]:+,.0f} nats"
+    cells.append(("MAP", fill.grey(fill.map)[0].expand(3, -1, -1), gap))
+    cells.append(("mean", fill.mean()[0].expand(3, -1, -1), fill.describe_digits(0)))
+    for k, sample in enumerate(fill.grey(fill.samples)[0, :samples], 1):
+        cells.append((f"sample {k}", sample.expand(3, -1, -1), ""))
     low, high = fill.interval(0.9)
-    colors = matplotlib.colormaps["inferno"]((high - low)[i, 0].clamp(0, 1).numpy())[..., :3]
+    colors = matplotlib.colormaps["inferno"]((high - low)[0, 0].clamp(0, 1).numpy())[..., :3]
     cells.append(("uncertainty", torch.from_numpy(colors).permute(2, 0, 1).float(), ""))
     return cells
 
