@@ -50,11 +50,11 @@ class Parser(argparse.ArgumentParser):
 
 
 def number(kind: type, low: float, high: float = float("inf")) -> Callable[[str], float]:
-    """A type for argparse: an int or a float in [low, high]."""
+    """A type for argparse: a finite int or float in [low, high]."""
 
     def parse(text: str):
         value = kind(text)
-        if not low <= value <= high:
+        if not low <= value <= high or abs(value) == float("inf"):
             raise argparse.ArgumentTypeError(f"{text} is not in [{low}, {high}]")
         return value
 

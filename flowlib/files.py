@@ -5,7 +5,8 @@ import json
 import os
 import platform
 import tempfile
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,26 +28,31 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     Raises UserError if the file cannot be written.
     """
     path = Path(path)
-    temporary = path.with_name(path.name + ".part")
+    # Two runs may write the same file, so each has a temporary one of its own.
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
         os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
+    except (OSError, RuntimeError) as error:  # torch.save raises the latter if the disk is full
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise UserError(f"cannot write {path}: {reason}") from None
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
 
 
-def require_writable(*folders: Path) -> None:
-    """Makes the folders, and raises UserError if one of them cannot be written to."""
-    for folder in folders:
+def require_writable(*folders: Path, files: Sequence[Path | None] = ()) -> None:
+    """Makes the folders, those of the files too; UserError if one of them cannot be written to."""
+    files = [file for file in files if file]
+    for folder in [*folders, *(file.parent for file in files)]:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=folder).close()
         except OSError as error:
             raise UserError(f"cannot write to {folder}: {error.strerror or error}") from None
+    if folders := [file for file in files if file.is_dir()]:
+        raise UserError(f"cannot write {folders[0]}: it is a folder, and a file is needed")
 
 
 def save_model(model: nn.Module, path: Path, *, step=0, seed=None, metrics=None) -> None:
@@ -54,6 +60,8 @@ def save_model(model: nn.Module, path: Path, *, step=0, seed=None, metrics=None)
 
     The model has a `config`; `step`, `seed` and `metrics` are those of the run that made it.
     """
+    if not is_finite(model.state_dict()):
+        raise UserError(f"{path} is not written: the weights are not finite (try a lower --lr)")
     checkpoint = {
         "kind": type(model).__name__.lower(),
         "config": model.config,
@@ -91,8 +99,15 @@ def load_model(
     except RuntimeError as error:
         reason = f"its weights do not fit its config ({str(error).splitlines()[0]})"
         raise UserError(f"{path} is damaged: {reason}") from None
+    if not is_finite(weights):
+        raise UserError(f"{path} is damaged: its weights are not finite")
     model.metrics = checkpoint.get("metrics", {})
     return model.to(device).eval()
+
+
+def is_finite(weights: dict[str, torch.Tensor]) -> bool:
+    """Whether there is no NaN and no infinity in a state dict."""
+    return all(bool(value.isfinite().all()) for value in weights.values())
 
 
 def read_checkpoint(path: str | Path, kind: str, hint: str = "") -> dict[str, Any]:
@@ -101,6 +116,9 @@ def read_checkpoint(path: str | Path, kind: str, hint: str = "") -> dict[str, An
     if not path.is_file():
         raise UserError(f"no checkpoint at {path}" + (f"; {hint}" if hint else ""))
     try:
+        with zipfile.ZipFile(path) as archive:  # torch.load does not look at the checksums
+            if archive.testzip():
+                raise zipfile.BadZipFile
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can fail anywhere inside the unpickler
         reason = type(error).__name__

@@ -1,0 +1,105 @@
+"""Files are written whole or not at all, and a damaged one is never read in silence."""
+
+import contextlib
+import resource
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from flowlib.files import (
+    ROOT,
+    UserError,
+    load_model,
+    require_writable,
+    save_model,
+    write_atomically,
+)
+
+
+class Model(nn.Linear):
+    def __init__(self, size: int):
+        super().__init__(size, size)
+        self.config = {"size": size}
+
+
+@contextlib.contextmanager
+def at_most(size: int):
+    """Files of this process cannot grow beyond `size` bytes: what a full disk looks like."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_is_one_line_and_leaves_the_old_file(tmp_path):
+    path = tmp_path / "model.pt"
+    save_model(Model(4), path)
+    good = path.read_bytes()
+    with at_most(20_000), pytest.raises(UserError, match=r"cannot write .*model.pt"):
+        save_model(Model(200), path)
+    assert path.read_bytes() == good
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_flipped_bit_anywhere_changes_nothing_or_is_refused(tmp_path):
+    path, model = tmp_path / "model.pt", Model(30)
+    save_model(model, path, seed=3)
+    good, refused = path.read_bytes(), 0
+    for place in torch.randint(len(good), (60,), generator=torch.Generator().manual_seed(0)):
+        content = bytearray(good)
+        content[place] ^= 1 << (int(place) % 8)
+        path.write_bytes(content)
+        try:
+            loaded = load_model(path, Model)
+        except UserError:
+            refused += 1
+        else:
+            assert torch.equal(loaded.weight, model.weight)
+            assert torch.equal(loaded.bias, model.bias)
+    assert refused > 40
+
+
+def test_two_processes_that_write_one_file_both_succeed(tmp_path):
+    path = tmp_path / "file.txt"
+
+    def write(temporary):
+        other = "import sys, pathlib; from flowlib.files import write_atomically as w; "
+        other += "w(pathlib.Path(sys.argv[1]), lambda temporary: temporary.write_text('other'))"
+        temporary.write_text("mine")
+        subprocess.run([sys.executable, "-c", other, str(path)], cwd=ROOT, check=True)
+        assert path.read_text() == "other"
+
+    write_atomically(path, write)
+    assert path.read_text() == "mine"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_neither_written_nor_read(bad, tmp_path):
+    path, model = tmp_path / "model.pt", Model(3)
+    save_model(model, path)
+    content = torch.load(path)
+    content["state_dict"]["bias"][1] = bad
+    torch.save(content, path)
+    with pytest.raises(UserError, match="damaged: its weights are not finite"):
+        load_model(path, Model)
+    model.bias.data[1] = bad
+    with pytest.raises(UserError, match="not written: the weights are not finite"):
+        save_model(model, tmp_path / "other.pt")
+    assert not (tmp_path / "other.pt").exists()
+
+
+def test_writability_is_tried_before_the_work_begins(tmp_path):
+    require_writable(tmp_path / "new", files=[tmp_path / "metrics" / "m.json", None])
+    assert (tmp_path / "new").is_dir()
+    assert (tmp_path / "metrics").is_dir()
+    with pytest.raises(UserError, match="it is a folder"):
+        require_writable(files=[tmp_path / "new"])
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match="cannot write to"):
+        require_writable(files=[tmp_path / "file" / "m.json"])
