@@ -96,6 +96,36 @@ def test_a_large_picture_is_resized_with_its_mask_and_the_hole_does_not_bleed(fi
     assert torch.equal(picture.image, again.image)
 
 
+@pytest.mark.parametrize("ink", [(255, 255, 255), (0, 200, 0), (0, 0, 0)])
+@pytest.mark.parametrize("punched", [False, True])
+def test_in_a_mask_with_transparency_the_rarer_part_is_missing(ink, punched, stroke, files):
+    values = np.zeros((28, 28, 4), dtype=np.uint8)
+    opaque = (hole() > 0) != punched
+    values[opaque] = (*ink, 255)
+    picture = read_picture(files("a.png", stroke), files("m.png", values), SHAPE, LEVELS)
+    assert torch.equal(picture.mask[0], torch.from_numpy(hole() > 0))
+    assert "the mask's transparency says what is missing" in picture.notes
+
+
+@pytest.mark.parametrize("ink", [(255, 0, 0), (0, 0, 255), (1, 1, 1)])
+def test_in_any_other_mask_the_brightest_color_is_missing(ink, stroke, files):
+    values = np.zeros((28, 28, 3), dtype=np.uint8)
+    values[hole() > 0] = ink
+    picture = read_picture(files("a.png", stroke), files("m.png", values), SHAPE, LEVELS)
+    assert torch.equal(picture.mask[0], torch.from_numpy(hole() > 0))
+
+
+def test_a_photograph_is_taken_as_a_viewer_shows_it(stroke, tmp_path, files):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: show it a quarter turn to the right
+    turned = np.rot90(stroke.repeat(4, 0).repeat(4, 1)).copy()
+    Image.fromarray(turned).save(tmp_path / "phone.png", exif=exif)
+    photo = read_picture(tmp_path / "phone.png", files("m.png", hole(112)), SHAPE, LEVELS)
+    large = files("a.png", stroke.repeat(4, 0).repeat(4, 1))
+    upright = read_picture(large, files("m.png", hole(112)), SHAPE, LEVELS)
+    assert torch.equal(photo.image, upright.image)
+
+
 def test_a_grey_mask_is_cut_at_half_and_said_so(stroke, files):
     soft = np.where(hole() > 0, 180, 60).astype(np.uint8)
     picture = read_picture(files("a.png", stroke), files("m.png", soft), SHAPE, LEVELS)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from flowlib.files import UserError, write_atomically
@@ -104,7 +104,7 @@ def _read_grey(path: Path, notes: list[str]) -> np.ndarray:
         integers = picture.mode != "F"
         notes.append("16-bit grey levels: brought to 8 bits" if integers else "floats: scaled")
         return (values / (65535.0 if integers else max(float(values.max()), 1e-9))).clip(0, 1)
-    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
+    if _has_alpha(picture):
         picture = picture.convert("RGBA")
         if picture.getextrema()[3][0] < 255:
             notes.append("transparent parts: laid over white")
@@ -114,9 +114,23 @@ def _read_grey(path: Path, notes: list[str]) -> np.ndarray:
     return np.asarray(picture.convert("L"), dtype=np.float32) / 255
 
 
+def _has_alpha(picture: Image.Image) -> bool:
+    return picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info
+
+
 def _read_mask(path: Path, shape: tuple, picture: Path, polarity: str, notes: list) -> np.ndarray:
-    """bool (height, width), True where missing."""
-    values = _read_grey(path, [])
+    """bool (height, width), True where missing.
+
+    In a mask with transparent parts these, or the opaque ones, are missing: whichever are fewer.
+    In any other the brightest color is white.
+    """
+    values, file = _read_grey(path, []), _open(path)
+    values = values / max(float(values.max()), 1e-9)
+    if polarity == "auto" and _has_alpha(file):
+        opaque = np.asarray(file.convert("RGBA"))[..., 3] > 127
+        if not opaque.all():
+            notes.append("the mask's transparency says what is missing")
+            values = (opaque if opaque.mean() <= 0.5 else ~opaque).astype(np.float32)
     if values.shape != shape:
         sizes = [f"{width}x{height}" for height, width in (values.shape, shape)]
         both = f"is {sizes[0]}, the picture {picture} is {sizes[1]}"
@@ -143,6 +157,7 @@ def _open(path: Path) -> Image.Image:
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         reason = type(error).__name__  # UnidentifiedImageError is an OSError
         raise UserError(f"{path} cannot be read as a picture ({reason})") from None
+    picture = ImageOps.exif_transpose(picture)  # as a viewer shows it
     if min(picture.size) < 4:
         raise UserError(f"{path} is only {picture.size[0]}x{picture.size[1]}")
     return picture
