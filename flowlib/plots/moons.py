@@ -66,8 +66,9 @@ def plot_densities(flows: dict[str, Flow], points, metrics: dict[str, dict], see
     """
     bounds, x, y, where = picture_grid(points)
     truth = None if points.truth is None else np.exp(log_density(points.truth.log_prob, where))
-    height = 2 + 8 * (bounds[3] - bounds[2]) / (bounds[1] - bounds[0])
-    figure = Figure(figsize=(10, height), layout="constrained")
+    ratio = (bounds[3] - bounds[2]) / (bounds[1] - bounds[0])
+    equal = 0.3 < ratio < 2  # years against euros have no scale in common
+    figure = Figure(figsize=(10, 2 + 8 * (ratio if equal else 0.8)), layout="constrained")
     panels = figure.subplots(2, 2, sharex=True, sharey=True)
     for (left, right), (name, flow) in zip(panels, flows.items()):
         density = np.exp(log_density(flow.log_prob, where, flow.base_mean))
@@ -81,7 +82,7 @@ def plot_densities(flows: dict[str, Flow], points, metrics: dict[str, dict], see
             if truth is not None:
                 style = dict(colors=color, linewidths=0.8, linestyles="--")
                 panel.contour(x, y, truth, levels=[0.1 * top], **style)
-            panel.set_aspect("equal")
+            panel.set_aspect("equal" if equal else "auto")
         row = metrics[name]
         quality = f"test NLL {row['test_nll']:.4f} nats"
         if truth is not None:
