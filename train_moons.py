@@ -8,7 +8,7 @@ minimizes -log p(x) = -(log p(z) + Σ log|det J|), z = f(x). The density of the 
 exactly, so the printed KL divergences are absolute: 0 is perfect.
 
     python train_moons.py --data spirals      other shapes: circles, spirals, checkerboard
-    python train_moons.py --data points.csv   your own points (.npy or .csv, two columns)
+    python train_moons.py --data points.csv   your own points (.npy, .csv or .tsv)
     python train_moons.py --seeds 3           three seeds: mean and spread; figures of the first
 
 Writes   figures/loss_plot.png              negative log-likelihood over epochs, both models
@@ -37,7 +37,8 @@ from flowlib.cli import Parser, number, one_line_errors
 from flowlib.files import ROOT, UserError, require_writable, save_figure, save_model, write_metrics
 from flowlib.grids import evaluate, kl_flow_truth, kl_truth_flow
 from flowlib.rng import rng
-from flowlib.toy2d import SHAPES, Checkerboard, NoisyCurves, read_points
+from flowlib.toy2d import SHAPES, Checkerboard, NoisyCurves
+from flowlib.user_points import read_points
 from flows2d import Flow, InvertibleLinear, permutation_flow, realnvp
 
 ARCHITECTURES = {"realnvp": realnvp, "permutation": permutation_flow}
@@ -55,6 +56,7 @@ class Points:
     test: Tensor  # (N, 2)
     truth: NoisyCurves | Checkerboard | None = None  # the exact distribution, where it is known
     floor: float | None = None  # its entropy, nats
+    gaussian: float | None = None  # else the test NLL of a Gaussian with the points' covariance
 
 
 def make_shape(shape: str, noise: float, seed: int) -> Points:
@@ -67,9 +69,9 @@ def make_shape(shape: str, noise: float, seed: int) -> Points:
     return Points(shape, title, draw, held_out, test, truth, truth.entropy())
 
 
-def make_file_points(path: Path, seed: int) -> Points:
+def make_file_points(path: Path, columns: list[str], seed: int) -> Points:
     """The user's points, shuffled: 80 % to train on, 10 % held out, 10 % to test on."""
-    points = torch.from_numpy(read_points(path))  # float64
+    points = torch.from_numpy(read_points(path, columns))  # float64
     if (points.abs().amax(0) / points.std(0)).max() < 1000:
         points = points.float()  # twice as fast; with a larger offset its rounding would show
     points = points[torch.randperm(len(points), generator=rng(seed, "file shuffle"))]
@@ -81,7 +83,9 @@ def make_file_points(path: Path, seed: int) -> Points:
     def draw(n: int) -> Tensor:
         return train[torch.randint(len(train), (n,), generator=generator)]
 
-    return Points(name, path.name, draw, held_out, test)
+    gaussian = torch.distributions.MultivariateNormal(train.mean(0), train.T.cov())
+    nll = -gaussian.log_prob(test).mean().item()
+    return Points(name, path.name, draw, held_out, test, gaussian=nll)
 
 
 @dataclass(frozen=True)
@@ -207,10 +211,16 @@ def evaluate_flow(flow: Flow, points: Points) -> dict[str, float | None]:
     return metrics
 
 
-def report_run(metrics: dict[str, dict], floor: float | None, seed: int) -> None:
+def report_run(metrics: dict[str, dict], points: Points, seed: int) -> None:
     """Prints the metrics of one seed, a row a model."""
-    entropy = "" if floor is None else f"; entropy of the truth, the least test NLL: {floor:.4f}"
-    print(f"seed {seed}, all in nats{entropy}")
+    if points.floor is not None:
+        beside = f"entropy of the truth, the least test NLL: {points.floor:.4f}"
+    else:
+        beside = f"test NLL of a fitted Gaussian: {points.gaussian:.4f}"
+    print(f"seed {seed}, all in nats; {beside}")
+    best = min(row["test_nll"] for row in metrics.values())
+    if points.gaussian is not None and best > points.gaussian:
+        print("warning: a Gaussian fits better than either flow: more points would help")
     for name, row in metrics.items():
         values = {"test NLL": row["test_nll"]} | {KL[key]: row[key] for key in KL if key in row}
         texts = [f"{word} {math.inf if v is None else v:.4f}" for word, v in values.items()]
@@ -254,6 +264,7 @@ def parse_args(argv=None):
     add, training = parser.add_argument, Training()
     shapes = ", ".join(SHAPES)
     add("--data", metavar="SHAPE|FILE", default="moons", help=f"{shapes}; or a .npy or .csv file")
+    add("--columns", nargs=2, metavar=("A", "B"), default=[], help="of a file with more than two")
     add("--noise", type=number(float, 0.02, 1), help="standard deviation of a shape (default 0.05)")
     add("--layers", type=number(int, 2, 1000), default=28, help="couplings per flow (%(default)s)")
     add("--hidden", type=number(int, 1, 4096), default=32, help="their networks' width (32)")
@@ -267,6 +278,8 @@ def parse_args(argv=None):
     args = parser.parse_args(argv)
     if args.noise is not None and args.data not in ("moons", "circles", "spirals"):
         parser.error(f"--noise has no meaning with --data {args.data}")
+    if args.columns and args.data in SHAPES:
+        parser.error(f"--columns has no meaning with --data {args.data}")
     return args
 
 
@@ -279,15 +292,16 @@ def main(argv=None) -> None:
         if args.data in SHAPES:
             points = make_shape(args.data, args.noise or 0.05, seed)
         else:
-            points = make_file_points(Path(args.data), seed)
+            points = make_file_points(Path(args.data), args.columns, seed)
         require_writable(args.checkpoint, args.figures, files=[args.metrics])
         sizes = (args.layers, args.hidden, args.device)
         fits = {name: fit_flow(name, points, training, *sizes, seed) for name in ARCHITECTURES}
         runs.append({name: fit.metrics for name, fit in fits.items()})
-        report_run(runs[-1], points.floor, seed)
+        report_run(runs[-1], points, seed)
         if seed == args.seed:
             save_run(fits, points, seed, args.checkpoint, args.figures)
-    metrics = {"data": points.name, "floor": points.floor, "models": runs[0], "seeds": args.seeds}
+    metrics = {"data": points.name, "floor": points.floor, "gaussian": points.gaussian}
+    metrics |= {"models": runs[0], "seeds": args.seeds}
     metrics["spread"] = summarize_runs(runs)
     if args.metrics:
         seconds = time.perf_counter() - start

@@ -1,4 +1,4 @@
-"""2-D data: distributions whose density is known exactly, and points from the user's file.
+"""2-D distributions whose density is known exactly.
 
 With an exact density, "how good is the flow" has an absolute answer. Each distribution has
 
@@ -12,13 +12,11 @@ The two moons are the limit of scikit-learn's `make_moons` for many points.
 
 import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from flowlib.files import UserError
 from flowlib.grids import Bounds, grid
 
 Curve = Callable[[Tensor], Tensor]  # t in [0, 1], (n,) -> points (n, 2)
@@ -143,37 +141,3 @@ class Checkerboard:
 
 
 SHAPES = {"moons": TwoMoons, "circles": Circles, "spirals": Spirals, "checkerboard": Checkerboard}
-
-
-def read_points(path: Path) -> np.ndarray:
-    """The points, (N, 2), in a .npy or .csv file; a header line is skipped.
-
-    Raises:
-        UserError: if the file does not hold at least 100 finite points with a density.
-    """
-    try:
-        points = _read_array(path).astype(np.float64)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise UserError(f"cannot read points from {path}: {reason}") from None
-    if points.ndim != 2 or points.shape[1] != 2:
-        raise UserError(f"{path} must hold two columns, one point a row, not {points.shape}")
-    if len(bad := np.flatnonzero(~np.isfinite(points).all(1))):
-        where = f"first in row {bad[0] + 1}"
-        raise UserError(f"{path} holds NaN or infinite values, {where}: remove them")
-    if len(points) < 100:
-        raise UserError(f"{path} holds {len(points)} points; at least 100 are needed")
-    if (points.std(0) == 0).any():
-        raise UserError(f"{path}: a column is constant, so the points have no density in the plane")
-    return points
-
-
-def _read_array(path: Path) -> np.ndarray:
-    if path.suffix == ".npy":
-        return np.load(path, allow_pickle=False)
-    if path.suffix != ".csv":
-        raise UserError(f"{path}: --data takes a .npy or .csv file")
-    with open(path, encoding="utf-8") as lines:
-        first = lines.readline().split(",")[0].strip()
-    number = first.lstrip("+-.")[:1].isdigit() or first.lower() in ("nan", "inf", "-inf")
-    return np.loadtxt(path, delimiter=",", skiprows=int(not number), ndmin=2)

@@ -11,7 +11,7 @@ MODULES = [ROOT / f"{name}.py" for name in ("flows2d", *SCRIPTS)]
 MODULES += sorted((ROOT / "flowlib").rglob("*.py"))
 IDS = [str(path.relative_to(ROOT)) for path in MODULES]
 NO_MODEL = ("density", "map_estimate", "initial_fills", "hmc")
-LAZY = {"torchvision", "sklearn", "matplotlib"}
+LAZY = {"torchvision", "sklearn", "matplotlib", "pandas"}
 
 
 def imports(tree: ast.AST) -> set[str]:
@@ -80,7 +80,7 @@ def test_functions_are_small(path):
 
 def test_the_whole_can_be_read_in_an_afternoon():
     lines = {name: len(path.read_text().splitlines()) for name, path in zip(IDS, MODULES)}
-    assert sum(lines.values()) <= 3900
+    assert sum(lines.values()) <= 4150
     assert lines["flows2d.py"] <= 320
     assert max(lines.values()) <= 320, max(lines, key=lines.get)
     assert max(len(line) for path in MODULES for line in path.read_text().splitlines()) <= 100

@@ -1,12 +1,11 @@
 import math
 
-import numpy as np
 import pytest
 import torch
 from sklearn.datasets import make_moons
 
 from flowlib.grids import grid
-from flowlib.toy2d import SHAPES, Checkerboard, TwoMoons, read_points
+from flowlib.toy2d import SHAPES, Checkerboard, TwoMoons
 
 
 @pytest.mark.parametrize(("noise", "entropy"), [(0.05, 0.2892), (0.08, 0.7754), (0.1, 1.0076)])
@@ -65,10 +64,3 @@ def test_log_prob_is_finite_far_away():
 def test_bad_noise_is_named(noise):
     with pytest.raises(ValueError, match="noise"):
         TwoMoons(noise)
-
-
-@pytest.mark.parametrize("header", ["", "a,b"])
-def test_points_come_from_a_csv_file_with_or_without_a_header(header, tmp_path):
-    points = np.random.default_rng(0).normal(size=(120, 2))
-    np.savetxt(tmp_path / "mine.csv", points, delimiter=",", header=header, comments="")
-    np.testing.assert_allclose(read_points(tmp_path / "mine.csv"), points)

@@ -77,6 +77,7 @@ def test_it_fits_the_users_own_points(tmp_path):
     expected = {f"points_moons_{name}" for name in names} | {"points_moons.gif"}
     assert files_in(tmp_path / "out") == expected
     assert metrics["floor"] is None
+    assert metrics["gaussian"] == pytest.approx(np.log(20 * 0.1) + 1 + np.log(2 * np.pi), abs=0.6)
     assert "kl_truth_flow" not in metrics["models"]["realnvp"]
     # It standardizes inside: even untrained, the flow speaks the data's own coordinates.
     samples = load_model(tmp_path / "out" / "points_moons_realnvp.pt", Flow).sample(500)
@@ -152,9 +153,6 @@ def test_parameters_as_one_vector_train_as_they_do_one_by_one(tmp_path):
         assert torch.equal(kept.log_prob(x), apart.log_prob(x))
 
 
-# ---------------------------------------------------------------- bad input
-
-
 def test_offsets_and_scales_of_the_users_points_cost_no_digits_and_no_paper(tmp_path):
     """Seconds since 1970 against euros: float32 would leave a handful of distinct values."""
     points, scale = np.random.default_rng(0).normal(size=(2000, 2)), np.array([1, 3e4])
@@ -173,14 +171,17 @@ def test_offsets_and_scales_of_the_users_points_cost_no_digits_and_no_paper(tmp_
     assert picture.height < 1.2 * picture.width
 
 
+# ---------------------------------------------------------------- bad input
+
+
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
         ("absent.npy", None, "No such file"),
-        ("points.txt", "1,2\n", ".npy or .csv"),
-        ("nan.csv", "1,2\n" * 150 + "3,nan\n", "first in row 151"),
-        ("three.csv", "1,2,3\n" * 150, "two columns"),
-        ("words.csv", "a,b\nc,d\n", "cannot read points"),
+        ("points.doc", "1,2\n", ".npy or .csv"),
+        ("nan.csv", "1,2\n" * 150 + "3,nan\n", "first in row 151 of the data"),
+        ("three.csv", "1,2,3\n" * 150, "--columns A B chooses two"),
+        ("words.csv", "a,b\nc,d\n", "in row 1 of the data"),
         ("few.csv", "1,2\n3,4\n", "at least 100"),
         ("constant.csv", "1,2\n1,3\n" * 60, "constant"),
         ("broken.npy", "not a numpy file", "cannot read points"),

@@ -53,6 +53,9 @@ def plot_losses(histories: dict[str, list], points) -> Figure:
         panels[0].axhline(points.floor, color="black", linestyle="--", linewidth=1, label=label)
         panels[1].set(xlabel="epoch", ylabel="NLL - NLL of the truth (nats per point)")
         panels[1].set_title("KL(truth || flow), estimated on held-out points")
+    else:
+        options = dict(color="black", linestyle="--", linewidth=1, label="a fitted Gaussian, test")
+        panels[0].axhline(points.gaussian, **options)
     for panel in panels:
         panel.grid(alpha=0.3)
     panels[0].legend(fontsize=9)
