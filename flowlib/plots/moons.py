@@ -54,8 +54,9 @@ def plot_losses(histories: dict[str, list], points) -> Figure:
         panels[1].set(xlabel="epoch", ylabel="NLL - NLL of the truth (nats per point)")
         panels[1].set_title("KL(truth || flow), estimated on held-out points")
     else:
-        options = dict(color="black", linestyle="--", linewidth=1, label="a fitted Gaussian, test")
-        panels[0].axhline(points.gaussian, **options)
+        nll = -points.gaussian.log_prob(points.held_out).mean().item()
+        options = dict(color="black", linestyle="--", linewidth=1)
+        panels[0].axhline(nll, label="a fitted Gaussian, held-out", **options)
     for panel in panels:
         panel.grid(alpha=0.3)
     panels[0].legend(fontsize=9)
@@ -78,7 +79,7 @@ def plot_densities(flows: dict[str, Flow], points, metrics: dict[str, dict], see
         top = float((density if truth is None else truth).max())
         levels = np.linspace(0.03, 1.15, 15) * top
         filled = left.contourf(x, y, density, levels=levels, cmap="viridis", extend="max")
-        figure.colorbar(filled, ax=left, label="density", format="%.2f")
+        figure.colorbar(filled, ax=left, label="density", format="%.2f" if top > 0.1 else "%.1e")
         samples = flow.sample(4000, rng(seed, "density figure")).cpu().numpy()
         right.scatter(*samples.T, s=2, alpha=0.5, color=COLORS[name], linewidths=0)
         for panel, color in ((left, "#D55E00"), (right, "black")):
