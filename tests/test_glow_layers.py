@@ -90,6 +90,22 @@ def test_actnorm_takes_its_statistics_from_data_only_while_it_initializes():
 # ---------------------------------------------------------------- dequantizer
 
 
+@pytest.mark.parametrize("channels", [4, 8])
+def test_a_blocks_convolution_starts_as_a_permutation_that_renews_half_of_the_kept(channels):
+    orders, kept = set(), channels // 2
+    for _ in range(40):
+        convolution = Block(channels, 8, 1, 4).flows[1]
+        x = torch.randn(2, channels, 3, 3)
+        y, log_det = convolution.inverse(x)
+        equal = (y[:, :, None] == x[:, None]).all(-1).all(-1).all(0)  # (channels, channels)
+        assert (equal.sum(0) == 1).all()
+        assert (equal.sum(1) == 1).all()
+        assert equal[:kept, :kept].sum() <= kept / 2
+        assert log_det == 0
+        orders.add(tuple(equal.int().argmax(1).tolist()))
+    assert len(orders) > 5
+
+
 def test_an_untrained_dequantizer_is_the_closed_form_logit_normal():
     images = torch.randint(0, 256, (6, 1, 8, 8))
     noise = torch.randn(images.shape, dtype=torch.float64)

@@ -177,8 +177,28 @@ class Block(nf.flows.GlowBlock):
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*torch.lu is deprecated")
             convolution = nf.flows.Invertible1x1Conv(channels, use_lu=True)
+        start_as_permutation(convolution, coupling.kept)
         # in the order of sampling, which GlowBlock's forward and inverse expect
         self.flows = nn.ModuleList([coupling, convolution, ActNorm((channels, 1, 1))])
+
+
+def start_as_permutation(convolution: nf.flows.Invertible1x1Conv, kept: int) -> None:
+    """Makes a 1x1 convolution a random permutation, from where it is learned.
+
+    Its usual start, a random rotation, mixes pixels before any coupling has seen them one by one.
+    But a pixel is black, or saturated, or in between, and a spline flattens that better than it
+    flattens a sum of several. At most half of the `kept` channels were kept by the coupling before,
+    so that each channel is soon transformed.
+    """
+    channels = convolution.num_channels
+    order = torch.arange(channels)
+    while (order[:kept] < kept).sum() > kept / 2:
+        order = torch.randperm(channels)
+    # The convolution's matrix is P (L + I) (U + diag(sign_S exp log_S)), L and U triangular.
+    convolution.P.copy_(torch.eye(channels)[order])
+    convolution.sign_S.fill_(1)
+    for parameter in (convolution.L, convolution.U, convolution.log_S):
+        nn.init.zeros_(parameter)
 
 
 class SplitPrior(nf.flows.Flow):
