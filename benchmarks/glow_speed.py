@@ -30,6 +30,7 @@ from benchmarks.stock_glow import StockGlow
 from flowlib.cli import Parser, device, number, one_line_errors
 from flowlib.files import ROOT, write_json
 from flowlib.images.glow import Glow, precision_for
+from flowlib.muon import muon_and_adam
 
 SHAPE, LEVELS = (1, 28, 28), 256
 MODELS = {
@@ -65,14 +66,17 @@ def make_tasks(
     """What is timed, each on `batch` images."""
     images = make_images(batch).to(where)
     v = (images + 0.5) / LEVELS
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=True)
+    optimizers = muon_and_adam(model, lr=1e-3)
+    if isinstance(model, StockGlow):
+        optimizers = [torch.optim.Adam(model.parameters(), lr=1e-4, fused=True)]
 
     def train() -> float:
         loss = model(images, torch.randn(images.shape, device=where)).mean()
-        optimizer.zero_grad()
+        model.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         return loss.item()
 
     def score() -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from flowlib.files import UserError, read_checkpoint, write_atomically
 from flowlib.rng import rng
@@ -23,22 +24,28 @@ PROGRESS = ("step", "skipped", "seconds", "curve")
 
 
 class TrainingState:
-    """A model in training, its averaged copy, its optimizer, and how far it has come.
+    """A model in training, its averaged copy, its optimizers, and how far it has come.
 
-    `lr` is the peak learning rate of Adam, `average` the decay per step of the moving average of
-    the weights: 0.999 remembers some 1,000 steps.
+    The optimizers come with their peak learning rates. `average` is the decay per step of the
+    moving average of the weights: 0.999 remembers some 1,000 steps.
     """
 
-    def __init__(self, model: nn.Module, lr: float, average: float = 0.999):
-        self.model, self.lr, self.average = model, lr, average
+    def __init__(self, model: nn.Module, optimizers: list[Optimizer], average: float = 0.999):
+        self.model, self.optimizers, self.average = model, optimizers, average
+        self.peaks = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
         self.averaged = copy.deepcopy(model).requires_grad_(False).eval()
-        self.optimizer = torch.optim.Adam(model.parameters(), lr=lr, fused=True)
         self.step, self.skipped, self.seconds = 0, 0, 0.0
         self.curve: list[dict] = []
 
     @torch.no_grad()
-    def update_average(self) -> None:
-        """Moves the averaged weights towards the present ones, faster in the first steps."""
+    def update(self, share: float) -> None:
+        """Moves the weights, by this share of the peak learning rates, and the averaged weights.
+
+        The average follows faster in the first steps.
+        """
+        for optimizer, peak in zip(self.optimizers, self.peaks):
+            optimizer.param_groups[0]["lr"] = share * peak
+            optimizer.step()
         decay = min(self.average, (1 + self.step) / (10 + self.step))
         averaged, present = self.averaged.parameters(), self.model.parameters()
         torch._foreach_lerp_(list(averaged), list(present), 1 - decay)
@@ -47,13 +54,15 @@ class TrainingState:
         return {
             "model": self.model.state_dict(),
             "averaged": self.averaged.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "progress": {name: getattr(self, name) for name in PROGRESS},
         }
 
     def load_state_dict(self, state: dict) -> None:
-        for name in ("model", "averaged", "optimizer"):
+        for name in ("model", "averaged"):
             getattr(self, name).load_state_dict(state[name])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
         for name in PROGRESS:
             setattr(self, name, state["progress"][name])
 

@@ -15,6 +15,7 @@ sys.path.insert(0, sys.argv[1])
 from flowlib.distributed import processes
 from flowlib.images.datasets import load_images
 from flowlib.images.glow import Glow
+from flowlib.muon import muon_and_adam
 from flowlib.rng import rng
 from flowlib.training import TrainingState
 from train_glow_mnist import Settings, train_glow
@@ -27,7 +28,8 @@ with processes(torch.device("cpu")) as group:
     glow.initialize(images.train[:128], rng(0, "initialize"))
     gradients, losses = [], []
     settings = Settings(steps=3, batch=16)
-    for record in train_glow(TrainingState(glow, lr=1e-3), images.train, settings, group):
+    state = TrainingState(glow, muon_and_adam(glow, lr=1e-2))
+    for record in train_glow(state, images.train, settings, group):
         gradients.append(torch.cat([value.grad.flatten() for value in glow.parameters()]))
         losses.append(record["loss"])
     found = {

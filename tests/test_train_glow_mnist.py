@@ -11,9 +11,11 @@ import torch
 from torchvision.datasets import MNIST
 
 import train_glow_mnist
+from flowlib import training
 from flowlib.files import ROOT, UserError, save_model
 from flowlib.images.classifier import Classifier
 from flowlib.images.glow import Glow, load_glow
+from flowlib.muon import muon_and_adam
 from flowlib.rng import rng
 from flowlib.training import TrainingState
 from train_glow_mnist import Settings, measure_bits, train_glow
@@ -76,7 +78,7 @@ def small_glow(digits):
 
 def test_training_lowers_the_bits_of_the_weights_and_of_their_average(digits, small_glow):
     before, _ = measure_bits(small_glow, digits.held_out)
-    state = TrainingState(small_glow, lr=5e-3)
+    state = TrainingState(small_glow, muon_and_adam(small_glow, 0.02))
     records = list(train_glow(state, digits.train, Settings(steps=60, batch=32)))
     assert [record["step"] for record in records] == list(range(1, 61))
     assert records[-1]["skipped"] == 0
@@ -90,7 +92,7 @@ def test_steps_that_are_not_finite_change_nothing_are_counted_and_stop_in_the_en
     before = {name: value.clone() for name, value in small_glow.state_dict().items()}
     real = small_glow.forward
     monkeypatch.setattr(small_glow, "forward", lambda *given: real(*given) * float("nan"))
-    state = TrainingState(small_glow, lr=5e-3)
+    state = TrainingState(small_glow, muon_and_adam(small_glow, 0.02))
     steps = train_glow(state, digits.train, Settings(steps=60, batch=8))
     assert [next(steps)["skipped"] for _ in range(19)] == list(range(1, 20))
     assert equal(before, small_glow.state_dict())
@@ -153,6 +155,22 @@ def test_max_minutes_end_a_run_with_its_schedule_intact(tmp_path, capsys):
     assert equal(weights(tmp_path / "whole.pt"), weights(tmp_path / "glow.pt"))
 
 
+def test_a_resume_file_that_cannot_be_written_does_not_end_the_run(tmp_path, monkeypatch, capsys):
+    real, calls = training.save_resume, []
+
+    def full_disk(*args):
+        calls.append(args)
+        if len(calls) < 3:
+            raise UserError("cannot write it: no space left")
+        real(*args)
+
+    monkeypatch.setattr(training, "save_resume", full_disk)
+    files = ["--figures", tmp_path, "--checkpoint", tmp_path / "glow.pt"]
+    run(*QUICK, "--save-minutes", 0, *files)
+    assert capsys.readouterr().out.count("warning: cannot write it: no space left") == 2
+    assert load_glow(tmp_path / "glow.pt").metrics["steps"] == 3
+
+
 def test_resuming_with_other_settings_or_from_a_damaged_file_is_one_line(tmp_path, one_line_error):
     argv = [*QUICK, "--figures", tmp_path, "--checkpoint", tmp_path / "glow.pt"]
     run(*argv, "--max-minutes", 0)
@@ -180,6 +198,8 @@ def test_the_training_command_runs_in_two_processes(tmp_path):
     [
         ([*QUICK, "--steps", -5], "--steps"),
         ([*QUICK, "--lr", 0], "--lr"),
+        ([*QUICK, "--lr", "inf"], "--lr"),
+        ([*QUICK, "--hidden", 10**9], "--hidden"),
         (["--dataset", "cifar"], "--dataset"),
         (["--device", "tpu"], "--device"),
         ([*QUICK, "--precision", "fp8"], "--precision"),

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from flowlib.files import UserError
+from flowlib.muon import muon_and_adam
 from flowlib.training import (
     TrainingState,
     batches,
@@ -31,30 +32,43 @@ def test_an_epoch_sees_every_example_once_and_a_resumed_run_the_same_ones():
 
 def trained(steps: int) -> TrainingState:
     torch.manual_seed(0)
-    state = TrainingState(nn.Linear(2, 2), lr=0.1)
+    state = new_state()
     advance(state, steps)
     return state
 
 
+def new_state(size: int = 2) -> TrainingState:
+    """A convolution's kernel under Muon, its bias under Adam."""
+    model = nn.Conv2d(size, size, 1)
+    return TrainingState(model, muon_and_adam(model, lr=0.1))
+
+
 def advance(state: TrainingState, steps: int) -> None:
     for _ in range(steps):
-        state.optimizer.zero_grad()
-        state.model(torch.ones(1, 2)).square().sum().backward()
-        state.optimizer.step()
+        state.model.zero_grad()
+        state.model(torch.ones(1, 2, 1, 1)).square().sum().backward()
         state.step += 1
-        state.update_average()
+        state.update(share=0.5)
 
 
 def test_the_average_follows_the_weights_slowly():
-    state = trained(0)
-    state.average = 0.5
-    state.step = 1000
+    state = trained(1)
+    state.average, state.step = 0.5, 1000
     start = state.averaged.weight.clone()
-    state.model.weight.data += 1
-    state.update_average()
-    torch.testing.assert_close(state.averaged.weight, start + 0.5)
-    state.update_average()
-    torch.testing.assert_close(state.averaged.weight, start + 0.75)
+    state.model.weight.data = start + 1
+    for expected in (0.5, 0.75):
+        state.update(share=0)
+        torch.testing.assert_close(state.averaged.weight, start + expected)
+
+
+def test_an_update_takes_its_share_of_each_optimizers_own_peak():
+    state = trained(0)
+    kernel, bias = state.model.weight.clone(), state.model.bias.clone()
+    state.model.weight.grad, state.model.bias.grad = torch.eye(2)[..., None, None], torch.ones(2)
+    state.update(share=0.5)  # of 0.1 for Muon, whose step is near the identity, and of 0.02
+    moved = (kernel - state.model.weight).flatten(1)
+    assert (torch.linalg.svdvals(moved) / 0.05 - 1).abs().max() < 0.3
+    torch.testing.assert_close(bias - state.model.bias, torch.full((2,), 0.01))
 
 
 def test_a_resumed_state_goes_on_as_if_nothing_had_happened(tmp_path):
@@ -62,7 +76,7 @@ def test_a_resumed_state_goes_on_as_if_nothing_had_happened(tmp_path):
     interrupted.curve, interrupted.seconds = [{"step": 4}], 1.5
     save_resume(interrupted, tmp_path / "resume.pt", {"lr": 0.1})
     torch.manual_seed(99)
-    resumed = TrainingState(nn.Linear(2, 2), lr=0.1)
+    resumed = new_state()
     assert load_resume(resumed, tmp_path / "resume.pt", {"lr": 0.1})
     assert (resumed.step, resumed.curve, resumed.seconds) == (4, [{"step": 4}], 1.5)
     advance(resumed, 5)
@@ -78,7 +92,7 @@ def test_resume_files_that_cannot_be_used(tmp_path):
     with pytest.raises(UserError, match="lr 0.1, not 0.2"):
         load_resume(state, path, {"lr": 0.2, "seed": 0})
     with pytest.raises(UserError, match="damaged"):
-        load_resume(TrainingState(nn.Linear(3, 3), lr=0.1), path, {"lr": 0.1, "seed": 0})
+        load_resume(new_state(size=3), path, {"lr": 0.1, "seed": 0})
 
 
 def test_a_crash_while_writing_leaves_the_last_resume_file(tmp_path, monkeypatch):

@@ -1,0 +1,66 @@
+"""Muon, an optimizer for matrices, with Adam for everything that is no matrix.
+
+A gradient is mostly a few directions with large singular values. Muon replaces them all by 1, so
+that the rare directions of a layer are learned as fast as the common ones.
+
+Sources: Jordan et al. (2024), https://kellerjordan.github.io/posts/muon/; Liu et al. (2025),
+arXiv:2502.16982. torch.optim.Muon takes one matrix at a time, and no kernels of convolutions.
+"""
+
+import torch
+from torch import Tensor, nn
+
+
+def orthogonalize(matrices: Tensor) -> Tensor:
+    """Matrices (B, n, m) with the same singular vectors and singular values near 1 (0.7 to 1.2).
+
+    Five Newton-Schulz steps: the singular values s of X go to 3.4445 s - 4.7750 s³ + 2.0315 s⁵,
+    which lifts small ones fast. A singular value below some 1e-3 of the largest stays smaller.
+    """
+    wide = matrices.shape[1] <= matrices.shape[2]
+    x = matrices if wide else matrices.mT  # so that X Xᵀ is the smaller of the two products
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)  # now all singular values are at most 1
+    for _ in range(5):
+        gram = x @ x.mT
+        x = 3.4445 * x + (2.0315 * gram @ gram - 4.7750 * gram) @ x
+    return x if wide else x.mT
+
+
+class Muon(torch.optim.Optimizer):
+    """Moves each parameter (out, ...), read as a matrix of `out` rows, by an orthogonal matrix.
+
+    The step is lr · √max(1, rows / columns) · orthogonalize(momentum), with Nesterov's momentum.
+    Parameters of one shape are orthogonalized together.
+    """
+
+    def __init__(self, parameters, lr: float, momentum: float = 0.95):
+        super().__init__(parameters, {"lr": lr, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for group in self.param_groups:
+            by_shape: dict[torch.Size, list[nn.Parameter]] = {}
+            for parameter in group["params"]:
+                by_shape.setdefault(parameter.shape, []).append(parameter)
+            for parameters in by_shape.values():
+                self._move(parameters, group["lr"], group["momentum"])
+
+    def _move(self, parameters: list[nn.Parameter], lr: float, momentum: float) -> None:
+        ahead = []
+        for parameter in parameters:
+            mean = self.state[parameter].setdefault("momentum", torch.zeros_like(parameter))
+            mean.lerp_(parameter.grad, 1 - momentum)
+            ahead.append(parameter.grad.lerp(mean, momentum).flatten(1))
+        steps = orthogonalize(torch.stack(ahead))  # (parameters, rows, columns)
+        lr *= max(1, steps.shape[1] / steps.shape[2]) ** 0.5
+        for parameter, step in zip(parameters, steps):
+            parameter.sub_(step.view_as(parameter), alpha=lr)
+
+
+def muon_and_adam(model: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
+    """Muon at `lr` for the kernels that mix channels, Adam at lr / 5 for all other parameters."""
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d)]
+    kernels = [layer.weight for layer in layers if layer.groups == 1]
+    chosen = set(kernels)
+    others = [parameter for parameter in model.parameters() if parameter not in chosen]
+    return [Muon(kernels, lr), torch.optim.Adam(others, lr / 5, fused=True)]
