@@ -1,6 +1,7 @@
 """Files, each written whole or not at all: models, metrics, figures; and on what a run was made."""
 
 import contextlib
+import errno
 import json
 import os
 import platform
@@ -45,14 +46,15 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 def require_writable(*folders: Path, files: Sequence[Path | None] = ()) -> None:
     """Makes the folders, those of the files too; UserError if one of them cannot be written to."""
     files = [file for file in files if file]
-    for folder in [*folders, *(file.parent for file in files)]:
+    for place in (*folders, *files):
+        folder = place.parent if place in files else place
         try:
             folder.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=folder).close()
+            if place in files and place.is_dir():
+                raise IsADirectoryError(errno.EISDIR, "it is a folder, and a file is needed")
         except OSError as error:
-            raise UserError(f"cannot write to {folder}: {error.strerror or error}") from None
-    if folders := [file for file in files if file.is_dir()]:
-        raise UserError(f"cannot write {folders[0]}: it is a folder, and a file is needed")
+            raise UserError(f"cannot write to {place}: {error.strerror or error}") from None
 
 
 def save_model(model: nn.Module, path: Path, *, step=0, seed=None, metrics=None) -> None:

@@ -100,6 +100,8 @@ def test_writability_is_tried_before_the_work_begins(tmp_path):
     assert (tmp_path / "metrics").is_dir()
     with pytest.raises(UserError, match="it is a folder"):
         require_writable(files=[tmp_path / "new"])
+    with pytest.raises(UserError, match="cannot write to .*: File name too long"):
+        require_writable(files=[tmp_path / ("n" * 300)])
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match="cannot write to"):
         require_writable(files=[tmp_path / "file" / "m.json"])
