@@ -43,7 +43,7 @@ from flowlib.images.glow import PRECISIONS, Glow, default_checkpoint, load_glow,
 from flowlib.inpainting.fill import Fill, Problem
 from flowlib.inpainting.inpainter import STARTS, FillSettings, Inpainter
 from flowlib.inpainting.masks import describe_mask, draw_masks
-from flowlib.inpainting.scores import CONVERGED, COVERAGES
+from flowlib.inpainting.scores import COVERAGES
 from flowlib.rng import rng
 
 SAMPLES = 2000  # of the flow, to serve as reference images where there are no training images
@@ -166,10 +166,10 @@ def print_table(metrics: dict) -> None:
 
 def print_chains(fill: Fill) -> None:
     """Prints how the chains fared."""
-    print(f"  accepted moves {fill.acceptance.mean():.0%}, median R-hat {fill.r_hat.median():.0f}")
-    if apart := int((fill.r_hat > CONVERGED).sum()):
-        which = "all images" if apart == len(fill) else f"{apart} of {len(fill)} images"
-        print(f"  the chains of {which} ended in different fills: how likely each is, is unknown")
+    far = f"travelled {fill.travelled.median():.2f}, 1 would be as far as two fills are apart"
+    print(f"  accepted moves {fill.acceptance.mean():.0%}; {far}")
+    print("  Each fill is near the similar image that it came from. How it looks is the flow's,")
+    print("  how many of the fills are a 4, say, is the similar images'.")
 
 
 def report_pictures(problems: dict[str, Problem], fills: dict[str, Fill], args) -> dict:
@@ -189,7 +189,7 @@ def report_pictures(problems: dict[str, Problem], fills: dict[str, Fill], args) 
         width = (high - low)[i][problem.mask[i]].mean().item()
         rows[name] = {"notes": problem.notes[i], "missing_pixels": int(problem.mask[i].sum())}
         rows[name] |= fill.numbers(i) | {"mean_uncertainty": width}
-        print(f"{name}: digits among the samples {fill.describe_digits(i, 0.05)}")
+        print(f"{name}: digits among the samples {fill.describe_digits(i, halves=True)}")
     print_chains(fill)
     files.write_json(args.output / "results.json", rows)
     print(f"wrote {args.output / 'results.json'}")
@@ -232,7 +232,8 @@ def main(argv=None) -> None:
             problems = read_pictures(args, inpainter.glow)
         else:
             problems = make_problems(args, inpainter, images)
-        files.require_writable(args.output if args.image else args.figures)
+        folder = args.output if args.image else args.figures
+        files.require_writable(folder, files=[args.metrics])
         fills = {kind: fill_holes(inpainter, problems[kind], kind, group) for kind in problems}
     if group.first:
         report = report_pictures if args.image else report_tests

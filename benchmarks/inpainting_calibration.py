@@ -41,7 +41,7 @@ CHUNK = 16  # holes
 def measure_ranks(inpainter: Inpainter, kind: str, count: int, seed: int) -> dict[str, Tensor]:
     """The truth's ranks in (0, 1): of missing pixels (N,), of the holes' ink and log p (count,).
 
-    Also `acceptance` and `r_hat` of the chains, (count,) each.
+    Also `acceptance` and `travelled` of the chains, (count,) each.
     """
     glow = inpainter.glow
     truth = glow.sample(count, rng(seed, "calibration truth"))
@@ -62,7 +62,7 @@ def measure_ranks(inpainter: Inpainter, kind: str, count: int, seed: int) -> dic
             "ink": ranks(ink[0], ink[1][:, 0], ties),
             "log_p": ranks(found["log_prob"], log_p, ties),
             "acceptance": found["acceptance"],
-            "r_hat": found["r_hat"],
+            "travelled": found["travelled"],
         }
         parts.append(part)
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
@@ -81,7 +81,7 @@ def make_row(kind: str, found: dict[str, Tensor]) -> dict:
         }
     row |= {
         "acceptance": found["acceptance"].mean().item(),
-        "r_hat": found["r_hat"].median().item(),
+        "travelled": found["travelled"].median().item(),
     }
     return row
 

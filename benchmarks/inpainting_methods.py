@@ -37,7 +37,7 @@ class Methods:
         self.inpainter = Inpainter(glow, images.train, settings=FillSettings(map_steps=map_steps))
         self.grey = images.train.float() / 255
         self.pixel_mean = self.grey.mean(0)
-        self.mixture, self.unet = fitted(images)
+        self.mixture, self.unet = fitted_mixture(images), fitted_unet(images)
         self.classifier = load_classifier(default_classifier(images.name))
 
     def simple(self, masked: Tensor, mask: Tensor, kind: str) -> dict[str, tuple]:
@@ -98,16 +98,20 @@ def timed(call: Callable) -> tuple:
     return result, time.process_time() - start
 
 
-def fitted(images: Images) -> tuple[Mixture, UNet]:
-    """The methods that need fitting, from the folder of runs if that was done before."""
+def fitted_mixture(images: Images) -> Mixture:
+    """The Gaussian mixture, from the folder of runs if it was fitted before."""
     file = FOLDER / "mixture.pt"
     if not file.is_file():
         fresh = Mixture.fit(images.train[:20_000].float() / 255)
         write_atomically(file, lambda temporary: torch.save(vars(fresh), temporary))
-    mixture, unet = Mixture(**torch.load(file, weights_only=True)), UNet().eval()
-    file = FOLDER / "unet.pt"
+    return Mixture(**torch.load(file, weights_only=True))
+
+
+def fitted_unet(images: Images) -> UNet:
+    """The supervised U-Net, likewise."""
+    file, unet = FOLDER / "unet.pt", UNet().eval()
     if not file.is_file():
         weights = train_unet(images.train.float() / 255, MASKS).state_dict()
         write_atomically(file, lambda temporary: torch.save(weights, temporary))
     unet.load_state_dict(torch.load(file, weights_only=True))
-    return mixture, unet
+    return unet

@@ -29,14 +29,21 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the modules lie one folder up
 from benchmarks.about import provenance
-from benchmarks.inpainting_methods import FOLDER, MASKS, Methods, cut_holes, fitted
+from benchmarks.inpainting_methods import (
+    FOLDER,
+    MASKS,
+    Methods,
+    cut_holes,
+    fitted_mixture,
+    fitted_unet,
+)
 from flowlib.cli import Parser, number, one_line_errors
 from flowlib.distributed import processes
 from flowlib.files import ROOT, write_atomically, write_json
 from flowlib.images.datasets import Images, load_images
 from flowlib.images.glow import default_checkpoint, load_glow, precision_for
 from flowlib.inpainting.fill import Problem
-from flowlib.inpainting.scores import CONVERGED, COVERAGES, crps, hole_mse, inside, psnr, ranks
+from flowlib.inpainting.scores import COVERAGES, crps, hole_mse, inside, psnr, ranks
 from flowlib.rng import rng
 
 CHUNK = 16  # images
@@ -105,7 +112,7 @@ def measure(kind: str, first: int, images: Images, methods: Methods, ascents: bo
         elif samples:
             table[name] |= coverage(ranks(samples[0], truth.grey, rng(0, "ties", first)), mask)
         table[name]["seconds"] = torch.full((len(fill),), seconds / len(fill))
-    chains = {name: sampled[name] for name in ("acceptance", "r_hat")}
+    chains = {name: sampled[name] for name in ("acceptance", "travelled")}
     return {"methods": table, "sampler": chains, "ranks": rank[mask]}
 
 
@@ -147,11 +154,10 @@ def sampler_row(name: str, chunks: list[dict]) -> dict:
         key: torch.cat([chunk["sampler"][key] for chunk in chunks]).float()
         for key in chunks[0]["sampler"]
     }
-    row = {"what": name, "n": len(values["r_hat"])}
+    row = {"what": name, "n": len(values["travelled"])}
     row |= {f"coverage_{100 * c:.0f}": inside(rank, c).float().mean().item() for c in COVERAGES}
-    row |= {"acceptance": values["acceptance"].mean().item()}
-    row |= {"r_hat_median": values["r_hat"].median().item()}
-    return row | {"converged": (values["r_hat"] < CONVERGED).float().mean().item()}
+    row["acceptance"] = values["acceptance"].mean().item()
+    return row | {"travelled": values["travelled"].median().item()}
 
 
 # ---------------------------------------------------------------- command line
@@ -184,7 +190,8 @@ def main(argv=None) -> None:
         glow = load_glow(default_checkpoint("mnist"))
         glow.set_precision(precision_for("auto", group.device))
         if group.first:
-            fitted(images)
+            fitted_mixture(images)
+            fitted_unet(images)
         if group.count > 1:
             dist.barrier()
         methods = Methods(images, glow, args.map_steps)

@@ -26,14 +26,14 @@ def fill(truth):
         white=torch.full((3,), 16.0),
         map=levels,
         map_log_prob=truth.log_prob + torch.tensor([1.0, -1.0, 1.0]),
-        map_start=["black", "mean", "black"],
+        map_start=["black", "noise", "black"],
         map_atypical=torch.tensor([True, False, False]),
         samples=samples,
         samples_v=v,
         log_prob=torch.rand(3, 5),
         acceptance=torch.full((3,), 0.5),
-        r_hat=torch.tensor([1.0, 2.0, 30.0]),
-        digits=torch.eye(10)[[3, 1, 4]],
+        travelled=torch.tensor([0.1, 0.2, 3.0]),
+        digits=torch.tensor([[4, 9, 4, 4, 1], [7, 7, 7, 7, 7], [2, 1, 1, 2, 2]]),
     )
 
 
@@ -53,12 +53,12 @@ def test_the_metrics_are_those_of_the_scores(fill, truth):
     assert metrics["map"]["hole_mse"] == pytest.approx(0, abs=1e-12)
     assert metrics["map"]["likelier_than_truth"] == pytest.approx(2 / 3)
     assert metrics["map"]["atypical"] == pytest.approx(1 / 3)
-    assert metrics["map"]["won_by"] == {"black": 2, "mean": 1}
+    assert metrics["map"]["won_by"] == {"black": 2, "noise": 1}
     psnr = hole_psnr(fill.mean(), truth.grey, fill.mask)
     assert metrics["mean"]["hole_psnr"] == pytest.approx(psnr)
     score = crps(fill.samples / 16, truth.grey, fill.mask).mean().item()
     assert metrics["crps"] == pytest.approx(score)
-    assert metrics["r_hat"] == 2
+    assert metrics["travelled"] == pytest.approx(0.2)
     assert metrics["map"]["ink_ratio"] == pytest.approx(1)
     assert fill.numbers(0)["map_atypical"] is True
     assert len(fill.numbers(1)["log_prob"]) == 5
@@ -81,8 +81,8 @@ def test_a_batch_can_be_taken_apart_and_put_together(fill, truth):
 
 
 def test_the_digits_are_said_in_words(fill):
-    fill.digits = torch.tensor([[0.3, 0.62, 0.08], [1, 0, 0], [0.4, 0.3, 0.3]])
-    assert fill.describe_digits(0) == "1: 62%  0: 30%"
-    assert fill.describe_digits(1) == "0: 100%"
+    assert fill.describe_digits(0) == "3 of 5: 4, 1: 1"
+    assert fill.describe_digits(1) == "5 of 5: 7"
+    assert fill.describe_digits(2, halves=True) == "3 (1 + 2) of 5: 2, 2 (1 + 1): 1"
     fill.digits = None
     assert fill.describe_digits(0) == ""

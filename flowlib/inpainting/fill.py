@@ -93,8 +93,8 @@ class Fill(Batch):
     samples_v: Tensor  # (B, S, 1, H, W) in (0, 1), before quantization
     log_prob: Tensor  # (B, S)
     acceptance: Tensor  # (B,) of the chains' moves
-    r_hat: Tensor  # (B,)
-    digits: Tensor | None = None  # (B, classes): the samples' mean class probabilities
+    travelled: Tensor  # (B,) how far the chains have come, see `scores.travelled`
+    digits: Tensor | None = None  # int64 (B, S): which class each sample is, for the classifier
 
     def grey(self, images: Tensor) -> Tensor:
         """Grey levels (B, ...) as grey values in [0, 1]."""
@@ -116,16 +116,26 @@ class Fill(Batch):
         low, high = self.grey(self.samples).quantile(edges, dim=1)
         return low, high
 
-    def describe_digits(self, i: int, least: float = 0.15) -> str:
-        """The digits that image i's samples are, the most frequent first: "4: 62%  9: 31%"."""
+    def describe_digits(self, i: int, halves: bool = False) -> str:
+        """What image i's samples are, the most frequent first: "8 of 12: 4, 3: 9".
+
+        `halves` adds the counts in either half of the samples: "8 (5 + 3) of 12: 4". Where the
+        halves differ, the count itself is uncertain.
+        """
         if self.digits is None:
             return ""
-        pairs = zip(*(part.tolist() for part in self.digits[i].sort(descending=True)))
-        return "  ".join(f"{digit}: {chance:.0%}" for chance, digit in pairs if chance >= least)
+        middle, parts = self.digits.shape[1] // 2, []
+        classes, counts = self.digits[i].unique(return_counts=True)
+        for k in counts.argsort(descending=True, stable=True).tolist():
+            first = int((self.digits[i, :middle] == classes[k]).sum())
+            both = f" ({first} + {counts[k] - first})" if halves else ""
+            of = "" if parts else f" of {self.digits.shape[1]}"
+            parts.append(f"{counts[k]}{both}{of}: {classes[k]}")
+        return ", ".join(parts if halves else parts[:2])
 
     def numbers(self, i: int) -> dict:
         """Image i's log-densities, digits and diagnostics, as plain numbers."""
-        names = ("map_log_prob", "map_atypical", "log_prob", "acceptance", "r_hat", "digits")
+        names = ("map_log_prob", "map_atypical", "log_prob", "acceptance", "travelled", "digits")
         values = {name: getattr(self, name) for name in names}
         numbers = {name: value[i].tolist() for name, value in values.items() if value is not None}
         return {"map_start": self.map_start[i]} | numbers
@@ -150,7 +160,7 @@ class Fill(Batch):
             "crps": scores.crps(grey, truth.grey, self.mask).mean().item(),
             **{f"coverage_{100 * c:.0f}": share for c, share in covered.items()},
             "acceptance": self.acceptance.mean().item(),
-            "r_hat": self.r_hat.median().item(),
+            "travelled": self.travelled.median().item(),
         }
 
     def _metrics(self, filled: Tensor, truth: Truth, log_prob: Tensor | None = None) -> dict:

@@ -2,11 +2,12 @@
 
 A chain moves through fills y like a ball through a landscape of height U(y) = -log p(y). A move
 gives it a random momentum r, follows it for a few leapfrog steps, and accepts where it has come to
-with probability min(1, exp(H - H')), H = U + |r|² / 2 the energy. This leaves p as it is. The step
-size adapts itself in each move, towards an acceptance of 65 %.
+with probability min(1, exp(H - H')), H = U + |r|² / 2 the energy. This leaves p as it is, as long
+as the step size does not depend on where the chain has been. So the first half of the moves adapts
+it, towards an acceptance of 65 %, and the second half keeps it.
 
 Source: Neal (2011), arXiv:1206.1901, sections 2, 4.2 (another step size for each entry) and 5.4.4
-(the acceptance). R-hat: Gelman and Rubin (1992), doi:10.1214/ss/1177011136.
+(the acceptance).
 """
 
 import math
@@ -26,8 +27,7 @@ class Chains(NamedTuple):
 
     y: Tensor  # (B, C, D), the last state of each chain: its sample
     log_p: Tensor  # (B, C) log p(y), nats
-    acceptance: Tensor  # (B,) share of the moves that were accepted
-    r_hat: Tensor  # (B,) of log p or of the hole's sum, whichever is larger; 1 is converged
+    acceptance: Tensor  # (B,) share of the moves that were accepted, in the second half
 
 
 @torch.no_grad()
@@ -37,7 +37,7 @@ def sample_hmc(
     width: Tensor,
     streams: Streams,
     *,
-    moves: int = 4,
+    moves: int = 8,
     leapfrog: int = 3,
 ) -> Chains:
     """Moves C chains for each of B examples from y (B, C, D).
@@ -52,8 +52,8 @@ def sample_hmc(
         raise ValueError(f"moves and leapfrog must be at least 1, not {moves} and {leapfrog}")
     count, entries = y.shape[1:]
     log_p, grad = density.value_and_grad(y)
-    step, accepted_moves, trace = y.new_full((len(y), 1), 0.2), [], []
-    for _ in range(moves):
+    step, accepted_moves = y.new_full((len(y), 1), 0.2), []
+    for move in range(moves):
         momentum = streams.randn(count, entries) * density.hole
         # Steps of varying length keep a chain from running in circles.
         length = step[..., None] * (0.8 + 0.4 * streams.rand(count, 1)) * width  # (B, C, D)
@@ -72,27 +72,9 @@ def sample_hmc(
         y = torch.where(accepted[..., None], new_y, y)
         grad = torch.where(accepted[..., None], new_grad, grad)
         log_p = torch.where(accepted, new_log_p, log_p)
-        surplus = chance.mean(1, keepdim=True) - ACCEPTANCE
-        step = (step * (surplus / 2).exp()).clamp(1e-4, 1.5)
-        accepted_moves.append(accepted.float().mean(1))
-        ink = (density.decode(y).flatten(2) * density.hole).sum(2)  # (B, C)
-        trace.append(torch.stack([log_p, ink]))  # (2, B, C)
-    r_hat = split_r_hat(torch.stack(trace, 2)).amax(0)  # (2, B, moves, C) -> (B,)
-    return Chains(y, log_p, torch.stack(accepted_moves).mean(0), r_hat)
-
-
-def split_r_hat(values: Tensor) -> Tensor:
-    """R-hat of a trace over C chains, each split in two halves: (..., moves, C) -> (...).
-
-    √((W (n - 1) / n + B) / W): W is the mean variance within the halves, of n moves each, B the
-    variance between the halves' means. It is near 1 where independent chains agree.
-    """
-    half = values.shape[-2] // 2
-    if half < 1:
-        return torch.full(values.shape[:-2], torch.nan)
-    groups = values[..., -2 * half :, :].unflatten(-2, (2, half)).movedim(-2, -1)  # (..., 2, C, n)
-    groups = groups.flatten(-3, -2)  # (..., 2 C, n)
-    within = groups.var(-1, correction=min(1, half - 1)).mean(-1)
-    between = groups.mean(-1).var(-1)
-    ratio = (within * (half - 1) / half + between) / within.clamp(min=1e-12)  # always finite
-    return torch.where(within + between > 0, ratio.sqrt(), 1.0)
+        if move < moves // 2:
+            surplus = chance.mean(1, keepdim=True) - ACCEPTANCE
+            step = (step * (surplus / 2).exp()).clamp(1e-4, 1.5)
+        else:
+            accepted_moves.append(accepted.float().mean(1))
+    return Chains(y, log_p, torch.stack(accepted_moves).mean(0))

@@ -9,16 +9,16 @@ from torch import Tensor
 
 from flowlib.images.classifier import Classifier
 from flowlib.images.glow import Glow
+from flowlib.inpainting import scores
 from flowlib.inpainting.density import GRADIENT_WORK, VALUE_WORK, HoleDensity
 from flowlib.inpainting.fill import Fill, Problem, Truth
 from flowlib.inpainting.hmc import sample_hmc
 from flowlib.inpainting.initial_fills import refine_fills, similar_images
 from flowlib.inpainting.map_estimate import MapEstimate, find_map
-from flowlib.rng import Streams, rng
+from flowlib.rng import Streams
 
 Progress = Callable[[int], object] | None
-STARTS = ("black", "mean", "noise", "neighbor", "sample")
-SAMPLES_FOR_START = 250  # of the flow, among which the start "sample" finds the most similar one
+STARTS = ("black", "noise", "neighbor")
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class FillSettings:
     rounds: int = 4
     crossovers: int = 12
     ascent: int = 5
-    moves: int = 4
+    moves: int = 8
     leapfrog: int = 3
 
     def work(self) -> int:
@@ -74,8 +74,8 @@ class Inpainter:
         mean, std = self.typical_log_prob
         digits = None
         if self.classifier is not None:
-            digits = self.classifier.classify(sampled["samples"].flatten(0, 1)).cpu()
-            digits = digits.unflatten(0, (len(problem), -1)).mean(1)  # (B, classes)
+            digits = self.classifier.classify(sampled["samples"].flatten(0, 1)).argmax(1).cpu()
+            digits = digits.unflatten(0, (len(problem), -1))  # (B, S)
         return Fill(
             masked=problem.masked,
             mask=problem.mask,
@@ -101,7 +101,7 @@ class Inpainter:
         A chain starts near a similar reference image that has been refined to fit what is observed.
         Where in its grey level's bin an observed pixel lies, each chain draws for itself, unless
         `problem.observed` says. Returns `samples`, `samples_v`, `log_prob`, `acceptance` and
-        `r_hat` as in `Fill`.
+        `travelled` as in `Fill`.
         """
         settings, seeds, observed = self.settings, problem.seeds, problem.observed
         if observed is None:
@@ -114,7 +114,7 @@ class Inpainter:
         streams = Streams(seeds, "fills", similar)
         # In a random order, so that the first sample is no better than the last.
         order = streams.rand(settings.chains).argsort(1) % similar.shape[1]  # (B, C)
-        y = similar.gather(1, order[..., None].expand(-1, -1, similar.shape[2]))
+        y = start = similar.gather(1, order[..., None].expand(-1, -1, similar.shape[2]))
         search = {"rounds": settings.rounds, "crossovers": settings.crossovers}
         y = refine_fills(density, y, similar, streams, steps=settings.ascent, **search)
         levels = self.glow.quantize(density.decode(y)).flatten(2).long()  # (B, C, D)
@@ -125,35 +125,26 @@ class Inpainter:
         v = density.decode(chains.y)
         log_prob = chains.log_p - density.log_jacobian(chains.y)  # of v again, not of y
         found = {"samples_v": v, "log_prob": log_prob}
-        found |= {"acceptance": chains.acceptance, "r_hat": chains.r_hat}
+        found |= {"acceptance": chains.acceptance}
+        found |= {"travelled": scores.travelled(density.decode(start), v)}
         found = {name: value.cpu() for name, value in found.items()}
         return {"samples": self._levels(v, problem), **found}
 
     def starts(self, problem: Problem) -> Tensor:
         """Guesses to climb from, (B, T, 1, H, W) in (0, 1), none of which sees the truth.
 
-        black: the middle of the black bin; mean: the reference images' mean; noise: uniform;
-        neighbor: the most similar reference image; sample: the most similar sample of the flow.
+        black: the middle of the black bin; noise: uniform; neighbor: the most similar reference
+        image.
         """
-        shape, levels = problem.masked.shape, self.glow.levels
-
-        def nearest(references: Tensor) -> Tensor:
-            return similar_images(problem.masked, problem.mask, references, 1)[:, 0]
 
         def start(name: str) -> Tensor:
             if name == "noise":
                 stream = Streams(problem.seeds, "noise start", torch.zeros(()))
-                return stream.rand(*shape[1:])
-            if name == "black":
-                grey = torch.zeros(shape)
-            elif name == "mean":
-                grey = self.references.float().mean(0).expand(shape)
-            elif name == "neighbor":
-                grey = nearest(self.references)
-            else:
-                v = self.glow.sample(SAMPLES_FOR_START, rng(0, "samples for a start"))
-                grey = nearest(self.glow.quantize(v).cpu())
-            return (grey + 0.5) / levels  # the middle of the bin
+                return stream.rand(*problem.masked.shape[1:])
+            grey = torch.zeros(problem.masked.shape)
+            if name == "neighbor":
+                grey = similar_images(problem.masked, problem.mask, self.references, 1)[:, 0]
+            return (grey + 0.5) / self.glow.levels  # the middle of the bin
 
         return torch.stack([start(name) for name in self.settings.starts], 1)
 

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 COVERAGES = (0.5, 0.8, 0.9, 0.95)
-CONVERGED = 1.05  # R-hat
 
 
 def hole_mse(filled: Tensor, truth: Tensor, mask: Tensor) -> Tensor:
@@ -59,6 +58,17 @@ def ranks(samples: Tensor, truth: Tensor, generator: torch.Generator | None = No
     ties = 1 + (samples == truth).sum(1)
     uniform = torch.rand(ties.shape, generator=generator).to(truth.device)
     return ((samples < truth).sum(1) + uniform * ties) / (samples.shape[1] + 1)
+
+
+def travelled(starts: Tensor, ends: Tensor) -> Tensor:
+    """How far chains have come: mean squared distance, start to end over end to end.
+
+    (B, C, ...) twice -> (B,). 1 if a chain's end says nothing about where it started; 0 if no chain
+    has moved, or if there is only one.
+    """
+    moved = (ends - starts).square().flatten(2).sum(2).mean(1)
+    spread = ends.var(1, correction=min(1, ends.shape[1] - 1)).flatten(1).sum(1)
+    return torch.where(spread > 0, moved / (2 * spread), 0)  # two ends differ by 2 Var on average
 
 
 def inside(rank: Tensor, share: float) -> Tensor:
