@@ -67,7 +67,7 @@ def read_picture(
         shape, levels: of the model's images.
         ink: "light" or "dark". "auto" takes the rarer of the two among the observed pixels.
         polarity: the color of a mask file that marks what is missing. "auto" takes white, or black
-            if white covers more than half.
+            if white covers more than half. See `_read_mask` for colors and transparency.
     Raises:
         UserError: if a file is missing or not a picture, or if the mask does not fit.
     """
