@@ -81,8 +81,8 @@ def test_a_batch_can_be_taken_apart_and_put_together(fill, truth):
 
 
 def test_the_digits_are_said_in_words(fill):
-    assert fill.describe_digits(0) == "3 of 5: 4, 1: 1"
-    assert fill.describe_digits(1) == "5 of 5: 7"
-    assert fill.describe_digits(2, halves=True) == "3 (1 + 2) of 5: 2, 2 (1 + 1): 1"
+    assert fill.describe_digits(0) == "4: 3 of 5, 1: 1"
+    assert fill.describe_digits(1) == "7: 5 of 5"
+    assert fill.describe_digits(2, halves=True) == "2: 3 of 5 (1 + 2), 1: 2 (1 + 1)"
     fill.digits = None
     assert fill.describe_digits(0) == ""

@@ -117,9 +117,9 @@ class Fill(Batch):
         return low, high
 
     def describe_digits(self, i: int, halves: bool = False) -> str:
-        """What image i's samples are, the most frequent first: "8 of 12: 4, 3: 9".
+        """What image i's samples are, the most frequent first: "4: 8 of 12, 9: 3".
 
-        `halves` adds the counts in either half of the samples: "8 (5 + 3) of 12: 4". Where the
+        `halves` adds the counts in either half of the samples: "4: 8 of 12 (5 + 3)". Where the
         halves differ, the count itself is uncertain.
         """
         if self.digits is None:
@@ -130,7 +130,7 @@ class Fill(Batch):
             first = int((self.digits[i, :middle] == classes[k]).sum())
             both = f" ({first} + {counts[k] - first})" if halves else ""
             of = "" if parts else f" of {self.digits.shape[1]}"
-            parts.append(f"{counts[k]}{both}{of}: {classes[k]}")
+            parts.append(f"{classes[k]}: {counts[k]}{of}{both}")
         return ", ".join(parts if halves else parts[:2])
 
     def numbers(self, i: int) -> dict:

@@ -114,7 +114,7 @@ class Inpainter:
         streams = Streams(seeds, "fills", similar)
         # In a random order, so that the first sample is no better than the last.
         order = streams.rand(settings.chains).argsort(1) % similar.shape[1]  # (B, C)
-        y = start = similar.gather(1, order[..., None].expand(-1, -1, similar.shape[2]))
+        y = similar.gather(1, order[..., None].expand(-1, -1, similar.shape[2]))
         search = {"rounds": settings.rounds, "crossovers": settings.crossovers}
         y = refine_fills(density, y, similar, streams, steps=settings.ascent, **search)
         levels = self.glow.quantize(density.decode(y)).flatten(2).long()  # (B, C, D)
@@ -126,7 +126,7 @@ class Inpainter:
         log_prob = chains.log_p - density.log_jacobian(chains.y)  # of v again, not of y
         found = {"samples_v": v, "log_prob": log_prob}
         found |= {"acceptance": chains.acceptance}
-        found |= {"travelled": scores.travelled(density.decode(start), v)}
+        found |= {"travelled": scores.travelled(density.decode(y), v)}
         found = {name: value.cpu() for name, value in found.items()}
         return {"samples": self._levels(v, problem), **found}
 
