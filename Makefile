@@ -32,7 +32,7 @@ benchmarks: .venv/ready-dev
 	$(BIN)/python benchmarks/glow_bits.py --data-dir $(DATA_DIR)
 	$(BIN)/python benchmarks/inpainting_table.py --data-dir $(DATA_DIR)
 	$(BIN)/python benchmarks/inpainting_calibration.py
-	$(BIN)/python benchmarks/posterior_check.py --data-dir $(DATA_DIR)
+	$(BIN)/python benchmarks/known_answer.py --data-dir $(DATA_DIR)
 
 .venv/ready: requirements.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

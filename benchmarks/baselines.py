@@ -14,6 +14,7 @@ from skimage.restoration import inpaint_biharmonic
 from sklearn.decomposition import PCA
 from sklearn.mixture import GaussianMixture
 from torch import Tensor, nn
+from torch.distributions import MultivariateNormal
 from tqdm import tqdm
 
 from flowlib.inpainting.initial_fills import nearest_images
@@ -92,7 +93,33 @@ class Mixture:
         basis, mean = torch.from_numpy(pca.components_.T.copy()), torch.from_numpy(pca.mean_)
         return cls(basis, mean, float(pca.noise_variance_), weights.log(), means, covariances)
 
-    def _given(self, image: Tensor, hole: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def component_log_prob(self, x: Tensor) -> Tensor:
+        """log of w_k N(x; component k), nats: images (N, 1, H, W) -> (N, K).
+
+        The basis is orthonormal, so a component is a Gaussian with covariance C_k + σ² I along the
+        basis, and N(0, σ²) in each of the other directions.
+        """
+        flat = x.flatten(1) - self.mean
+        z = flat @ self.basis  # (N, d)
+        rest = flat.square().sum(1) - z.square().sum(1)  # squared length of what is left
+        noise, left = self.noise, flat.shape[1] - z.shape[1]
+        spread = self.covariances + noise * torch.eye(z.shape[1], dtype=z.dtype)
+        inside = MultivariateNormal(self.means, spread).log_prob(z[:, None])  # (N, K)
+        outside = -0.5 * (rest / noise + left * math.log(2 * math.pi * noise))
+        return self.log_weights + inside + outside[:, None]
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """The log-density, nats: (N, 1, H, W) -> (N,)."""
+        return self.component_log_prob(x).logsumexp(1)
+
+    def sample(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """n images, (n, D), not cut off at 0 and 1, and the component of each, (n,)."""
+        chosen = torch.multinomial(self.log_weights.exp(), n, True, generator=generator)
+        z = self.means[chosen] + self._noise(self.covariances, chosen, generator)
+        pixels = torch.randn(n, len(self.mean), dtype=z.dtype, generator=generator)
+        return z @ self.basis.T + self.mean + math.sqrt(self.noise) * pixels, chosen
+
+    def given(self, image: Tensor, hole: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """p(component | observed), and each component's latent mean and covariance given them."""
         basis = self.basis[~hole]
         residual = image[~hole] - self.mean[~hole] - self.means @ basis.T  # (K, observed)
@@ -108,25 +135,33 @@ class Mixture:
         )
         return (self.log_weights + log_p).softmax(0), self.means + shift, covariance
 
+    def draw(self, image: Tensor, hole: Tensor, n: int, generator: torch.Generator) -> Tensor:
+        """n exact draws of the missing pixels given the others: (D,), (D,) bool -> (n, D)."""
+        weights, z, covariance = self.given(image, hole)
+        chosen = torch.multinomial(weights, n, replacement=True, generator=generator)
+        latent = z[chosen] + self._noise(covariance, chosen, generator)
+        pixels = torch.randn(n, len(image), dtype=z.dtype, generator=generator)
+        drawn = latent @ self.basis.T + self.mean + math.sqrt(self.noise) * pixels
+        return torch.where(hole, drawn, image)
+
+    def _noise(self, covariances: Tensor, chosen: Tensor, generator: torch.Generator) -> Tensor:
+        """A draw of N(0, C_k) for each of the chosen components k: (n,) -> (n, d)."""
+        shape = (len(chosen), covariances.shape[1], 1)
+        noise = torch.randn(shape, dtype=covariances.dtype, generator=generator)
+        return (torch.linalg.cholesky(covariances)[chosen] @ noise)[..., 0]
+
     def fill(
         self, masked: Tensor, mask: Tensor, samples: int, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
         """The conditional mean, (B, 1, H, W), and samples, (S, B, 1, H, W), cut off at 0 and 1."""
         means, drawn = [], []
         for image, hole in zip(masked.flatten(1).double(), mask.flatten(1)):
-            weights, z, covariance = self._given(image, hole)
+            weights, z, _ = self.given(image, hole)
             means.append(torch.where(hole, self.basis @ (weights @ z) + self.mean, image))
-            chosen = torch.multinomial(weights, samples, replacement=True, generator=generator)
-            noise = torch.randn(samples, z.shape[1], 1, dtype=z.dtype, generator=generator)
-            latent = z[chosen] + (torch.linalg.cholesky(covariance)[chosen] @ noise)[..., 0]
-            pixel_noise = math.sqrt(self.noise) * torch.randn(
-                samples, len(image), dtype=z.dtype, generator=generator
-            )
-            drawn.append(torch.where(hole, latent @ self.basis.T + self.mean + pixel_noise, image))
-        mean, sample = torch.stack(means), torch.stack(drawn, 1)
-        return mean.float().clamp(0, 1).reshape(masked.shape), sample.float().clamp(0, 1).reshape(
-            samples, *masked.shape
-        )
+            drawn.append(self.draw(image, hole, samples, generator))
+        mean, sample = torch.stack(means).float().clamp(0, 1), torch.stack(drawn, 1)
+        sample = sample.float().clamp(0, 1).reshape(samples, *masked.shape)
+        return mean.reshape(masked.shape), sample
 
 
 # ---------------------------------------------------------------- trained for the task

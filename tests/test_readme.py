@@ -13,9 +13,9 @@ from benchmarks import (
     glow_speed,
     inpainting_calibration,
     inpainting_table,
+    known_answer,
     moons_failures,
     moons_peers,
-    posterior_check,
     train_classifier,
 )
 from benchmarks.tables import MARKED, PAGES, with_tables
@@ -28,7 +28,7 @@ PARSERS = {
     **{
         f"benchmarks/{module.__name__.partition('.')[2]}.py": module
         for module in (glow_bits, glow_speed, inpainting_calibration, inpainting_table)
-        + (moons_failures, moons_peers, posterior_check, train_classifier)
+        + (known_answer, moons_failures, moons_peers, train_classifier)
     },
 }
 README = PAGES[0].read_text()
