@@ -22,7 +22,7 @@ test images alone; where it cannot be had, scikit-learn's digits take its place.
 
 Writes   figures/batch_inpainting_result.png. With --image instead, in filled/: results.json, and
          of each picture NAME.png (all at one glance), NAME_mean.png, NAME_map.png and so on
-Takes    three and a half minutes on one CPU core (AMD EPYC without AVX-512)
+Takes    three minutes on one CPU core (AMD EPYC without AVX-512)
 """
 
 import time
