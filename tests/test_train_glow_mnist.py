@@ -105,7 +105,7 @@ def test_steps_that_are_not_finite_change_nothing_are_counted_and_stop_in_the_en
 
 def test_a_run_that_is_killed_and_resumed_ends_with_the_same_weights(tmp_path):
     """kill -9 in the middle of a real run that writes a resume file after every step."""
-    argv = [*QUICK, "--steps", 100, "--save-minutes", 0, "--figures", tmp_path, "--checkpoint"]
+    argv = [*QUICK, "--steps", 50, "--save-minutes", 0, "--figures", tmp_path, "--checkpoint"]
     run(*argv, tmp_path / "whole.pt")
     command = [sys.executable, ROOT / "train_glow_mnist.py", *argv, tmp_path / "killed.pt"]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
@@ -116,7 +116,7 @@ def test_a_run_that_is_killed_and_resumed_ends_with_the_same_weights(tmp_path):
     process.kill()
     process.wait()
     assert not (tmp_path / "killed.pt").exists()
-    assert 0 < torch.load(tmp_path / "killed.resume.pt")["state"]["progress"]["step"] < 100
+    assert 0 < torch.load(tmp_path / "killed.resume.pt")["state"]["progress"]["step"] < 50
     run(*argv, tmp_path / "killed.pt", "--resume")
     assert equal(weights(tmp_path / "whole.pt"), weights(tmp_path / "killed.pt"))
 
