@@ -199,7 +199,8 @@ def training_figure(results: dict):
         middle = sum(values) / len(values)
         panel.text(right, middle, label, fontsize=9, va="center", color="0.35")
     panel.set(xscale="log", xlim=(60, right), ylim=(0.79, 1.3))
-    panel.set(xlabel="seconds of training (the table names the hardware)", ylabel="bits per dimension")
+    panel.set(xlabel="seconds of training (the table names the hardware)")
+    panel.set_ylabel("bits per dimension")
     what = "averaged weights on 1,000 held-out images (lines), on the test images (dots)"
     panel.set_title(f"MNIST: {what}, published values (dashed)", fontsize=10)
     panel.legend(fontsize=9)
