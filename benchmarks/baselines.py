@@ -115,9 +115,7 @@ class Mixture:
     def sample(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """n images, (n, D), not cut off at 0 and 1, and the component of each, (n,)."""
         chosen = torch.multinomial(self.log_weights.exp(), n, True, generator=generator)
-        z = self.means[chosen] + self._noise(self.covariances, chosen, generator)
-        pixels = torch.randn(n, len(self.mean), dtype=z.dtype, generator=generator)
-        return z @ self.basis.T + self.mean + math.sqrt(self.noise) * pixels, chosen
+        return self._images(self.means, self.covariances, chosen, generator), chosen
 
     def given(self, image: Tensor, hole: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """p(component | observed), and each component's latent mean and covariance given them."""
@@ -139,16 +137,17 @@ class Mixture:
         """n exact draws of the missing pixels given the others: (D,), (D,) bool -> (n, D)."""
         weights, z, covariance = self.given(image, hole)
         chosen = torch.multinomial(weights, n, replacement=True, generator=generator)
-        latent = z[chosen] + self._noise(covariance, chosen, generator)
-        pixels = torch.randn(n, len(image), dtype=z.dtype, generator=generator)
-        drawn = latent @ self.basis.T + self.mean + math.sqrt(self.noise) * pixels
-        return torch.where(hole, drawn, image)
+        return torch.where(hole, self._images(z, covariance, chosen, generator), image)
 
-    def _noise(self, covariances: Tensor, chosen: Tensor, generator: torch.Generator) -> Tensor:
-        """A draw of N(0, C_k) for each of the chosen components k: (n,) -> (n, d)."""
-        shape = (len(chosen), covariances.shape[1], 1)
-        noise = torch.randn(shape, dtype=covariances.dtype, generator=generator)
-        return (torch.linalg.cholesky(covariances)[chosen] @ noise)[..., 0]
+    def _images(
+        self, means: Tensor, covariances: Tensor, chosen: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        """An image for each of the chosen components k, with z ~ N(m_k, C_k): (n,) -> (n, D)."""
+        noise, n = {"dtype": means.dtype, "generator": generator}, len(chosen)
+        spread = torch.linalg.cholesky(covariances)[chosen]  # (n, d, d)
+        z = means[chosen] + (spread @ torch.randn(n, means.shape[1], 1, **noise))[..., 0]
+        pixels = torch.randn(n, len(self.mean), **noise)
+        return z @ self.basis.T + self.mean + math.sqrt(self.noise) * pixels
 
     def fill(
         self, masked: Tensor, mask: Tensor, samples: int, generator: torch.Generator

@@ -66,9 +66,10 @@ def make_tasks(
     """What is timed, each on `batch` images."""
     images = make_images(batch).to(where)
     v = (images + 0.5) / LEVELS
-    optimizers = muon_and_adam(model, lr=1e-3)
     if isinstance(model, StockGlow):
         optimizers = [torch.optim.Adam(model.parameters(), lr=1e-4, fused=True)]
+    else:
+        optimizers = muon_and_adam(model, lr=1e-3)
 
     def train() -> float:
         loss = model(images, torch.randn(images.shape, device=where)).mean()

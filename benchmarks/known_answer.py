@@ -29,9 +29,8 @@ from flowlib.cli import Parser, number, one_line_errors
 from flowlib.files import ROOT, write_json
 from flowlib.images.datasets import load_images
 from flowlib.inpainting.density import HoleDensity
-from flowlib.inpainting.hmc import sample_hmc
-from flowlib.inpainting.initial_fills import refine_fills, similar_images
-from flowlib.inpainting.inpainter import FillSettings
+from flowlib.inpainting.initial_fills import similar_images
+from flowlib.inpainting.inpainter import FillSettings, run_engine
 from flowlib.inpainting.masks import draw_masks
 from flowlib.inpainting.scores import crps, inside, ranks, travelled
 from flowlib.rng import Streams, rng
@@ -60,16 +59,16 @@ def engine(mixture: Mixture, x: Tensor, mask: Tensor, similar: Tensor, width: fl
     Returns the fills, (B, CHAINS, 1, 28, 28), and how far they have travelled, (B,).
     """
     density = HoleDensity(mixture.log_prob, x, mask, unit_interval=False, chunk=1024)
-    similar, seeds = density.encode(similar), range(len(x))
-    streams = Streams(seeds, "fills", similar)
-    search = {"rounds": SETTINGS.rounds, "crossovers": SETTINGS.crossovers}
+    similar = density.encode(similar)
+    streams = Streams(range(len(x)), "fills", similar)
+
+    def widths(y: Tensor) -> Tensor:
+        return torch.full_like(y, width)
+
     y = similar[:, :CHAINS]
-    y = refine_fills(density, y, similar, streams, steps=SETTINGS.ascent, lr=width / 2, **search)
-    widths = width * density.hole.expand_as(y)
-    y = y + widths * streams.randn(*y.shape[1:])
-    moves = {"moves": SETTINGS.moves, "leapfrog": SETTINGS.leapfrog}
-    fills = density.decode(sample_hmc(density, y, widths, streams, **moves).y)
-    return fills, travelled(density.decode(y), fills)
+    start, chains = run_engine(density, y, similar, widths, streams, SETTINGS, lr=width / 2)
+    fills = density.decode(chains.y)
+    return fills, travelled(density.decode(start), fills)
 
 
 def typical_width(mixture: Mixture, x: Tensor) -> float:

@@ -72,7 +72,7 @@ def read_picture(
         UserError: if a file is missing or not a picture, or if the mask does not fit.
     """
     notes: list[str] = []
-    grey, missing = _read_grey(path, notes), None
+    grey, missing = _to_grey(_open(path), notes), None
     if isinstance(mask, Path):
         missing = _read_mask(mask, grey.shape, path, polarity, notes)
     _, height, width = shape
@@ -96,9 +96,8 @@ def read_picture(
     return Picture(path, image[None], hole, notes)
 
 
-def _read_grey(path: Path, notes: list[str]) -> np.ndarray:
+def _to_grey(picture: Image.Image, notes: list[str]) -> np.ndarray:
     """Grey values in [0, 1], float32 (height, width)."""
-    picture = _open(path)
     if picture.mode == "F" or picture.mode.startswith("I"):
         values = np.asarray(picture, dtype=np.float32)
         integers = picture.mode != "F"
@@ -124,7 +123,8 @@ def _read_mask(path: Path, shape: tuple, picture: Path, polarity: str, notes: li
     In a mask with transparent parts these, or the opaque ones, are missing: whichever are fewer.
     In any other the brightest color is white.
     """
-    values, file = _read_grey(path, []), _open(path)
+    file = _open(path)
+    values = _to_grey(file, [])
     values = values / max(float(values.max()), 1e-9)
     if polarity == "auto" and _has_alpha(file):
         opaque = np.asarray(file.convert("RGBA"))[..., 3] > 127

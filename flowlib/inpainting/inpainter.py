@@ -12,7 +12,7 @@ from flowlib.images.glow import Glow
 from flowlib.inpainting import scores
 from flowlib.inpainting.density import GRADIENT_WORK, VALUE_WORK, HoleDensity
 from flowlib.inpainting.fill import Fill, Problem, Truth
-from flowlib.inpainting.hmc import sample_hmc
+from flowlib.inpainting.hmc import Chains, sample_hmc
 from flowlib.inpainting.initial_fills import refine_fills, similar_images
 from flowlib.inpainting.map_estimate import MapEstimate, find_map
 from flowlib.rng import Streams
@@ -44,6 +44,28 @@ class FillSettings:
         refinement += self.chains * self.rounds * self.ascent * GRADIENT_WORK
         moves = self.chains * (1 + self.moves * self.leapfrog) * GRADIENT_WORK
         return ascents + refinement + moves
+
+
+def run_engine(
+    density: HoleDensity,
+    y: Tensor,
+    similar: Tensor,
+    widths: Callable[[Tensor], Tensor],
+    streams: Streams,
+    settings: FillSettings,
+    lr: float = 0.4,
+) -> tuple[Tensor, Chains]:
+    """Refines fills y (B, C, D) and moves a chain from each. Returns the chains' starts and ends.
+
+    `similar` and `lr` are those of `refine_fills`. `widths` says how far each entry of the refined
+    fills can move, (B, C, D) -> (B, C, D).
+    """
+    search = {"rounds": settings.rounds, "crossovers": settings.crossovers}
+    y = refine_fills(density, y, similar, streams, steps=settings.ascent, lr=lr, **search)
+    width = widths(y) * density.hole
+    y = y + width * streams.randn(*y.shape[1:])
+    moves = {"moves": settings.moves, "leapfrog": settings.leapfrog}
+    return y, sample_hmc(density, y, width, streams, **moves)
 
 
 class Inpainter:
@@ -115,18 +137,17 @@ class Inpainter:
         # In a random order, so that the first sample is no better than the last.
         order = streams.rand(settings.chains).argsort(1) % similar.shape[1]  # (B, C)
         y = similar.gather(1, order[..., None].expand(-1, -1, similar.shape[2]))
-        search = {"rounds": settings.rounds, "crossovers": settings.crossovers}
-        y = refine_fills(density, y, similar, streams, steps=settings.ascent, **search)
-        levels = self.glow.quantize(density.decode(y)).flatten(2).long()  # (B, C, D)
-        width = self.pixel_widths[levels] * density.hole
-        y = y + width * streams.randn(*y.shape[1:])
-        moves = {"moves": settings.moves, "leapfrog": settings.leapfrog}
-        chains = sample_hmc(density, y, width, streams, **moves)
+
+        def widths(y: Tensor) -> Tensor:
+            levels = self.glow.quantize(density.decode(y)).flatten(2).long()  # (B, C, D)
+            return self.pixel_widths[levels]
+
+        start, chains = run_engine(density, y, similar, widths, streams, settings)
         v = density.decode(chains.y)
         log_prob = chains.log_p - density.log_jacobian(chains.y)  # of v again, not of y
         found = {"samples_v": v, "log_prob": log_prob}
         found |= {"acceptance": chains.acceptance}
-        found |= {"travelled": scores.travelled(density.decode(y), v)}
+        found |= {"travelled": scores.travelled(density.decode(start), v)}
         found = {name: value.cpu() for name, value in found.items()}
         return {"samples": self._levels(v, problem), **found}
 
