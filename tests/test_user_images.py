@@ -162,3 +162,23 @@ def test_a_folder_of_masks_gives_the_one_of_the_pictures_name(files, tmp_path):
     assert find_mask(str(tmp_path), tmp_path / "elsewhere" / "a.jpg") == mask
     with pytest.raises(UserError, match="must be called b.png"):
         find_mask(str(tmp_path), tmp_path / "b.png")
+
+
+def test_pictures_of_floats_need_finite_values_and_light(files):
+    for bad in (np.nan, np.inf, -1):
+        values = np.full((28, 28), bad, dtype=np.float32)
+        with pytest.raises(UserError, match="a.tif has values that are not finite, or none above"):
+            read_picture(files("a.tif", values), files("m.png", hole()), SHAPE, LEVELS)
+
+
+def test_a_picture_too_large_for_memory_is_one_line(stroke, files, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 700)  # the picture has 784
+    with pytest.raises(UserError, match="a.png has more than 0 million pixels"):
+        read_picture(files("a.png", stroke), files("m.png", hole()), SHAPE, LEVELS)
+
+
+def test_an_animation_is_said_to_be_one(stroke, files, tmp_path):
+    frames = [Image.fromarray(stroke), Image.fromarray(255 - stroke)]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    picture = read_picture(tmp_path / "a.gif", files("m.png", hole()), SHAPE, LEVELS)
+    assert "the first of 2 frames" in picture.notes

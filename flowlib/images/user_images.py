@@ -1,5 +1,6 @@
 """Pictures and masks of one's own, brought to what the model was trained on, with notes."""
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,7 +73,7 @@ def read_picture(
         UserError: if a file is missing or not a picture, or if the mask does not fit.
     """
     notes: list[str] = []
-    grey, missing = _to_grey(_open(path), notes), None
+    grey, missing = _to_grey(_open(path, notes), notes), None
     if isinstance(mask, Path):
         missing = _read_mask(mask, grey.shape, path, polarity, notes)
     _, height, width = shape
@@ -123,7 +124,7 @@ def _read_mask(path: Path, shape: tuple, picture: Path, polarity: str, notes: li
     In a mask with transparent parts these, or the opaque ones, are missing: whichever are fewer.
     In any other the brightest color is white.
     """
-    file = _open(path)
+    file = _open(path, notes)
     values = _to_grey(file, [])
     values = values / max(float(values.max()), 1e-9)
     if polarity == "auto" and _has_alpha(file):
@@ -148,18 +149,29 @@ def _read_mask(path: Path, shape: tuple, picture: Path, polarity: str, notes: li
     return missing
 
 
-def _open(path: Path) -> Image.Image:
+def _open(path: Path, notes: list[str]) -> Image.Image:
     if not path.is_file():
         raise UserError(f"no file at {path}")
     try:
-        picture = Image.open(path)
-        picture.load()
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            picture = Image.open(path)
+            if (frames := getattr(picture, "n_frames", 1)) > 1:
+                notes.append(f"the first of {frames} frames")
+            picture.load()
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        limit = f"{Image.MAX_IMAGE_PIXELS / 1e6:.0f} million pixels"
+        raise UserError(f"{path} has more than {limit}: make it smaller first") from None
+    except (OSError, ValueError, SyntaxError) as error:
         reason = type(error).__name__  # UnidentifiedImageError is an OSError
         raise UserError(f"{path} cannot be read as a picture ({reason})") from None
     picture = ImageOps.exif_transpose(picture)  # as a viewer shows it
     if min(picture.size) < 4:
         raise UserError(f"{path} is only {picture.size[0]}x{picture.size[1]}")
+    if picture.mode == "F":
+        values = np.asarray(picture)
+        if not (np.isfinite(values).all() and values.max() > 0):
+            raise UserError(f"{path} has values that are not finite, or none above 0")
     return picture
 
 
