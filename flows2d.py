@@ -283,6 +283,6 @@ def _build(transforms: list[nn.Module], dim: int, mean, std) -> Flow:
 
 
 def _check_count(name: str, value: int) -> int:
-    if not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} must be an integer >= 1, not {value!r}")
+    if not isinstance(value, int) or not 1 <= value <= 100_000:
+        raise ValueError(f"{name} must be an integer in [1, 100000], not {value!r}")
     return value

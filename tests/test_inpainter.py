@@ -41,11 +41,18 @@ def test_fills_keep_observed_pixels_and_the_same_seed_gives_the_same_fills(glow,
         assert same.all() if isinstance(value, torch.Tensor) else same or value is None, name
 
 
-def test_log_probs_are_those_of_the_samples(glow, digits, problem):
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_log_probs_are_those_of_the_samples_in_float32(glow, digits, problem, precision):
+    for parameter in glow.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)  # so that rounding would show
+    glow.set_precision(precision)
     fill = Inpainter(glow, digits.train, settings=QUICK).fill(problem)
+    assert glow.precision == precision
+    v = fill.samples_v.flatten(0, 1)
     with torch.no_grad():
-        expected = glow.log_prob(fill.samples_v.flatten(0, 1)).reshape(4, 4)
-    torch.testing.assert_close(fill.log_prob, expected, rtol=1e-4, atol=0.05)
+        rounded, exact = glow.log_prob(v), glow.set_precision(torch.float32).log_prob(v)
+    assert torch.equal(rounded, exact) == (precision == torch.float32)
+    torch.testing.assert_close(fill.log_prob.flatten(), exact, rtol=1e-6, atol=1e-4)
 
 
 def test_an_image_is_filled_alike_alone_and_in_a_batch(glow, digits, problem):

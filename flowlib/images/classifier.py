@@ -16,6 +16,8 @@ class Classifier(nn.Module):
 
     def __init__(self, shape=(1, 28, 28), levels: int = 256, width: int = 24, classes: int = 10):
         super().__init__()
+        if not (0 < width <= 1024 and 0 < classes <= 1000 and 4 <= min(shape[1:]) <= 512):
+            raise ValueError(f"width {width}, classes {classes} or shape {shape} cannot be")
         self.config = {"shape": list(shape), "levels": levels, "width": width, "classes": classes}
 
         layers, inputs = [], 1

@@ -61,6 +61,10 @@ class Glow(nn.Module):
         >>> glow.quantize(v), glow.log_prob(v)  # uint8 images; nats, (16,)
     """
 
+    # The least and the most of each number: beyond that, memory would run out.
+    LIMITS = {"levels": (2, 256), "blocks": (1, 64), "hidden": (1, 1024), "depth": (0, 16)}
+    LIMITS |= {"bins": (2, 64), "dequantizer": (0, 1024)}
+
     def __init__(
         self,
         shape: tuple[int, int, int] = (1, 28, 28),
@@ -72,15 +76,20 @@ class Glow(nn.Module):
         dequantizer: int = 32,
     ):
         super().__init__()
-        if len(shape) != 3 or shape[0] != 1 or min(shape) < 1 or shape[1] % 4 or shape[2] % 4:
+        if (
+            len(shape) != 3
+            or shape[0] != 1
+            or not all(0 < n <= 512 and n % 4 == 0 for n in shape[1:])
+        ):
             raise ValueError(f"shape must be (1, multiple of 4, multiple of 4), not {tuple(shape)}")
         numbers = {"levels": levels, "blocks": blocks, "hidden": hidden, "depth": depth}
         numbers |= {"bins": bins, "dequantizer": dequantizer}
-        for (name, value), least in zip(numbers.items(), (2, 1, 1, 0, 2, 0)):
-            if value < least:
-                raise ValueError(f"{name} must be at least {least}, not {value}")
+        for name, value in numbers.items():
+            least, most = self.LIMITS[name]
+            if not (isinstance(value, int) and least <= value <= most):
+                raise ValueError(f"{name} must be a whole number in [{least}, {most}], not {value}")
         self.config = {"shape": list(shape), **numbers}
-        self.shape, self.levels = tuple(shape), levels
+        self.shape, self.levels, self.precision = tuple(shape), levels, torch.float32
         self.dequantizer = Dequantizer(levels, dequantizer)
         # The image (1, H, W) is squeezed to (4, H/2, W/2). After that level's blocks two channels
         # are latents, the others are squeezed to (8, H/4, W/4). normflows: coarsest first.
@@ -110,6 +119,7 @@ class Glow(nn.Module):
 
     def set_precision(self, precision: torch.dtype) -> "Glow":
         """Runs the networks in torch.bfloat16 or float32; densities keep the weights' dtype."""
+        self.precision = precision
         for module in self.modules():
             if isinstance(module, ConvNet):
                 module.precision = precision

@@ -98,14 +98,15 @@ class Inpainter:
         if self.classifier is not None:
             digits = self.classifier.classify(sampled["samples"].flatten(0, 1)).argmax(1).cpu()
             digits = digits.unflatten(0, (len(problem), -1))  # (B, S)
+        best_log_prob = self.log_prob(best.x)
         return Fill(
             masked=problem.masked,
             mask=problem.mask,
             white=torch.full((len(problem),), float(self.glow.levels - 1)),
             map=self._levels(best.x, problem),
-            map_log_prob=best.log_prob.cpu(),
+            map_log_prob=best_log_prob,
             map_start=[self.settings.starts[i] for i in best.start.tolist()],
-            map_atypical=best.log_prob.cpu() > mean + 3 * std,
+            map_atypical=best_log_prob > mean + 3 * std,
             digits=digits,
             **sampled,
         )
@@ -144,9 +145,8 @@ class Inpainter:
 
         start, chains = run_engine(density, y, similar, widths, streams, settings)
         v = density.decode(chains.y)
-        log_prob = chains.log_p - density.log_jacobian(chains.y)  # of v again, not of y
-        found = {"samples_v": v, "log_prob": log_prob}
-        found |= {"acceptance": chains.acceptance}
+        log_prob = self.log_prob(v.flatten(0, 1)).unflatten(0, v.shape[:2])
+        found = {"samples_v": v, "log_prob": log_prob, "acceptance": chains.acceptance}
         found |= {"travelled": scores.travelled(density.decode(start), v)}
         found = {name: value.cpu() for name, value in found.items()}
         return {"samples": self._levels(v, problem), **found}
@@ -173,11 +173,21 @@ class Inpainter:
         """The truth of uint8 images (B, 1, H, W), dequantized with noise of its own."""
         return self.truth_of_v(self._dequantize(images[:, None], seeds, "truth")[:, 0], images)
 
-    @torch.no_grad()
     def truth_of_v(self, v: Tensor, images: Tensor) -> Truth:
         """Likewise, of images whose v (B, 1, H, W) is known."""
-        log_p = [self.glow.log_prob(part.to(self.glow.device)) for part in v.split(100)]
-        return Truth(images / (self.glow.levels - 1), v.cpu(), torch.cat(log_p).cpu())
+        return Truth(images / (self.glow.levels - 1), v.cpu(), self.log_prob(v))
+
+    @torch.no_grad()
+    def log_prob(self, v: Tensor) -> Tensor:
+        """log p(v) as it is reported, nats: (N, 1, H, W) -> (N,), on the CPU.
+
+        The networks run in float32, because bfloat16 would change it by up to 2 nats.
+        """
+        precision = self.glow.precision
+        self.glow.set_precision(torch.float32)
+        parts = [self.glow.log_prob(part.to(self.glow.device)).cpu() for part in v.split(100)]
+        self.glow.set_precision(precision)
+        return torch.cat(parts)
 
     @cached_property
     def typical_log_prob(self) -> tuple[float, float]:
