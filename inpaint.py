@@ -234,13 +234,15 @@ def main(argv=None) -> None:
             problems = make_problems(args, inpainter, images)
         folder = args.output if args.image else args.figures
         files.require_writable(folder, files=[args.metrics])
-        fills = {kind: fill_holes(inpainter, problems[kind], kind, group) for kind in problems}
-    if group.first:
-        report = report_pictures if args.image else report_tests
-        metrics = {"data": inpainter.glow.metrics.get("data")} | report(problems, fills, args)
-        if args.metrics:
-            run = {"seconds": time.perf_counter() - start, "device": group.device}
-            files.write_metrics(args.metrics, metrics, seed=args.seed, **run)
+        with files.lock(folder / "results.json", group.first and args.image is not None):
+            fills = {kind: fill_holes(inpainter, problems[kind], kind, group) for kind in problems}
+            if group.first:
+                report = report_pictures if args.image else report_tests
+                data = {"data": inpainter.glow.metrics.get("data")}
+                metrics = data | report(problems, fills, args)
+    if group.first and args.metrics:
+        run = {"seconds": time.perf_counter() - start, "device": group.device}
+        files.write_metrics(args.metrics, metrics, seed=args.seed, **run)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ Takes    37 minutes on one CPU core (AMD EPYC without AVX-512), half an hour on 
 import math
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -116,8 +117,8 @@ def fit_glow(
 ) -> bool:
     """Trains with a progress bar, a held-out curve and resume files; True if the run is complete.
 
-    False: `max_minutes` are over. Ctrl-C and SIGTERM raise KeyboardInterrupt after the step. The
-    resume file is written every `save_minutes` and at the end.
+    False: `max_minutes` are over. Ctrl-C and SIGTERM end the training after the step, and then the
+    script. The resume file is written every `save_minutes` and at the end.
     """
     start = saved = time.monotonic()
     before, loss = state.seconds, state.curve[-1]["train"] if state.curve else math.nan
@@ -135,23 +136,24 @@ def fit_glow(
                 point = {"step": state.step, "seconds": round(state.seconds, 1)}
                 point |= {"train": round(loss, 4), "held_out": round(held_out, 4)}
                 tqdm.write("   ".join(f"{name} {value}" for name, value in point.items()))
-                training.extend_curve(state, point, curve_file)
+                with training.goes_on():
+                    training.extend_curve(state, point, curve_file)
             if group.any(stop.is_set() or now - start > 60 * max_minutes):
                 break
             if group.first and now - saved > 60 * save_minutes:
-                try:
+                with training.goes_on():
                     training.save_resume(state, resume_file, asdict(settings))
-                except UserError as error:  # say, the disk is full: the next time it may not be
-                    tqdm.write(f"warning: {error}; training goes on")
                 saved = now
-    if group.first:
-        training.save_resume(state, resume_file, asdict(settings))
-    if state.step < settings.steps:
-        why = "stopped" if stop.is_set() else f"{max_minutes:g} minutes are over"
-        print(f"{why} at step {state.step} of {settings.steps}: --resume continues {resume_file}")
-    if stop.is_set():
-        raise KeyboardInterrupt
-    return state.step >= settings.steps
+        bar.close()
+        complete = state.step >= settings.steps
+        if group.first:
+            with training.goes_on() if complete else nullcontext():
+                training.save_resume(state, resume_file, asdict(settings))
+        if not complete:
+            why = "stopped" if stop.is_set() else f"{max_minutes:g} minutes are over"
+            where = f"step {state.step} of {settings.steps}"
+            print(f"{why} at {where}: --resume continues {resume_file}")
+    return complete
 
 
 def run_training(
@@ -225,16 +227,17 @@ def parse_args(argv=None):
     add("--draws", type=number(int, 1), help="of the noise, for --evaluate's weighted bound (16)")
     add("--figure-only", action="store_true", help="only redraw the figures from the checkpoint")
     default = Settings()
-    for name, low, high, text in (
-        ("blocks", 1, 100, "Glow blocks per level"),
-        ("hidden", 1, 4096, "channels inside each coupling's network"),
-        ("depth", 0, 100, "residual blocks in each coupling's network"),
-        ("dequantizer", 0, 4096, "channels of its network; 0: uniform noise"),
-        ("batch", 2, 10_000, "images per step, over all processes"),
-        ("lr", 1e-8, 10, "Muon's peak learning rate; a fifth is Adam's"),
+    for name, text in (
+        ("blocks", "Glow blocks per level"),
+        ("hidden", "channels inside each coupling's network"),
+        ("depth", "residual blocks in each coupling's network"),
+        ("dequantizer", "channels of its network; 0: uniform noise"),
+        ("batch", "images per step, over all processes"),
+        ("lr", "Muon's peak learning rate; a fifth is Adam's"),
     ):
         value = getattr(default, name)
-        kind = number(type(value), low, high)
+        limits = Glow.LIMITS | {"batch": (2, 10_000), "lr": (1e-8, 10)}
+        kind = number(type(value), *limits[name])
         add(f"--{name}", type=kind, default=value, help=f"{text} (%(default)s)")
     steps = f"training steps ({STEPS['mnist']}; on the digits {STEPS['digits']})"
     add("--steps", type=number(int, 1), help=steps)
@@ -269,7 +272,7 @@ def main(argv=None) -> None:
         settings = Settings(**given | {"data": images.name, "steps": steps})
         curve_file = args.metrics and args.metrics.with_suffix(".jsonl")
         limits = (args.max_minutes, args.save_minutes, curve_file)
-        with processes(args.device) as group:
+        with processes(args.device) as group, files.lock(checkpoint, group.first):
             glow = run_training(images, settings, group, checkpoint, args.resume, limits)
     if glow is None:  # the run is not complete, or this is not the first process
         return

@@ -34,8 +34,9 @@ from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 from tqdm import tqdm
 
+from flowlib import files
 from flowlib.cli import Parser, number, one_line_errors
-from flowlib.files import ROOT, UserError, require_writable, save_figure, save_model, write_metrics
+from flowlib.files import ROOT, UserError
 from flowlib.grids import evaluate, kl_flow_truth, kl_truth_flow
 from flowlib.rng import rng
 from flowlib.toy2d import SHAPES, Checkerboard, NoisyCurves
@@ -250,12 +251,12 @@ def save_run(fits: dict[str, Fit], points: Points, seed: int, folder: Path, figu
     metrics = {name: fit.metrics for name, fit in fits.items()}
     for name, flow in flows.items():
         run = dict(step=metrics[name]["steps"], seed=seed, metrics=metrics[name])
-        save_model(flow, folder / f"{points.name}_{name}.pt", **run)
+        files.save_model(flow, folder / f"{points.name}_{name}.pt", **run)
     prefix = "" if points.name == "moons" else f"{points.name}_"
     losses = plots.plot_losses({name: fit.history for name, fit in fits.items()}, points)
-    save_figure(losses, figures, f"{prefix}loss_plot.png")
+    files.save_figure(losses, figures, f"{prefix}loss_plot.png")
     densities = plots.plot_densities(flows, points, metrics, seed)
-    save_figure(densities, figures, f"{prefix}density_contours.png")
+    files.save_figure(densities, figures, f"{prefix}density_contours.png")
     plots.save_animation(flows, points, figures / f"{points.name}.gif", seed)
 
 
@@ -293,18 +294,19 @@ def main(argv=None) -> None:
             points = make_shape(args.data, args.noise or 0.05, seed)
         else:
             points = make_file_points(Path(args.data), args.columns, seed)
-        require_writable(args.checkpoint, args.figures, files=[args.metrics])
+        files.require_writable(args.checkpoint, args.figures, files=[args.metrics])
         sizes = (args.layers, args.hidden, args.device)
-        fits = {name: fit_flow(name, points, training, *sizes, seed) for name in ARCHITECTURES}
-        runs.append({name: fit.metrics for name, fit in fits.items()})
-        report_run(runs[-1], points, seed)
-        if seed == args.seed:
-            save_run(fits, points, seed, args.checkpoint, args.figures)
+        with files.lock(args.checkpoint / points.name):
+            fits = {name: fit_flow(name, points, training, *sizes, seed) for name in ARCHITECTURES}
+            runs.append({name: fit.metrics for name, fit in fits.items()})
+            report_run(runs[-1], points, seed)
+            if seed == args.seed:
+                save_run(fits, points, seed, args.checkpoint, args.figures)
     metrics = {"data": points.name, "floor": points.floor, "models": runs[0], "seeds": args.seeds}
     metrics["spread"] = summarize_runs(runs)
     if args.metrics:
-        seconds = time.perf_counter() - start
-        write_metrics(args.metrics, metrics, seconds=seconds, device=args.device, seed=args.seed)
+        run = {"seconds": time.perf_counter() - start, "device": args.device, "seed": args.seed}
+        files.write_metrics(args.metrics, metrics, **run)
 
 
 if __name__ == "__main__":

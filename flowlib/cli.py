@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +14,19 @@ from flowlib.files import ROOT, UserError
 
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turns a `UserError` into one line on stderr and exit status 2, and Ctrl-C into status 130."""
+    """Ends a script as a shell expects it, with one line on stderr and never a traceback.
+
+    Exit status 2 for a `UserError`, 130 for Ctrl-C, 143 for SIGTERM. Files are whole in all cases.
+    """
+
+    def terminate(*_):
+        print("terminated", file=sys.stderr)
+        raise SystemExit(143)
+
+    for stream in (sys.stdout, sys.stderr):  # a file's name need not be UTF-8
+        if hasattr(stream, "reconfigure"):  # notebooks and tests have streams of their own
+            stream.reconfigure(errors="backslashreplace")
+    before = signal.signal(signal.SIGTERM, terminate)
     try:
         yield
     except KeyboardInterrupt:
@@ -22,6 +35,8 @@ def one_line_errors() -> Iterator[None]:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class Parser(argparse.ArgumentParser):

@@ -7,7 +7,7 @@ import os
 import platform
 import tempfile
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,7 +15,14 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+try:
+    import fcntl
+except ImportError:  # Windows: there two runs on one checkpoint are not kept apart
+    fcntl = None
+
 ROOT = Path(__file__).resolve().parent.parent
+FORMAT = 1  # of checkpoints and resume files; raise it when the code cannot read older ones
+PARTS = ("config", "state_dict", "metrics", "settings", "state")  # of a file, each a dict
 Model = TypeVar("Model", bound=nn.Module)
 
 
@@ -34,6 +41,8 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())  # on the disk before the old file goes, even if power fails
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # torch.save raises the latter if the disk is full
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
@@ -41,6 +50,33 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def lock(path: Path, wanted: bool = True) -> Iterator[None]:
+    """Keeps other runs from writing `path`; UserError if another one does, which it names.
+
+    The operating system frees the lock when the process ends, even after `kill -9`.
+    """
+    if not wanted or not fcntl:
+        yield
+        return
+    place = path.with_name(f".{path.name}.lock")
+    with place.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            holder = file.read() or "another run"
+            advice = "wait for it to end, or write elsewhere"
+            raise UserError(f"{path} is being written by {holder}: {advice}") from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}")
+        file.flush()
+        try:
+            yield
+        finally:
+            place.unlink(missing_ok=True)
 
 
 def require_writable(*folders: Path, files: Sequence[Path | None] = ()) -> None:
@@ -53,6 +89,8 @@ def require_writable(*folders: Path, files: Sequence[Path | None] = ()) -> None:
             tempfile.TemporaryFile(dir=folder).close()
             if place in files and place.is_dir():
                 raise IsADirectoryError(errno.EISDIR, "it is a folder, and a file is needed")
+            if len(os.fsencode(place.name)) > 200:  # names made from it are longer
+                raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
         except OSError as error:
             raise UserError(f"cannot write to {place}: {error.strerror or error}") from None
 
@@ -66,6 +104,7 @@ def save_model(model: nn.Module, path: Path, *, step=0, seed=None, metrics=None)
         raise UserError(f"{path} is not written: the weights are not finite (try a lower --lr)")
     checkpoint = {
         "kind": type(model).__name__.lower(),
+        "format": FORMAT,
         "config": model.config,
         "state_dict": {name: value.cpu() for name, value in model.state_dict().items()},
         **{"step": step, "seed": seed, "metrics": metrics or {}, "versions": versions()},
@@ -129,6 +168,11 @@ def read_checkpoint(path: str | Path, kind: str, hint: str = "") -> dict[str, An
     if found != kind:
         holds = f"a checkpoint of kind {found!r}" if found else "something else"
         raise UserError(f"{path} holds {holds}, not one of kind {kind!r}")
+    if (found := checkpoint.get("format", 1)) != FORMAT:  # files older than formats are as the 1st
+        problem = f"{path} is of format {found}, and this version reads format {FORMAT}"
+        raise UserError(problem + (f": {hint}" if hint else ""))
+    if not all(isinstance(checkpoint.get(name, {}), dict) for name in PARTS):
+        raise UserError(f"{path} is damaged: one of its parts ({', '.join(PARTS)}) is no dict")
     return checkpoint
 
 

@@ -8,6 +8,7 @@ weights, and N processes take the steps of one.
 import contextlib
 import copy
 import json
+import math
 import signal
 import threading
 from collections.abc import Iterator
@@ -16,8 +17,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from tqdm import tqdm
 
-from flowlib.files import UserError, read_checkpoint, write_atomically
+from flowlib.files import FORMAT, UserError, is_finite, read_checkpoint, write_atomically
 from flowlib.rng import rng
 
 PROGRESS = ("step", "skipped", "seconds", "curve")
@@ -74,8 +76,18 @@ def resume_path(checkpoint: Path) -> Path:
 
 def save_resume(state: TrainingState, path: Path, settings: dict) -> None:
     """Writes everything that the rest of the run depends on, and the settings it was made with."""
-    content = {"kind": "resume", "settings": settings, "state": state.state_dict()}
+    content = {"kind": "resume", "format": FORMAT, "settings": settings}
+    content["state"] = state.state_dict()
     write_atomically(path, lambda temporary: torch.save(content, temporary))
+
+
+@contextlib.contextmanager
+def goes_on() -> Iterator[None]:
+    """Turns a UserError into a warning: if the disk is full now, it may not be the next time."""
+    try:
+        yield
+    except UserError as error:
+        tqdm.write(f"warning: {error}; training goes on")
 
 
 def extend_curve(state: TrainingState, point: dict, path: Path | None) -> None:
@@ -99,10 +111,34 @@ def load_resume(state: TrainingState, path: Path, settings: dict) -> bool:
             advice = "give the same flags, or leave out --resume"
             raise UserError(f"{path} was written with {name} {earlier}, not {value}: {advice}")
     try:
+        _check_state(state, content["state"])
         state.load_state_dict(content["state"])
-    except (RuntimeError, KeyError, ValueError) as error:
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(f"{path} is damaged: {str(error).splitlines()[0]}") from None
     return True
+
+
+def _check_state(state: TrainingState, saved: dict) -> None:
+    """Raises ValueError if what was saved cannot be a later state of the same run."""
+    for name in PROGRESS:
+        value, kind = saved["progress"][name], type(getattr(state, name))
+        if type(value) is not kind or (kind is not list and not 0 <= value < math.inf):
+            raise ValueError(f"{name} is {value!r}")
+    for name in ("model", "averaged"):
+        if not is_finite(saved[name]):
+            raise ValueError(f"the weights of {name} are not finite")
+    for optimizer, other in zip(state.optimizers, saved["optimizers"], strict=True):
+        for mine, theirs in zip(optimizer.state_dict()["param_groups"], other["param_groups"]):
+            if mine | {"lr": 0} != theirs | {"lr": 0}:  # the rate changes from step to step
+                raise ValueError("it is of another optimizer")
+        parameters = optimizer.param_groups[0]["params"]
+        moved = saved["progress"]["step"] > saved["progress"]["skipped"]
+        if set(other["state"]) != set(range(len(parameters) if moved else 0)):
+            raise ValueError("the optimizer's state is of other parameters")
+        for i, values in other["state"].items():  # torch itself does not check these
+            for value in values.values():
+                if value.shape not in (parameters[i].shape, ()) or not value.isfinite().all():
+                    raise ValueError(f"the optimizer's state of parameter {i} does not fit")
 
 
 def batches(n: int, batch: int, seed: int, step: int) -> Iterator[Tensor]:
@@ -122,12 +158,16 @@ def batches(n: int, batch: int, seed: int, step: int) -> Iterator[Tensor]:
 
 @contextlib.contextmanager
 def stop_requests() -> Iterator[threading.Event]:
-    """An event that Ctrl-C and SIGTERM set, to end a loop; a second Ctrl-C interrupts at once."""
-    stop = threading.Event()
+    """An event that Ctrl-C and SIGTERM set, to end a loop; a second Ctrl-C interrupts at once.
+
+    At the end the first signal is raised again, for whoever handled it before.
+    """
+    stop, received = threading.Event(), []
 
     def ask(number, _):
         if stop.is_set() and number == signal.SIGINT:
             raise KeyboardInterrupt
+        received.append(number)
         stop.set()
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -136,3 +176,5 @@ def stop_requests() -> Iterator[threading.Event]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+    if received:
+        signal.raise_signal(received[0])

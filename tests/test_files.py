@@ -10,9 +10,11 @@ import torch
 from torch import nn
 
 from flowlib.files import (
+    FORMAT,
     ROOT,
     UserError,
     load_model,
+    lock,
     require_writable,
     save_model,
     write_atomically,
@@ -77,6 +79,38 @@ def test_two_processes_that_write_one_file_both_succeed(tmp_path):
     write_atomically(path, write)
     assert path.read_text() == "mine"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_lock_names_its_holder_and_ends_with_it(tmp_path):
+    path = tmp_path / "model.pt"
+    code = "import sys, time, pathlib; from flowlib.files import lock\n"
+    code += "with lock(pathlib.Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+    command = [sys.executable, "-c", code, str(path)]
+    holder = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE)
+    try:
+        assert holder.stdout.readline() == b"held\n"
+        with pytest.raises(UserError, match=f"written by process {holder.pid} on"), lock(path):
+            pass
+        with lock(tmp_path / "another.pt"), lock(path, wanted=False):
+            pass
+    finally:
+        holder.kill()
+        holder.wait()
+    with lock(path):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_of_a_later_format_is_refused(tmp_path):
+    path = tmp_path / "model.pt"
+    save_model(Model(3), path)
+    content = torch.load(path)
+    torch.save(content | {"format": FORMAT + 1}, path)
+    with pytest.raises(UserError, match="of format 2, .* reads format 1: make it again"):
+        load_model(path, Model, hint="make it again")
+    torch.save(content | {"metrics": [1, 2]}, path)
+    with pytest.raises(UserError, match="damaged: one of its parts"):
+        load_model(path, Model)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

@@ -1,6 +1,7 @@
 """train_glow_mnist.py as a user runs it: real command lines with small numbers, and bad input."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from torchvision.datasets import MNIST
 
 import train_glow_mnist
 from flowlib import training
-from flowlib.files import ROOT, UserError, save_model
+from flowlib.files import ROOT, UserError, lock, save_model
 from flowlib.images.classifier import Classifier
 from flowlib.images.glow import Glow, load_glow
 from flowlib.muon import muon_and_adam
@@ -121,8 +122,8 @@ def test_a_run_that_is_killed_and_resumed_ends_with_the_same_weights(tmp_path):
     assert equal(weights(tmp_path / "whole.pt"), weights(tmp_path / "killed.pt"))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_is_saved_and_goes_on(number, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_run_is_saved_and_goes_on(number, status, tmp_path, monkeypatch, capsys):
     argv = [*QUICK, "--steps", 8, "--figures", tmp_path, "--checkpoint"]
     run(*argv, tmp_path / "whole.pt")
 
@@ -136,7 +137,7 @@ def test_an_interrupted_run_is_saved_and_goes_on(number, tmp_path, monkeypatch, 
     monkeypatch.setattr(train_glow_mnist, "train_glow", interrupted)
     with pytest.raises(SystemExit) as stop:
         run(*argv, tmp_path / "glow.pt")
-    assert stop.value.code == 130
+    assert stop.value.code == status
     assert "stopped at step 5 of 8: --resume continues" in capsys.readouterr().out
     assert not (tmp_path / "glow.pt").exists()
     monkeypatch.setattr(train_glow_mnist, "train_glow", real)
@@ -169,6 +170,18 @@ def test_a_resume_file_that_cannot_be_written_does_not_end_the_run(tmp_path, mon
     run(*QUICK, "--save-minutes", 0, *files)
     assert capsys.readouterr().out.count("warning: cannot write it: no space left") == 2
     assert load_glow(tmp_path / "glow.pt").metrics["steps"] == 3
+    calls.clear()  # but what is stopped must be saved
+    with pytest.raises(SystemExit):
+        run(*QUICK, "--max-minutes", 0, *files)
+    assert "error: cannot write it" in capsys.readouterr().err
+
+
+def test_a_second_run_on_one_checkpoint_is_told_who_writes_it(tmp_path, one_line_error):
+    argv = [*QUICK, "--figures", tmp_path, "--checkpoint", tmp_path / "glow.pt"]
+    with lock(tmp_path / "glow.pt"):
+        error = one_line_error(train_glow_mnist.main, *argv)
+    assert f"glow.pt is being written by process {os.getpid()} on " in error
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_resuming_with_other_settings_or_from_a_damaged_file_is_one_line(tmp_path, one_line_error):

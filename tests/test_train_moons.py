@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+import signal
 import subprocess
 import sys
 
@@ -229,15 +230,18 @@ def test_a_folder_that_cannot_be_written_to_is_one_line(tmp_path, one_line_error
     assert files_in(tmp_path) == {"file"}
 
 
-def test_ctrl_c_leaves_no_traceback(monkeypatch, capsys):
-    def interrupted(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(train_moons, "make_shape", interrupted)
+@pytest.mark.parametrize(
+    ("number", "status", "word"),
+    [(signal.SIGINT, 130, "interrupted\n"), (signal.SIGTERM, 143, "terminated\n")],
+)
+def test_signals_leave_one_word_and_their_exit_status(number, status, word, monkeypatch, capsys):
+    before = signal.getsignal(number)
+    monkeypatch.setattr(train_moons, "make_shape", lambda *_: signal.raise_signal(number))
     with pytest.raises(SystemExit) as stop:
         train_moons.main([])
-    assert stop.value.code == 130
-    assert capsys.readouterr().err == "interrupted\n"
+    assert stop.value.code == status
+    assert capsys.readouterr().err == word
+    assert signal.getsignal(number) is before
 
 
 def test_help_prints_the_docstring_from_any_folder_and_imports_no_matplotlib(tmp_path):

@@ -121,11 +121,66 @@ def test_the_curve_is_written_as_it_grows(tmp_path):
 
 
 def test_signals_ask_to_stop_and_a_second_ctrl_c_interrupts():
-    before = signal.getsignal(signal.SIGINT)
-    with stop_requests() as stop:
-        assert not stop.is_set()
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert stop.is_set()
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
+    heard, before = [], signal.getsignal(signal.SIGINT)
+    outer = signal.signal(signal.SIGTERM, lambda number, _: heard.append(number))
+    try:
+        with stop_requests() as stop:
+            assert not stop.is_set()
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert stop.is_set()
+            assert not heard
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGINT)
+        assert heard == [signal.SIGTERM]  # handed on, at the end
+    finally:
+        signal.signal(signal.SIGTERM, outer)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_ctrl_c_is_handed_on_after_the_loop():
+    done = []
+
+    def loop():
+        with stop_requests() as stop:
+            os.kill(os.getpid(), signal.SIGINT)
+            done.append(stop.is_set())
+
+    with pytest.raises(KeyboardInterrupt):
+        loop()
+    assert done == [True]
+
+
+EDITS = {
+    "a negative step": lambda state: state["progress"].update(step=-5),
+    "a step that is no number": lambda state: state["progress"].update(step=float("nan")),
+    "a step in words": lambda state: state["progress"].update(step="4"),
+    "endless seconds": lambda state: state["progress"].update(seconds=float("inf")),
+    "a curve that is no list": lambda state: state["progress"].update(curve={}),
+    "no progress": lambda state: state.pop("progress"),
+    "NaN weights": lambda state: state["model"]["weight"].fill_(float("nan")),
+    "an infinite average": lambda state: state["averaged"]["bias"].fill_(float("inf")),
+    "weights of another shape": lambda state: state["model"].update(weight=torch.zeros(3, 3, 1, 1)),
+    "one optimizer only": lambda state: state["optimizers"].pop(),
+    "no optimizers": lambda state: state.update(optimizers=None),
+    "another momentum": lambda state: state["optimizers"][0]["param_groups"][0].update(momentum=0),
+    "a state of another shape": lambda state: state["optimizers"][0]["state"][0].update(
+        momentum=torch.zeros(3, 3)
+    ),
+    "a NaN state": lambda state: state["optimizers"][1]["state"][0]["exp_avg"].fill_(float("nan")),
+    "a state in words": lambda state: state["optimizers"][0]["state"][0].update(momentum="none"),
+    "a state of a third parameter": lambda state: state["optimizers"][0]["state"].update({7: {}}),
+    "no state": lambda state: state["optimizers"][0]["state"].clear(),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS.keys())
+def test_an_edited_resume_file_is_refused(edit, tmp_path):
+    state, path = trained(4), tmp_path / "resume.pt"
+    save_resume(state, path, {})
+    content = torch.load(path)
+    edit(content["state"])
+    torch.save(content, path)
+    fresh = new_state()
+    with pytest.raises(UserError, match="is damaged"):
+        load_resume(fresh, path, {})
+    assert fresh.step == 0
