@@ -5,12 +5,17 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+
+from flowlib.files import UserError
+
+SILENCE = timedelta(minutes=10)  # the longest wait for another process, a download's included
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,8 @@ class Processes:
 def processes(device: torch.device) -> Iterator[Processes]:
     """Joins the processes that torchrun started; without torchrun this is the only one.
 
-    They talk over NCCL, each with its own GPU, or over gloo on CPUs. Only the first one prints.
+    They talk over NCCL, each with its own GPU, or over gloo on CPUs. Only the first one prints. If
+    one of them ends, or is silent for ten minutes, the others end with a UserError.
     """
     count, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     if count == 1:
@@ -65,9 +71,14 @@ def processes(device: torch.device) -> Iterator[Processes]:
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=SILENCE)
     try:
         with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere if rank else sys.stdout):
             yield Processes(rank, count, device)
+    except RuntimeError as error:  # gloo has no class of its own for its errors
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+            raise
+        problem = "another process ended, or was silent for too long"
+        raise UserError(f"{problem}: start all of them again (--resume goes on)") from None
     finally:
         dist.destroy_process_group()
