@@ -3,7 +3,11 @@ DATA_DIR ?= data
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: figures test notebooks tables benchmarks
+# Where LOCKED=1 is given, the exact versions of the published figures are installed (Python 3.11.5+).
+REQUIREMENTS := $(if $(LOCKED),--require-hashes -r requirements.lock,-r requirements.txt)
+OLDEST := .venv-oldest/bin
+
+.PHONY: figures test test-oldest notebooks tables benchmarks torture lock audit
 
 figures: .venv/ready
 	$(BIN)/python train_moons.py
@@ -16,6 +20,13 @@ test: .venv/ready-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	OMP_NUM_THREADS=1 DATA_DIR=$(abspath $(DATA_DIR)) $(BIN)/python -m pytest -n auto --dist worksteal
+
+# The tests on the oldest versions that requirements.txt allows. Notebooks need no particular ones.
+test-oldest:
+	test -x $(OLDEST)/python || $(PYTHON) -m venv .venv-oldest
+	sed 's/>=/==/' requirements.txt > .venv-oldest/oldest.txt
+	$(OLDEST)/python -m pip install --quiet -r .venv-oldest/oldest.txt -r requirements-dev.txt
+	OMP_NUM_THREADS=1 DATA_DIR=$(abspath $(DATA_DIR)) $(OLDEST)/python -m pytest -n auto --dist worksteal
 
 # Runs the notebooks and stores what they show.
 notebooks: .venv/ready-dev
@@ -34,9 +45,24 @@ benchmarks: .venv/ready-dev
 	$(BIN)/python benchmarks/inpainting_calibration.py
 	$(BIN)/python benchmarks/known_answer.py --data-dir $(DATA_DIR)
 
+# Kills, stops and starves the scripts, and damages their files, some 2,500 times.
+torture: .venv/ready-dev
+	$(BIN)/python benchmarks/torture
+
+# Writes requirements.lock anew; the versions that are in it stay where they can.
+lock: .venv/ready-dev
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip compile requirements.txt --universal --python-version 3.11.5 --generate-hashes \
+	    --no-annotate --no-header --quiet -o requirements.lock
+
+# Asks a database on the web for known weaknesses of the locked versions.
+audit: .venv/ready-dev
+	$(BIN)/python -m pip install --quiet pip-audit
+	$(BIN)/pip-audit --disable-pip -r requirements.lock
+
 .venv/ready: requirements.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet -r requirements.txt
+	$(BIN)/python -m pip install --quiet $(REQUIREMENTS)
 	touch $@
 
 .venv/ready-dev: requirements-dev.txt .venv/ready
