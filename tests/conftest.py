@@ -1,4 +1,5 @@
 import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,19 @@ from flowlib.images.glow import Glow
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch):
+    """Nothing here talks to another machine."""
+    connect = socket.socket.connect
+
+    def connect_here(self, address):
+        there = isinstance(address, tuple) and address[0] not in ("127.0.0.1", "::1", "localhost")
+        assert not there, f"a connection to {address}"
+        return connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", connect_here)
 
 
 @pytest.fixture

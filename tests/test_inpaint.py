@@ -86,7 +86,8 @@ def test_pictures_of_ones_own_are_filled_with_one_command(tmp_path, tiny_glow_fi
     numbers = json.loads((output / "results.json").read_text())["one"]
     assert "resized from 40x40 to 8x8" in numbers["notes"]
     assert len(numbers["log_prob"]) == 4
-    assert Image.open(output / "one_mean.png").size == (8, 8)
+    with Image.open(output / "one_mean.png") as mean:
+        assert mean.size == (8, 8)
 
 
 def test_a_named_mask_works_for_pictures_too(tmp_path, tiny_glow_file, picture, capsys):

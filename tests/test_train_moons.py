@@ -170,8 +170,9 @@ def test_offsets_and_scales_of_the_users_points_cost_no_digits_and_no_paper(tmp_
         assert times == pytest.approx(plain + np.log(3e4), abs=0.01)
         flow = load_model(tmp_path / "times" / f"times_{name}.pt", Flow)
         assert abs(flow.sample(500)[:, 0].mean().item() - 1.7e9) < 1
-    picture = Image.open(tmp_path / "times" / "times_density_contours.png")
-    assert picture.height < 1.2 * picture.width
+    with Image.open(tmp_path / "times" / "times_density_contours.png") as picture:
+        width, height = picture.size
+    assert height < 1.2 * width
 
 
 # ---------------------------------------------------------------- bad input

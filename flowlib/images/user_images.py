@@ -155,17 +155,16 @@ def _open(path: Path, notes: list[str]) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            picture = Image.open(path)
-            if (frames := getattr(picture, "n_frames", 1)) > 1:
-                notes.append(f"the first of {frames} frames")
-            picture.load()
+            with Image.open(path) as file:
+                if (frames := getattr(file, "n_frames", 1)) > 1:
+                    notes.append(f"the first of {frames} frames")
+                picture = ImageOps.exif_transpose(file)  # as a viewer shows it
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         limit = f"{Image.MAX_IMAGE_PIXELS / 1e6:.0f} million pixels"
         raise UserError(f"{path} has more than {limit}: make it smaller first") from None
     except (OSError, ValueError, SyntaxError) as error:
         reason = type(error).__name__  # UnidentifiedImageError is an OSError
         raise UserError(f"{path} cannot be read as a picture ({reason})") from None
-    picture = ImageOps.exif_transpose(picture)  # as a viewer shows it
     if min(picture.size) < 4:
         raise UserError(f"{path} is only {picture.size[0]}x{picture.size[1]}")
     if picture.mode == "F":
