@@ -71,8 +71,8 @@ def processes(device: torch.device) -> Iterator[Processes]:
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=SILENCE)
     try:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=SILENCE)
         with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere if rank else sys.stdout):
             yield Processes(rank, count, device)
     except RuntimeError as error:  # gloo has no class of its own for its errors
@@ -81,4 +81,5 @@ def processes(device: torch.device) -> Iterator[Processes]:
         problem = "another process ended, or was silent for too long"
         raise UserError(f"{problem}: start all of them again (--resume goes on)") from None
     finally:
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import glob
 import json
 import os
 import platform
@@ -56,7 +57,8 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 def lock(path: Path, wanted: bool = True) -> Iterator[None]:
     """Keeps other runs from writing `path`; UserError if another one does, which it names.
 
-    The operating system frees the lock when the process ends, even after `kill -9`.
+    The operating system frees the lock when the process ends, even after `kill -9`. What such a
+    process left half-written is removed.
     """
     if not wanted or not fcntl:
         yield
@@ -70,6 +72,8 @@ def lock(path: Path, wanted: bool = True) -> Iterator[None]:
             holder = file.read() or "another run"
             advice = "wait for it to end, or write elsewhere"
             raise UserError(f"{path} is being written by {holder}: {advice}") from None
+        for part in path.parent.glob(f"{glob.escape(path.stem)}.*part"):
+            part.unlink(missing_ok=True)
         file.truncate(0)
         file.write(f"process {os.getpid()} on {platform.node()}")
         file.flush()
@@ -165,10 +169,11 @@ def read_checkpoint(path: str | Path, kind: str, hint: str = "") -> dict[str, An
         reason = type(error).__name__
         raise UserError(f"{path} is damaged or not a checkpoint ({reason})") from None
     found = checkpoint.get("kind") if isinstance(checkpoint, dict) else None
-    if found != kind:
-        holds = f"a checkpoint of kind {found!r}" if found else "something else"
+    if not isinstance(found, str) or found != kind:
+        holds = f"a checkpoint of kind {found!r}" if isinstance(found, str) else "something else"
         raise UserError(f"{path} holds {holds}, not one of kind {kind!r}")
-    if (found := checkpoint.get("format", 1)) != FORMAT:  # files older than formats are as the 1st
+    found = checkpoint.get("format", 1)  # files older than this entry are as the first format
+    if not isinstance(found, int) or found != FORMAT:
         problem = f"{path} is of format {found}, and this version reads format {FORMAT}"
         raise UserError(problem + (f": {hint}" if hint else ""))
     if not all(isinstance(checkpoint.get(name, {}), dict) for name in PARTS):

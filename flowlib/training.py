@@ -103,7 +103,7 @@ def load_resume(state: TrainingState, path: Path, settings: dict) -> bool:
 
     Raises UserError if the file is damaged or was written with other settings.
     """
-    if not path.is_file():
+    if not path.exists():
         return False
     content = read_checkpoint(path, "resume")
     for name, value in settings.items():
@@ -124,6 +124,8 @@ def _check_state(state: TrainingState, saved: dict) -> None:
         value, kind = saved["progress"][name], type(getattr(state, name))
         if type(value) is not kind or (kind is not list and not 0 <= value < math.inf):
             raise ValueError(f"{name} is {value!r}")
+    if not all(isinstance(point, dict) for point in saved["progress"]["curve"]):
+        raise ValueError("the curve holds something else than points")
     for name in ("model", "averaged"):
         if not is_finite(saved[name]):
             raise ValueError(f"the weights of {name} are not finite")

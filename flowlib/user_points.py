@@ -43,7 +43,12 @@ def read_points(path: Path, columns: Sequence[str] = ()) -> np.ndarray:
 
 
 def _read_array(path: Path) -> tuple[np.ndarray, list[str]]:
-    array = np.load(path, allow_pickle=False)
+    try:
+        array = np.load(path, allow_pickle=False)
+    except OSError:
+        raise
+    except Exception as error:  # a damaged header can fail anywhere inside Python's own parser
+        raise ValueError(str(error) or type(error).__name__) from None
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu" or array.ndim != 2:
         raise ValueError("it must hold one array of numbers, one point a row")
     return array.astype(np.float64), [f"column {i + 1}" for i in range(array.shape[1])]
