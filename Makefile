@@ -24,7 +24,7 @@ test: .venv/ready-dev
 # The tests on the oldest versions that requirements.txt allows. Notebooks need no particular ones.
 test-oldest:
 	test -x $(OLDEST)/python || $(PYTHON) -m venv .venv-oldest
-	sed 's/>=/==/' requirements.txt > .venv-oldest/oldest.txt
+	sed -E 's/>=([0-9.]+)[^ ]*/==\1/' requirements.txt > .venv-oldest/oldest.txt
 	$(OLDEST)/python -m pip install --quiet -r .venv-oldest/oldest.txt -r requirements-dev.txt
 	OMP_NUM_THREADS=1 DATA_DIR=$(abspath $(DATA_DIR)) $(OLDEST)/python -m pytest -n auto --dist worksteal
 
