@@ -41,6 +41,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(path)
         write(temporary)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())  # on the disk before the old file goes, even if power fails
@@ -53,12 +54,24 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             temporary.unlink(missing_ok=True)
 
 
+def _remove_leftovers(path: Path) -> None:
+    """Removes temporary files of `path` whose processes were killed."""
+    for temporary in path.parent.glob(f"{glob.escape(path.name)}.*.part"):
+        number = temporary.suffixes[-2][1:]
+        if fcntl and number.isdecimal():
+            try:
+                os.kill(int(number), 0)  # sends nothing: it asks whether there is such a process
+            except ProcessLookupError:
+                temporary.unlink(missing_ok=True)
+            except (OSError, OverflowError):
+                pass  # somebody else's
+
+
 @contextlib.contextmanager
 def lock(path: Path, wanted: bool = True) -> Iterator[None]:
     """Keeps other runs from writing `path`; UserError if another one does, which it names.
 
-    The operating system frees the lock when the process ends, even after `kill -9`. What such a
-    process left half-written is removed.
+    The operating system frees the lock when the process ends, even after `kill -9`.
     """
     if not wanted or not fcntl:
         yield
@@ -72,8 +85,6 @@ def lock(path: Path, wanted: bool = True) -> Iterator[None]:
             holder = file.read() or "another run"
             advice = "wait for it to end, or write elsewhere"
             raise UserError(f"{path} is being written by {holder}: {advice}") from None
-        for part in path.parent.glob(f"{glob.escape(path.stem)}.*part"):
-            part.unlink(missing_ok=True)
         file.truncate(0)
         file.write(f"process {os.getpid()} on {platform.node()}")
         file.flush()

@@ -1,6 +1,7 @@
 """Files are written whole or not at all, and a damaged one is never read in silence."""
 
 import contextlib
+import os
 import resource
 import subprocess
 import sys
@@ -66,6 +67,17 @@ def test_a_flipped_bit_anywhere_changes_nothing_or_is_refused(tmp_path):
     assert refused > 40
 
 
+def test_what_a_killed_process_left_half_written_is_removed(tmp_path):
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    path, names = tmp_path / "a.png", (f"a.png.{ended.pid}.part", f"a.png.{os.getppid()}.part")
+    for name in (*names, f"b.png.{ended.pid}.part", "a.png.old.part"):
+        (tmp_path / name).write_text("half")
+    write_atomically(path, lambda temporary: temporary.write_text("whole"))
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"a.png", names[1], f"b.png.{ended.pid}.part", "a.png.old.part"}
+
+
 def test_two_processes_that_write_one_file_both_succeed(tmp_path):
     path = tmp_path / "file.txt"
 
@@ -96,8 +108,6 @@ def test_a_lock_names_its_holder_and_ends_with_it(tmp_path):
     finally:
         holder.kill()
         holder.communicate()
-    for name in ("model.pt.12.part", "model.resume.pt.12.part"):  # what a killed run leaves
-        (tmp_path / name).write_text("half")
     with lock(path):
         pass
     assert list(tmp_path.iterdir()) == []
