@@ -8,14 +8,16 @@ minimizes -log p(x) = -(log p(z) + Σ log|det J|), z = f(x). The density of the 
 exactly, so the printed KL divergences are absolute: 0 is perfect.
 
     python train_moons.py --data spirals      other shapes: circles, spirals, checkerboard
-    python train_moons.py --data points.csv   your own points (.npy, .csv or .tsv)
+    python train_moons.py --data points.csv   your own points (.npy, .csv, .tsv), 2 to 64 columns
+    python train_moons.py --data points.csv --score new.csv   their log p, the unlikely ones first
     python train_moons.py --seeds 3           three seeds: mean and spread; figures of the first
 
 Writes   figures/loss_plot.png              negative log-likelihood over epochs, both models
          figures/density_contours.png       densities and samples
          figures/moons.gif                  noise becomes moons
          checkpoints/moons_realnvp.pt, checkpoints/moons_permutation.pt
-         (other --data: their names start with its name; files have no known density to compare)
+         (other --data: their names start with its name; files have no known density to compare,
+         and pairs.png instead of the contours if there are more than two columns)
 Takes    about 4 minutes on one CPU core (AMD EPYC without AVX-512); ends at
          KL(truth || flow) = 0.0057 nats (RealNVP) and 0.0041 nats (permutation)
 """
@@ -24,69 +26,25 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.distributions import MultivariateNormal
 from tqdm import tqdm
 
 from flowlib import files
 from flowlib.cli import Parser, number, one_line_errors
 from flowlib.files import ROOT, UserError
 from flowlib.grids import evaluate, kl_flow_truth, kl_truth_flow
-from flowlib.rng import rng
-from flowlib.toy2d import SHAPES, Checkerboard, NoisyCurves
+from flowlib.points import Points, make_file_points, make_shape, score_points
+from flowlib.toy2d import SHAPES
 from flowlib.user_points import read_points
 from flows2d import Flow, InvertibleLinear, permutation_flow, realnvp
 
 ARCHITECTURES = {"realnvp": realnvp, "permutation": permutation_flow}
 KL = {"kl_truth_flow": "KL(truth || flow)", "kl_flow_truth": "KL(flow || truth)"}
-
-
-@dataclass(frozen=True)
-class Points:
-    """What is fitted; draw(n) returns a training batch (n, 2)."""
-
-    name: str  # what the names of the files start with
-    title: str
-    draw: Callable[[int], Tensor]
-    held_out: Tensor  # (N, 2)
-    test: Tensor  # (N, 2)
-    truth: NoisyCurves | Checkerboard | None = None  # the exact distribution, where it is known
-    floor: float | None = None  # its entropy, nats
-    gaussian: MultivariateNormal | None = None  # otherwise one with the points' mean and covariance
-
-
-def make_shape(shape: str, noise: float, seed: int) -> Points:
-    """A shape's points. Every training batch is new, so nothing can be overfitted."""
-    truth, train = SHAPES[shape](noise), rng(seed, f"{shape} train")
-    held_out = truth.sample(5_000, rng(seed, f"{shape} held-out"))
-    test = truth.sample(20_000, rng(seed, f"{shape} test"))
-    title = {"checkerboard": "a checkerboard"}.get(shape, f"two {shape}")
-    draw = partial(truth.sample, generator=train)
-    return Points(shape, title, draw, held_out, test, truth, truth.entropy())
-
-
-def make_file_points(path: Path, columns: list[str], seed: int) -> Points:
-    """The user's points, shuffled: 80 % to train on, 10 % held out, 10 % to test on."""
-    points = torch.from_numpy(read_points(path, columns))  # float64
-    if (points.abs().amax(0) / points.std(0)).max() < 1000:
-        points = points.float()  # twice as fast; with a larger offset its rounding would show
-    points = points[torch.randperm(len(points), generator=rng(seed, "file shuffle"))]
-    tenth, generator = len(points) // 10, rng(seed, "file train")
-    held_out, test, train = points.split([tenth, tenth, len(points) - 2 * tenth])
-    # Files of a shape's name would otherwise replace the files that are shipped.
-    name = f"points_{path.stem}" if path.stem in SHAPES else path.stem
-
-    def draw(n: int) -> Tensor:
-        return train[torch.randint(len(train), (n,), generator=generator)]
-
-    gaussian = MultivariateNormal(train.mean(0), train.T.cov())
-    return Points(name, path.name, draw, held_out, test, gaussian=gaussian)
 
 
 @dataclass(frozen=True)
@@ -188,7 +146,11 @@ def fit_flow(
     torch.manual_seed(seed)  # the first weights and the permutations
     start, sample = time.perf_counter(), points.draw(10_000)
     mean, std = sample.mean(0), sample.std(0)
-    flow = ARCHITECTURES[name](2, layers, (hidden, hidden), mean, std).to(device, sample.dtype)
+    try:
+        flow = ARCHITECTURES[name](sample.shape[1], layers, (hidden, hidden), mean, std)
+    except ValueError as error:  # a few layers can miss some of many columns
+        raise UserError(f"the {name} flow: {error}") from None
+    flow.to(device, sample.dtype)
     flow.transforms[0].mean.copy_(mean)  # with all its digits, where the points are float64
     steps, history = training.epochs * training.steps_per_epoch, []
     with tqdm(total=steps, desc=name, unit="step", mininterval=1) as bar:
@@ -217,7 +179,7 @@ def report_run(metrics: dict[str, dict], points: Points, seed: int) -> None:
     if points.floor is not None:
         beside = f"entropy of the truth, the least test NLL: {points.floor:.4f}"
     else:
-        nll = -points.gaussian.log_prob(points.test).mean().item()
+        nll = -points.gaussian.log_prob(points.test.double()).mean().item()
         beside = f"test NLL of a fitted Gaussian: {nll:.4f}"
         if nll < min(row["test_nll"] for row in metrics.values()):
             beside += ", better than either flow: more points would help"
@@ -255,9 +217,31 @@ def save_run(fits: dict[str, Fit], points: Points, seed: int, folder: Path, figu
     prefix = "" if points.name == "moons" else f"{points.name}_"
     losses = plots.plot_losses({name: fit.history for name, fit in fits.items()}, points)
     files.save_figure(losses, figures, f"{prefix}loss_plot.png")
+    if len(points.columns) > 2:
+        files.save_figure(plots.plot_pairs(flows, points, seed), figures, f"{prefix}pairs.png")
+        return
     densities = plots.plot_densities(flows, points, metrics, seed)
     files.save_figure(densities, figures, f"{prefix}density_contours.png")
     plots.save_animation(flows, points, figures / f"{points.name}.gif", seed)
+
+
+def score_file(path: Path, points: Points, folder: Path, figures: Path) -> None:
+    """Writes the log p of a file's points under both fitted flows, the least likely ones first."""
+    import pandas  # here, for it takes half a second to import
+
+    table = read_points(path, points.columns, to_fit=False)
+    rows = torch.from_numpy(table.points)
+    scores = {"row": range(1, len(rows) + 1)}
+    for name in ARCHITECTURES:
+        file = folder / f"{points.name}_{name}.pt"
+        flow = files.load_model(file, Flow, hint="the same command without --score makes it")
+        log_p, share = score_points(flow, points.train, rows)
+        scores |= {f"log_p_{name}": log_p.numpy(), f"less_likely_{name}": share.numpy()}
+    scores = pandas.DataFrame(scores).sort_values(f"log_p_{name}")
+    print(scores.head(10).to_string(index=False))
+    file = figures / f"{path.stem}_scores.csv"
+    files.write_atomically(file, lambda temporary: scores.to_csv(temporary, index=False))
+    print(f"wrote {file}: log p in nats, and the share of the training points with less")
 
 
 def parse_args(argv=None):
@@ -265,7 +249,10 @@ def parse_args(argv=None):
     add, training = parser.add_argument, Training()
     shapes = ", ".join(SHAPES)
     add("--data", metavar="SHAPE|FILE", default="moons", help=f"{shapes}; or a .npy or .csv file")
-    add("--columns", nargs=2, metavar=("A", "B"), default=[], help="of a file with more than two")
+    add(
+        "--columns", nargs="+", metavar="NAME", default=[], help="of a file (all that have numbers)"
+    )
+    add("--score", type=Path, metavar="FILE", help="only score its points with the flows of --data")
     add("--noise", type=number(float, 0.02, 1), help="standard deviation of a shape (default 0.05)")
     add("--layers", type=number(int, 2, 1000), default=28, help="couplings per flow (%(default)s)")
     add("--hidden", type=number(int, 1, 4096), default=32, help="their networks' width (32)")
@@ -279,8 +266,11 @@ def parse_args(argv=None):
     args = parser.parse_args(argv)
     if args.noise is not None and args.data not in ("moons", "circles", "spirals"):
         parser.error(f"--noise has no meaning with --data {args.data}")
-    if args.columns and args.data in SHAPES:
-        parser.error(f"--columns has no meaning with --data {args.data}")
+    if args.data in SHAPES:
+        parser.refuse(args, f"with --data {args.data}", "columns", "score")
+    if args.score:
+        sizes = ("layers", "hidden", "epochs", "steps_per_epoch", "batch", "lr", "seeds", "metrics")
+        parser.refuse(args, "with --score", *sizes)
     return args
 
 
@@ -294,6 +284,8 @@ def main(argv=None) -> None:
             points = make_shape(args.data, args.noise or 0.05, seed)
         else:
             points = make_file_points(Path(args.data), args.columns, seed)
+        if args.score:
+            return score_file(args.score, points, args.checkpoint, args.figures)
         files.require_writable(args.checkpoint, args.figures, files=[args.metrics])
         sizes = (args.layers, args.hidden, args.device)
         with files.lock(args.checkpoint / points.name):

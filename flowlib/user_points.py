@@ -4,42 +4,62 @@ import io
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from flowlib.files import UserError
 
 TABLES = (".csv", ".tsv", ".txt")
-LEAST = 100  # points
+LEAST, FEW = 100, 500  # points to fit; fewer than the second come with a word
+MOST_COLUMNS = 64
 
 
-def read_points(path: Path, columns: Sequence[str] = ()) -> np.ndarray:
-    """The points in a file, (N, 2), float64.
+class Table(NamedTuple):
+    """A file's points, the names of their columns, and what was noticed, a sentence each."""
+
+    points: np.ndarray  # (N, D), float64
+    names: list[str]
+    notes: list[str]
+
+
+def read_points(path: Path, columns: Sequence[str] = (), to_fit: bool = True) -> Table:
+    """The points in a file, and what was noticed.
 
     Args:
         path: a .npy file; or a table, columns separated by commas, semicolons or tabs, numbers
             with a decimal point or comma, with or without a header.
-        columns: the names, or numbers from 1, of the two columns to take from a larger table.
+        columns: the names, or numbers from 1, of the columns to take. Without them every column of
+            continuous numbers is taken, and the notes say which ones are left out.
+        to_fit: also test that the points can be fitted: there are enough, and they have a density.
     Raises:
-        UserError: if the file does not hold at least 100 finite points with a density in the plane.
+        UserError: if the file does not hold such points.
     """
     try:
         points, names = _read_array(path) if path.suffix.lower() == ".npy" else _read_table(path)
     except (OSError, ValueError, EOFError) as error:
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise UserError(f"cannot read points from {path}: {reason}") from None
+    numbers = [str(i) for i in range(1, len(names) + 1)]
+    notes, reasons = [], [_why_not_continuous(column) for column in points.T]
     if columns:
-        numbers = [str(i) for i in range(1, len(names) + 1)]
-        unknown = [name for name in columns if name not in [*names, *numbers]]
-        if unknown:
+        if unknown := [name for name in columns if name not in [*names, *numbers]]:
             raise UserError(f"{path} has no column {unknown[0]!r}, only {', '.join(names)}")
         places = [(names if name in names else numbers).index(name) for name in columns]
-        points, names = points[:, places], [names[place] for place in places]
-    if len(names) != 2:
-        choice = "--columns A B chooses two" if len(names) > 2 else "two are needed"
-        raise UserError(f"{path} has {len(names)} columns ({', '.join(names)}): {choice}")
-    _check(points, names, path)
-    return points
+    else:
+        places = [place for place, reason in enumerate(reasons) if not reason]
+        left_out = [f"{name} ({reason})" for name, reason in zip(names, reasons) if reason]
+        notes += [f"left out: {', '.join(left_out)}"] if left_out else []
+    points, names = points[:, places], [names[place] for place in places]
+    if len(bad := np.flatnonzero(~np.isfinite(points).all(1))):
+        where = f"first in row {bad[0] + 1} of the data"
+        raise UserError(f"{path} holds missing, NaN or infinite values, {where}: remove them")
+    if to_fit:
+        for place, name in zip(places, names):
+            if reasons[place]:
+                raise UserError(f"{path}: {name} cannot be fitted: it has {reasons[place]}")
+        notes += _check(points, names, path, "; ".join(notes))
+    return Table(points, names, notes)
 
 
 def _read_array(path: Path) -> tuple[np.ndarray, list[str]]:
@@ -92,20 +112,35 @@ def _is_number(text: str) -> bool:
     return text.lower() in missing or bool(re.fullmatch(r"[-+]?[\d.,]+(e[-+]?\d+)?", text.lower()))
 
 
-def _check(points: np.ndarray, names: list[str], path: Path) -> None:
-    """Raises UserError if the points have no density in the plane, or are too few to tell."""
-    if len(bad := np.flatnonzero(~np.isfinite(points).all(1))):
-        where = f"first in row {bad[0] + 1} of the data"
-        raise UserError(f"{path} holds missing, NaN or infinite values, {where}: remove them")
-    if len(points) < LEAST:
-        raise UserError(f"{path} holds {len(points)} points; at least {LEAST} are needed")
-    for name, column in zip(names, points.T):
-        count = len(np.unique(column))
-        if count == 1:
-            raise UserError(f"{path}: {name} is constant, so the points have no density")
-        if count < min(30, len(points) / 10):
-            raise UserError(f"{path}: {name} has only {count} values: it is no continuous quantity")
-    correlation = np.corrcoef(points.T)[0, 1]
-    if 1 - abs(correlation) < 1e-10:
-        both = " and ".join(names)
-        raise UserError(f"{path}: {both} lie on a line, so the points have no density in the plane")
+def _why_not_continuous(column: np.ndarray) -> str:
+    """What speaks against fitting a density to a column (N,), "" if nothing."""
+    found = column[~np.isnan(column)]
+    count = len(np.unique(found))
+    if count == 0:
+        return "no numbers"
+    # A point mass has no density; so few values are a class or a grade.
+    few = count < min(30, len(column) / 10) or count == 1 < len(column)
+    return f"only {count} value{'s' if count > 1 else ''}" if few else ""
+
+
+def _check(points: np.ndarray, names: list[str], path: Path, note: str) -> list[str]:
+    """Notes on the points; UserError if they are too few or have no density."""
+    count, dim = points.shape
+    if count < LEAST:
+        raise UserError(f"{path} holds {count} points; at least {LEAST} are needed")
+    if not 2 <= dim <= MOST_COLUMNS:
+        found = f"{path} has {dim} columns to fit, and 2 to {MOST_COLUMNS} are needed"
+        raise UserError(found + (f"; {note}" if note else ""))
+    standard, notes = (points - points.mean(0)) / points.std(0), []
+    for i in range(1, dim):  # a column that the ones before it determine
+        rest = (
+            standard[:, i] - standard[:, :i] @ np.linalg.lstsq(standard[:, :i], standard[:, i])[0]
+        )
+        if rest.std() < 1e-5:
+            others = ", ".join(names[:i])
+            raise UserError(f"{path}: {names[i]} follows from {others}: leave it out (--columns)")
+    if (repeated := count - len(np.unique(points, axis=0))) > count / 100:
+        notes.append(f"{repeated} of {count} points are repetitions: their density has no limit")
+    if count < FEW:
+        notes.append(f"only {count} points: the flows may do no better than the Gaussian")
+    return notes

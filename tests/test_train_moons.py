@@ -87,6 +87,33 @@ def test_it_fits_the_users_own_points(tmp_path, capsys):
     assert samples.mean(0).tolist() == pytest.approx([100, -3], rel=0.1)
 
 
+def test_it_fits_and_scores_tables_of_many_columns(tmp_path, capsys):
+    points = np.random.default_rng(0).normal(size=(600, 8))
+    names = ",".join("abcdefgh")
+    np.savetxt(tmp_path / "t.csv", points, delimiter=",", header=names, comments="")
+    run(tmp_path / "out", "--data", tmp_path / "t.csv", "--layers", 8)
+    assert "t.csv: columns a, b, c, d, e, f, g, h\n" in capsys.readouterr().out
+    assert {"t_pairs.png", "t_loss_plot.png", "t_realnvp.pt"} <= files_in(tmp_path / "out")
+    assert "t.gif" not in files_in(tmp_path / "out")
+
+    points[3] += 9
+    np.savetxt(tmp_path / "new.csv", points[:5], delimiter=",", header=names, comments="")
+    places = ["--checkpoint", tmp_path / "out", "--figures", tmp_path / "out"]
+    argv = ["--data", tmp_path / "t.csv", "--score", tmp_path / "new.csv", *places]
+    train_moons.main([str(argument) for argument in argv])
+    scores = (tmp_path / "out" / "new_scores.csv").read_text().splitlines()
+    assert len(scores) == 6
+    assert scores[1].split(",")[0] == "4"  # the outlier comes first
+    assert float(scores[1].split(",")[2]) == 0
+
+
+def test_too_few_layers_for_many_columns_are_one_line(tmp_path, one_line_error):
+    np.save(tmp_path / "t.npy", np.random.default_rng(0).normal(size=(200, 30)))
+    argv = [*QUICK, "--data", tmp_path / "t.npy", "--layers", 2, "--checkpoint", tmp_path]
+    error = one_line_error(train_moons.main, *argv, "--figures", tmp_path)
+    assert "the permutation flow: layers=2 never transforms dimensions" in error
+
+
 def test_several_seeds_give_mean_and_spread_and_the_first_ones_figures(
     tmp_path, capsys, monkeypatch
 ):
@@ -183,9 +210,9 @@ def test_offsets_and_scales_of_the_users_points_cost_no_digits_and_no_paper(tmp_
     [
         ("absent.npy", None, "No such file"),
         ("points.doc", "1,2\n", ".npy or .csv"),
-        ("nan.csv", "1,2\n" * 150 + "3,nan\n", "first in row 151 of the data"),
-        ("three.csv", "1,2,3\n" * 150, "--columns A B chooses two"),
-        ("words.csv", "a,b\nc,d\n", "in row 1 of the data"),
+        ("nan.csv", "".join(f"{i}.5,{i * i}.5\n" for i in range(150)) + "3,nan\n", "in row 151"),
+        ("three.csv", "1,2,3\n" * 150, "has 0 columns to fit"),
+        ("words.csv", "a,b\nc,d\n", "holds 1 points"),
         ("few.csv", "1,2\n3,4\n", "at least 100"),
         ("constant.csv", "1,2\n1,3\n" * 60, "constant"),
         ("broken.npy", "not a numpy file", "cannot read points"),
@@ -214,6 +241,8 @@ def test_a_learning_rate_that_explodes_is_reported(tmp_path, one_line_error):
         (["--layers", 1], "--layers"),
         (["--noise", 0.1, "--data", "checkerboard"], "--noise has no meaning"),
         (["--noise", 0.1, "--data", "points.csv"], "--noise has no meaning"),
+        (["--score", "new.csv"], "--score has no meaning with --data moons"),
+        (["--score", "new.csv", "--data", "a.csv", "--epochs", 3], "--epochs has no meaning"),
         (["--seed", -1], "--seed"),
         (["--device", "tpu"], "--device"),
     ],

@@ -1,8 +1,11 @@
 import numpy as np
 import pytest
+import torch
 
 from flowlib.files import UserError
+from flowlib.points import score_points
 from flowlib.user_points import read_points
+from flows2d import realnvp
 
 POINTS = np.random.default_rng(0).normal([3, -1], [1, 2], size=(150, 2)).round(4)
 
@@ -37,34 +40,79 @@ def decimal_commas(text: str) -> str:
 )
 def test_tables_as_programs_export_them(name, content, tmp_path):
     (tmp_path / name).write_text(content)
-    np.testing.assert_allclose(read_points(tmp_path / name), POINTS)
+    np.testing.assert_allclose(read_points(tmp_path / name).points, POINTS)
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
 def test_byte_order_marks(encoding, tmp_path):
     (tmp_path / "points.csv").write_text(table(header="x,y\n"), encoding=encoding)
-    np.testing.assert_allclose(read_points(tmp_path / "points.csv"), POINTS)
+    np.testing.assert_allclose(read_points(tmp_path / "points.csv").points, POINTS)
 
 
 def test_commas_that_group_thousands(tmp_path):
     (tmp_path / "points.csv").write_text(
         "".join(f'"{1000 * x:,.2f}","{1000 * y:,.2f}"\n' for x, y in POINTS)
     )
-    np.testing.assert_allclose(read_points(tmp_path / "points.csv"), 1000 * POINTS, atol=0.01)
+    found = read_points(tmp_path / "points.csv").points
+    np.testing.assert_allclose(found, 1000 * POINTS, atol=0.01)
 
 
-def test_two_columns_of_a_larger_table_are_chosen_by_name_or_number(tmp_path):
+def test_columns_are_chosen_by_name_or_number_or_all_that_can_be_fitted(tmp_path):
     path = tmp_path / "points.csv"
-    rows = "".join(f"{y},{i % 3},{x}\n" for i, (x, y) in enumerate(POINTS))
-    path.write_text("y,label,x\n" + rows)
+    rows = "".join(f"{y},{i % 3},{x},no. {i}\n" for i, (x, y) in enumerate(POINTS))
+    path.write_text("y,label,x,name\n" + rows)
     for columns in (["x", "y"], ["3", "1"]):
-        np.testing.assert_allclose(read_points(path, columns), POINTS)
-    with pytest.raises(UserError, match=r"has 3 columns \(y, label, x\): --columns"):
-        read_points(path)
-    with pytest.raises(UserError, match="no column 'z', only y, label, x"):
+        found = read_points(path, columns)
+        np.testing.assert_allclose(found.points, POINTS)
+        assert found.names == ["x", "y"]
+    found = read_points(path)
+    np.testing.assert_allclose(found.points, POINTS[:, ::-1])
+    assert found.names == ["y", "x"]
+    assert found.notes[0] == "left out: label (only 3 values), name (no numbers)"
+    with pytest.raises(UserError, match="no column 'z', only y, label, x, name"):
         read_points(path, ["x", "z"])
-    with pytest.raises(UserError, match="label has only 3 values"):
+    with pytest.raises(UserError, match="label cannot be fitted: it has only 3 values"):
         read_points(path, ["x", "label"])
+    with pytest.raises(UserError, match="has 1 columns to fit, and 2 to 64"):
+        read_points(path, ["x"])
+
+
+def test_a_column_that_follows_from_others_is_named(tmp_path):
+    points = np.column_stack([POINTS, POINTS @ [2, -1] + 1e6])
+    np.save(tmp_path / "points.npy", points)
+    with pytest.raises(UserError, match="column 3 follows from column 1, column 2: leave it out"):
+        read_points(tmp_path / "points.npy")
+    points[:, 2] += np.random.default_rng(1).normal(0, 0.01, len(points))
+    np.save(tmp_path / "points.npy", points)
+    assert read_points(tmp_path / "points.npy").points.shape == (150, 3)
+
+
+def test_repetitions_and_few_points_are_said(tmp_path):
+    np.save(tmp_path / "few.npy", POINTS)
+    few = "only 150 points: the flows may do no better than the Gaussian"
+    assert read_points(tmp_path / "few.npy").notes == [few]
+    many = np.random.default_rng(0).normal(size=(1000, 2))
+    np.save(tmp_path / "many.npy", many)
+    assert read_points(tmp_path / "many.npy").notes == []
+    many[:100] = many[100:200]
+    np.save(tmp_path / "many.npy", many)
+    assert "100 of 1000 points are repetitions" in read_points(tmp_path / "many.npy").notes[0]
+
+
+def test_points_to_be_scored_need_not_be_many_nor_vary(tmp_path):
+    (tmp_path / "one.csv").write_text("z,y,x\n0,2,1.5\n")
+    found = read_points(tmp_path / "one.csv", ["x", "y"], to_fit=False)
+    assert found.points.tolist() == [[1.5, 2.0]]
+
+
+def test_scores_are_log_p_and_the_share_of_less_likely_points():
+    flow = realnvp(2, layers=2, hidden=(4,))  # starts as the standard normal
+    train, points = torch.randn(4000, 2), torch.tensor([[0.0, 0.0], [2.0, 0.0], [9.0, 9.0]])
+    log_p, share = score_points(flow, train, points)
+    expected = -0.5 * points.double().square().sum(1) - np.log(2 * np.pi)
+    torch.testing.assert_close(log_p, expected, rtol=1e-5, atol=1e-5)
+    # The squared distance of a standard normal in the plane is exponential, with mean 2.
+    torch.testing.assert_close(share.double(), torch.tensor([1, np.exp(-2), 0]), rtol=0, atol=0.02)
 
 
 @pytest.mark.parametrize(
@@ -76,8 +124,8 @@ def test_two_columns_of_a_larger_table_are_chosen_by_name_or_number(tmp_path):
         (table() + "1.5,oops\n", "in row 151 of the data"),
         ("".join(f"{i % 7},{100 + i}\n" for i in range(150)), "one number or two"),
         ("x,y\n1,2.5\n", "holds 1 points"),
-        (table("{0},{0}"), "lie on a line"),
-        (table("{},1.5"), "column 2 is constant"),
+        (table("{0},{0}"), "column 2 follows from column 1"),
+        (table("{},1.5"), "left out: column 2 .only 1 value"),
         ("", "cannot read"),
         ("x,y,z\n1,2\n3,4,5,6\n", "cannot read"),
     ],

@@ -1,6 +1,6 @@
 """The figures of train_moons.py: each function takes data and returns a matplotlib Figure.
 
-`points` is always a train_moons.Points, and `flows` is name -> Flow.
+`points` is always a flowlib.points.Points, and `flows` is name -> Flow.
 """
 
 import math
@@ -54,7 +54,7 @@ def plot_losses(histories: dict[str, list], points) -> Figure:
         panels[1].set(xlabel="epoch", ylabel="NLL - NLL of the truth (nats per point)")
         panels[1].set_title("KL(truth || flow), estimated on held-out points")
     else:
-        nll = -points.gaussian.log_prob(points.held_out).mean().item()
+        nll = -points.gaussian.log_prob(points.held_out.double()).mean().item()
         options = dict(color="black", linestyle="--", linewidth=1)
         panels[0].axhline(nll, label="a fitted Gaussian, held-out", **options)
     for panel in panels:
@@ -92,12 +92,52 @@ def plot_densities(flows: dict[str, Flow], points, metrics: dict[str, dict], see
         if truth is not None:
             reverse = math.inf if row["kl_flow_truth"] is None else row["kl_flow_truth"]
             quality = f"KL(truth || flow) {row['kl_truth_flow']:.4f} nats, reverse {reverse:.4f}"
-        left.set(title=f"{TITLES[name]}: density\n{quality}", ylabel="$x_2$")
+        left.set(title=f"{TITLES[name]}: density\n{quality}", ylabel=points.columns[1])
         right.set(title=f"{TITLES[name]}: 4,000 samples", xlim=bounds[:2], ylim=bounds[2:])
     for panel in panels[-1]:
-        panel.set_xlabel("$x_1$")
+        panel.set_xlabel(points.columns[0])
     dashed = "" if truth is None else " (dashed: a tenth of the true density's maximum)"
     figure.suptitle(f"Two flows on {points.title}{dashed}")
+    return figure
+
+
+def plot_pairs(flows: dict[str, Flow], points, seed: int = 0) -> Figure:
+    """Each pair of the first six columns: the points, and the samples of a flow over them.
+
+    Below the diagonal the first flow's samples, above it the second one's, on it the histograms.
+    """
+    count = min(6, len(points.columns))
+    figure = Figure(figsize=(10, 10), layout="constrained")
+    panels = figure.subplots(count, count, sharex="col")
+    data, noise = points.draw(2000).cpu().numpy(), rng(seed, "pairs figure")
+    samples = {name: flow.sample(2000, noise).cpu().numpy() for name, flow in flows.items()}
+    low, high = np.quantile(data, [0.001, 0.999], axis=0)
+    low, high = low - 0.1 * (high - low), high + 0.1 * (high - low)
+    for i, j in np.ndindex(count, count):
+        panel = panels[i, j]
+        name = list(flows)[j > i]
+        if i == j:
+            options = dict(bins=40, range=(low[i], high[i]), density=True, histtype="step")
+            panel.hist(data[:, i], color="0.5", **options)
+            for name, found in samples.items():
+                panel.hist(found[:, i], color=COLORS[name], **options)
+        else:
+            panel.scatter(data[:, j], data[:, i], s=3, color="0.6", linewidths=0)
+            x, y = samples[name][:, j], samples[name][:, i]
+            panel.scatter(x, y, s=2, alpha=0.5, color=COLORS[name], linewidths=0)
+            panel.set_ylim(low[i], high[i])
+        panel.set_xlim(low[j], high[j])
+        left = j == 0 < i
+        panel.tick_params(labelsize=8, left=left, labelleft=left)
+        if i == count - 1:
+            panel.set_xlabel(points.columns[j])
+        if j == 0:
+            panel.set_ylabel(points.columns[i])
+    below, above = (TITLES[name] for name in flows)
+    more = "" if count == len(points.columns) else f", the first {count} of its columns"
+    figure.suptitle(
+        f"{points.title}{more}: points in gray; samples of {below} below, {above} above"
+    )
     return figure
 
 
