@@ -77,17 +77,17 @@ def lock(path: Path, wanted: bool = True) -> Iterator[None]:
         yield
         return
     place = path.with_name(f".{path.name}.lock")
-    with place.open("a+") as file:
+    with place.open("ab+", buffering=0) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             file.seek(0)
-            holder = file.read() or "another run"
+            holder = file.read().decode() or "another run"
             advice = "wait for it to end, or write elsewhere"
             raise UserError(f"{path} is being written by {holder}: {advice}") from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {platform.node()}")
-        file.flush()
+        with contextlib.suppress(OSError):  # a full disk: the lock holds, without a name
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {platform.node()}".encode())
         try:
             yield
         finally:
