@@ -28,6 +28,7 @@ def fill(truth):
         map_log_prob=truth.log_prob + torch.tensor([1.0, -1.0, 1.0]),
         map_start=["black", "noise", "black"],
         map_atypical=torch.tensor([True, False, False]),
+        typical=torch.tensor([0.0, -1.0, 1.0]),
         samples=samples,
         samples_v=v,
         log_prob=torch.rand(3, 5),
@@ -65,8 +66,8 @@ def test_the_metrics_are_those_of_the_scores(fill, truth):
 
 
 def test_a_batch_can_be_taken_apart_and_put_together(fill, truth):
-    names, notes = ["a", "b", "c"], [["x"], [], ["y", "z"]]
-    problem = Problem(fill.masked, fill.mask, names, notes, [0, 1, 2], truth)
+    names = ["a", "b", "c"]
+    problem = Problem(fill.masked, fill.mask, names, [0, 1, 2], truth)
     for whole in (fill, problem):
         again = type(whole).cat([whole[:1], whole[[1, 2]]])
         assert len(again) == 3

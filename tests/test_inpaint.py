@@ -81,13 +81,15 @@ def test_pictures_of_ones_own_are_filled_with_one_command(tmp_path, tiny_glow_fi
     run("--image", picture, "--mask", tmp_path / "mask.png", *flags, "--output", output)
     written = {path.name for path in output.iterdir()}
     for name in ("one", "two"):
-        endings = ("", "_mean", "_map", "_uncertainty", "_sample_1", "_sample_4")
+        endings = ("", "_filled", "_mean", "_map", "_uncertainty", "_sample_1", "_sample_4")
         assert {f"{name}{ending}.png" for ending in endings} <= written
     numbers = json.loads((output / "results.json").read_text())["one"]
     assert "resized from 40x40 to 8x8" in numbers["notes"]
     assert len(numbers["log_prob"]) == 4
     with Image.open(output / "one_mean.png") as mean:
         assert mean.size == (8, 8)
+    with Image.open(output / "one_filled.png") as whole:
+        assert whole.size == (40, 40)
 
 
 def test_a_named_mask_works_for_pictures_too(tmp_path, tiny_glow_file, picture, capsys):
@@ -95,6 +97,25 @@ def test_a_named_mask_works_for_pictures_too(tmp_path, tiny_glow_file, picture, 
     flags += ["--checkpoint", tiny_glow_file, "--output", tmp_path / "filled"]
     run("--image", picture / "one.png", "--mask", "noise:0.5", *flags)
     assert "one: 32 of 64 pixels missing" in capsys.readouterr().out
+
+
+def test_a_mask_file_works_for_test_images_too(tmp_path, tiny_glow_file, picture, capsys):
+    flags = [*QUICK, "--mask", tmp_path / "mask.png", "--checkpoint", tiny_glow_file]
+    run(*flags, *into(tmp_path / "out"))
+    (metrics,) = json.loads((tmp_path / "out" / "metrics.json").read_text())["masks"].values()
+    assert metrics["images"] == 3
+    assert metrics["mask"].startswith("the hole of ")
+
+
+def test_a_picture_unlike_the_training_images_is_said_to_be(tmp_path, tiny_glow_file, capsys):
+    noise = np.random.default_rng(0).integers(0, 255, (8, 8), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "noise.png")
+    flags = ["--dataset", "digits", "--steps", 0, "--chains", 2, "--checkpoint", tiny_glow_file]
+    flags += ["--mask", "square:2", "--output", tmp_path / "filled"]
+    run("--image", tmp_path / "noise.png", *flags)
+    said = "below that of training images: the model knows no such pictures"
+    assert said in capsys.readouterr().out
+    assert said in json.loads((tmp_path / "filled/results.json").read_text())["noise"]["notes"][-1]
 
 
 def test_no_result_overwrites_a_picture_or_another_result(tmp_path, picture, one_line_error):

@@ -19,7 +19,7 @@ def problem_of(images, kind="square:4", seeds=None):
     n = len(images)
     seeds = seeds or list(range(n))
     mask = draw_masks(kind, n, tuple(images.shape[1:]), 0)
-    return Problem(torch.where(mask, 0, images), mask, ["x"] * n, [[]] * n, seeds)
+    return Problem(torch.where(mask, 0, images), mask, ["x"] * n, seeds)
 
 
 @pytest.fixture

@@ -150,18 +150,97 @@ def test_what_cannot_be_used_is_said(stroke, files, tmp_path):
         find_pictures([tmp_path / "empty"])
 
 
-def test_a_mask_so_thin_that_no_pixel_is_missing_is_refused(files, stroke):
+def test_what_a_scratch_runs_through_is_missing_and_edges_do_not_grow(files, stroke):
     large, mask = stroke.repeat(40, 0).repeat(40, 1), np.zeros((1120, 1120), dtype=np.uint8)
-    mask[:, 500:506] = 255
-    with pytest.raises(UserError, match="too thin"):
-        read_picture(files("a.png", large), files("m.png", mask), SHAPE, LEVELS)
+    mask[:, 500:506] = 255  # a seventh of a pixel of the model
+    picture = read_picture(files("a.png", large), files("m.png", mask), SHAPE, LEVELS)
+    assert picture.mask[0, :, 12].all()
+    assert picture.mask.sum() == 28
+    mask[400:803, 600:803] = 255  # reaches 3 of 40 into the next pixels: not missing
+    picture = read_picture(files("a.png", large), files("m.png", mask), SHAPE, LEVELS)
+    assert picture.mask.sum() == 28 + 10 * 5
+
+
+def paper(stroke, ground: float, ink: float, shade: float = 0.0, noise: float = 0.0) -> np.ndarray:
+    """A photograph of a stroke on paper, ten times as large, grey levels."""
+    large = stroke.repeat(10, 0).repeat(10, 1) / 255
+    x = np.linspace(-1, 1, 280)
+    values = ground + shade * (x + x[:, None] + x**2 / 2) + (ink - ground) * large
+    values += np.random.default_rng(0).normal(0, noise, values.shape)
+    return np.rint(255 * values.clip(0, 1)).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("ground", "ink", "shade", "noise"),
+    [(0.7, 0.1, 0.1, 0.03), (0.35, 0.1, 0.03, 0.01), (0.2, 0.06, 0, 0), (0.3, 0.9, 0.05, 0.02)],
+)
+def test_ground_becomes_0_and_ink_1_on_any_paper(ground, ink, shade, noise, stroke, files):
+    photo = files("a.png", paper(stroke, ground, ink, shade, noise))
+    picture = read_picture(photo, files("m.png", hole(280)), SHAPE, LEVELS)
+    expected = torch.where(picture.mask[0], 0, torch.from_numpy(stroke)).int()
+    assert (picture.image[0].int() - expected).abs().max() < 40
+    assert picture.image[0][(expected == 0)].max() < 10
+    assert any("brought to 0 and 1" in note for note in picture.notes)
+
+
+def test_a_fill_is_drawn_into_the_picture_with_its_own_paper_and_ink(stroke, files):
+    photo = paper(stroke, 0.7, 0.1, 0.1, 0.01)
+    picture = read_picture(files("a.png", photo), files("m.png", hole(280)), SHAPE, LEVELS)
+    restored = picture.restore(torch.from_numpy(stroke)[None] / 255)
+    missing = hole(280) > 0
+    assert np.array_equal(restored[~missing], photo[~missing])
+    inner = missing.copy()  # the edges of the stroke are blurred
+    inner[:, 100:180] = False
+    difference = np.abs(restored.astype(int) - photo)
+    assert difference[inner].max() < 15
+    assert difference[missing].mean() < 12
+
+
+def test_a_small_digit_is_cropped_and_the_fill_goes_back_to_its_place(stroke, files):
+    page, mask = np.full((500, 400), 255, dtype=np.uint8), np.zeros((500, 400), dtype=np.uint8)
+    page[300:360, 40:100] = 255 - stroke[:20, 4:24].repeat(3, 0).repeat(3, 1)
+    mask[330:340, 60:80] = 255
+    args = files("a.png", page), files("m.png", mask), SHAPE, LEVELS
+    picture = read_picture(*args)
+    assert any("cropped" in note for note in picture.notes)
+    rows = picture.image[0].sum(1).nonzero()
+    assert rows.max() - rows.min() >= 17  # MNIST's digits fill 20 of 28 pixels
+    restored = picture.restore(torch.ones(SHAPE))
+    assert np.array_equal(restored != page, (mask > 0) & (page > 0))
+    whole = read_picture(*args, crop=False)
+    assert (whole.image > 0).sum() < 0.2 * (picture.image > 0).sum()
+
+
+def test_white_strokes_on_transparency_are_ink(files, stroke):
+    values = np.full((28, 28, 4), 255, dtype=np.uint8)
+    values[..., 3] = stroke
+    picture = read_picture(files("a.png", values), files("m.png", hole()), SHAPE, LEVELS)
+    expected = torch.where(picture.mask[0], 0, torch.from_numpy(stroke))
+    assert torch.equal(picture.image[0], expected)
+
+
+def test_a_mask_that_covers_everything_is_said_to(files, stroke):
+    everything = np.full((28, 28), 255, dtype=np.uint8)
+    picture = read_picture(files("a.png", stroke), files("m.png", everything), SHAPE, LEVELS)
+    assert picture.mask.all()
+    assert "nothing of the picture is known" in picture.notes[-1]
+
+
+def test_hidden_files_and_other_kinds_are_no_pictures_and_masks_lie_apart(files, tmp_path):
+    picture = files("a.png", hole())
+    for name in ("._a.png", "a.json"):
+        (tmp_path / name).write_text("{}")
+    assert find_pictures([tmp_path]) == [picture]
+    assert find_mask(str(tmp_path), tmp_path / "elsewhere" / "a.jpg") == picture
+    with pytest.raises(UserError, match="masks need a folder of their own"):
+        find_mask(str(tmp_path), picture)
 
 
 def test_a_folder_of_masks_gives_the_one_of_the_pictures_name(files, tmp_path):
     mask = files("a.png", hole())
     assert find_mask(str(tmp_path), tmp_path / "elsewhere" / "a.jpg") == mask
     with pytest.raises(UserError, match="must be called b.png"):
-        find_mask(str(tmp_path), tmp_path / "b.png")
+        find_mask(str(tmp_path), tmp_path / "elsewhere" / "b.png")
 
 
 def test_pictures_of_floats_need_finite_values_and_light(files):

@@ -10,6 +10,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from flowlib.files import UserError, write_atomically
+from flowlib.images.tones import Tones, find_tones
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm")
 POLARITIES = ("auto", "white", "black")
@@ -24,6 +25,24 @@ class Picture:
     image: Tensor  # uint8 (1, height, width)
     mask: Tensor  # bool (1, height, width), True where missing
     notes: list[str]  # what was converted, a sentence each
+    whole: np.ndarray  # the picture itself in its own size, grey values in [0, 1], (rows, columns)
+    painted: np.ndarray | None  # its mask in that size, bool; None if the mask was not a picture
+    tones: Tones
+    frame: tuple[int, int, int]  # the square of `whole` that the model sees: top, left, side
+
+    def restore(self, filled: Tensor) -> np.ndarray:
+        """The picture itself, filled where it is missing: uint8 (rows, columns).
+
+        `filled` is what the model sees, (1, height, width) with values in [0, 1]. It is drawn with
+        the picture's own ground and ink.
+        """
+        fill = _paste(filled[0].numpy(), self.frame, self.whole.shape, Image.Resampling.BICUBIC)
+        hole = self.painted
+        if hole is None:
+            mask = self.mask[0].numpy()
+            hole = _paste(mask, self.frame, self.whole.shape, Image.Resampling.NEAREST) > 0.5
+        drawn = np.where(hole, self.tones.draw(fill.clip(0, 1)), self.whole)
+        return np.rint(255 * drawn.clip(0, 1)).astype(np.uint8)
 
 
 def find_pictures(paths: list[Path]) -> list[Path]:
@@ -32,11 +51,17 @@ def find_pictures(paths: list[Path]) -> list[Path]:
     for path in paths:
         files = [path]
         if path.is_dir():
-            files = sorted(file for file in path.iterdir() if file.suffix.lower() in ENDINGS)
+            files = pictures_in(path)
         if not files:
             raise UserError(f"no picture in the folder {path} (looked for {', '.join(ENDINGS)})")
         found += files
     return found
+
+
+def pictures_in(folder: Path) -> list[Path]:
+    """The picture files in a folder, in order, without hidden ones such as macOS's ._a.png."""
+    visible = (file for file in folder.iterdir() if not file.name.startswith("."))
+    return sorted(file for file in visible if file.suffix.lower() in ENDINGS)
 
 
 def find_mask(mask: str, picture: Path) -> Path | None:
@@ -44,7 +69,9 @@ def find_mask(mask: str, picture: Path) -> Path | None:
     file = Path(mask)
     if not file.is_dir():
         return file if file.exists() or (file.suffix and ":" not in mask) else None
-    matches = [match for match in sorted(file.iterdir()) if match.stem == picture.stem]
+    if file.resolve() == picture.parent.resolve():
+        raise UserError(f"{file} holds the pictures: their masks need a folder of their own")
+    matches = [match for match in pictures_in(file) if match.stem == picture.stem]
     if not matches:
         wanted = f"it must be called {picture.stem}.png or the like"
         raise UserError(f"no mask for {picture.name} in the folder {file}: {wanted}")
@@ -59,42 +86,104 @@ def read_picture(
     *,
     ink: str = "auto",
     polarity: str = "auto",
+    crop: bool = True,
 ) -> Picture:
     """Reads a picture and its mask and brings both to the model's size and grey levels.
 
+    The ground becomes 0 and the ink 1, as in MNIST, be the paper grey or shaded.
+
     Args:
-        path: a picture of any size and kind. Transparency is laid over white, 16 bits become 8.
+        path: a picture of any size and kind. Transparency is laid over white, or over black if
+            all of the picture is bright. 16 bits become 8.
         mask: a picture of the same size, or bool (1, height, width) of the model's size.
         shape, levels: of the model's images.
-        ink: "light" or "dark". "auto" takes the rarer of the two among the observed pixels.
+        ink: "light", "dark" or "auto"; see `find_tones`.
         polarity: the color of a mask file that marks what is missing. "auto" takes white, or black
             if white covers more than half. See `_read_mask` for colors and transparency.
+        crop: where ink and hole fill less than half of the frame, sees only the part around them.
     Raises:
         UserError: if a file is missing or not a picture, or if the mask does not fit.
     """
     notes: list[str] = []
-    grey, missing = _to_grey(_open(path, notes), notes), None
+    whole, missing = _to_grey(_open(path, notes), notes), None
     if isinstance(mask, Path):
-        missing = _read_mask(mask, grey.shape, path, polarity, notes)
-    _, height, width = shape
-    seen = grey if missing is None or missing.all() else grey[~missing]
-    if ink == "dark" or (ink == "auto" and float(np.median(seen)) > 0.5):
-        grey = 1 - grey
-        how_to_keep = "" if ink == "dark" else " (--ink light keeps it as it is)"
-        notes.append(f"dark ink on a light ground: inverted{how_to_keep}")
+        missing = _read_mask(mask, polarity, notes)
+        if missing.shape != whole.shape:
+            sizes = [f"{columns}x{rows}" for rows, columns in (missing.shape, whole.shape)]
+            both = f"is {sizes[0]}, the picture {path} is {sizes[1]}"
+            raise UserError(f"the mask {mask} {both}: they must be of one size")
+    painted = missing
+    seen = ~missing if missing is not None and not missing.all() else np.ones(whole.shape, bool)
+    tones = find_tones(whole, seen, ink, notes)
+    grey = tones.normalize(whole)
     if missing is not None:
         grey = np.where(missing, 0.0, grey)  # the hole must not bleed out when the size changes
-    if grey.shape != (height, width):
-        notes.append(f"resized from {grey.shape[1]}x{grey.shape[0]} to {width}x{height}")
-        grey = _resize(grey, width, height)
+    _, height, width = shape
+    frame = _find_frame(grey, missing, crop, notes)
+    if frame != (0, 0, height) or grey.shape != (height, width):
+        if grey.shape != (height, width):
+            notes.append(f"resized from {grey.shape[1]}x{grey.shape[0]} to {width}x{height}")
+        grey = _resize(_cut(grey, frame), width, height)
         if missing is not None:
-            # A pixel is missing if a quarter of it is.
-            missing = _resize(missing.astype(np.float32), width, height) > 0.25
+            missing = _shrink_mask(_cut(missing, frame), width, height)
     image = torch.from_numpy(np.rint(grey * (levels - 1)).clip(0, levels - 1).astype(np.uint8))
     hole = mask if missing is None else torch.from_numpy(missing)[None]
-    if not hole.any():
-        raise UserError(f"the mask {mask} is too thin: no pixel of the {width}x{height} is missing")
-    return Picture(path, image[None], hole, notes)
+    if hole.all():
+        notes.append("nothing of the picture is known: what is filled in is any image")
+    return Picture(path, image[None], hole, notes, whole, painted, tones, frame)
+
+
+def _find_frame(
+    grey: np.ndarray, missing: np.ndarray | None, crop: bool, notes: list[str]
+) -> tuple[int, int, int]:
+    """The square that the model sees: the whole picture, or the part around ink and hole.
+
+    MNIST's digits fill 20 of 28 pixels; a digit that is much smaller is nothing that it knows.
+    """
+    rows, columns = grey.shape
+    side = max(rows, columns)
+    frame = ((rows - side) // 2, (columns - side) // 2, side)
+    used = (grey > 0.3) if missing is None else (grey > 0.3) | missing
+    if not crop or not used.any():
+        return frame
+    (top, bottom), (left, right) = (
+        (places.min(), places.max() + 1) for places in (np.flatnonzero(used.any(a)) for a in (1, 0))
+    )
+    size = max(bottom - top, right - left)
+    if size >= side / 2 or size < 8:
+        return frame
+    notes.append("cropped to the part around ink and hole (--no-crop keeps the whole)")
+    side = round(size * 28 / 20)
+    return (int(top + bottom - side) // 2, int(left + right - side) // 2, side)
+
+
+def _cut(values: np.ndarray, frame: tuple[int, int, int]) -> np.ndarray:
+    """The square `frame` of a picture; what lies outside of the picture is ground."""
+    top, left, side = frame
+    margin = max(side, *values.shape)
+    padded = np.pad(values, margin)
+    return padded[top + margin : top + margin + side, left + margin : left + margin + side]
+
+
+def _paste(
+    values: np.ndarray, frame: tuple[int, int, int], shape: tuple[int, int], method: int
+) -> np.ndarray:
+    """The opposite of `_cut`: a picture of this shape, `values` in its square, 0 elsewhere."""
+    top, left, side = frame
+    margin = max(side, *shape)
+    picture = Image.fromarray(values.astype(np.float32)).resize((side, side), method)
+    padded = np.zeros((shape[0] + 2 * margin, shape[1] + 2 * margin), np.float32)
+    padded[top + margin : top + margin + side, left + margin : left + margin + side] = picture
+    return padded[margin:-margin, margin:-margin]
+
+
+def _shrink_mask(missing: np.ndarray, width: int, height: int) -> np.ndarray:
+    """A pixel is missing if a quarter of it is; so is one that a scratch runs through."""
+    share = _resize(missing.astype(np.float32), width, height)
+    large = share > 0.25
+    padded = np.pad(large, 1)
+    around = sum(padded[i : i + height, j : j + width] for i in range(3) for j in range(3)) > 0
+    return large | ((share > 0) & ~around)
 
 
 def _to_grey(picture: Image.Image, notes: list[str]) -> np.ndarray:
@@ -106,9 +195,14 @@ def _to_grey(picture: Image.Image, notes: list[str]) -> np.ndarray:
         return (values / (65535.0 if integers else max(float(values.max()), 1e-9))).clip(0, 1)
     if _has_alpha(picture):
         picture = picture.convert("RGBA")
-        if picture.getextrema()[3][0] < 255:
-            notes.append("transparent parts: laid over white")
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+        *colors, alpha = np.moveaxis(np.asarray(picture), 2, 0)
+        # White strokes would be lost over white.
+        paper = (
+            "black" if alpha.any() and np.mean([c[alpha > 0] for c in colors]) > 160 else "white"
+        )
+        if alpha.min() < 255:
+            notes.append(f"transparent parts: laid over {paper}")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, paper), picture)
     if picture.mode not in ("L", "1"):
         notes.append("color: turned to grey")
     return np.asarray(picture.convert("L"), dtype=np.float32) / 255
@@ -118,7 +212,14 @@ def _has_alpha(picture: Image.Image) -> bool:
     return picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info
 
 
-def _read_mask(path: Path, shape: tuple, picture: Path, polarity: str, notes: list) -> np.ndarray:
+def read_mask(path: Path, shape: tuple[int, int, int]) -> Tensor:
+    """A mask file alone, at the model's size: bool (1, height, width), True where missing."""
+    missing = _read_mask(path, "auto", [])
+    frame = _find_frame(missing, missing, False, [])
+    return torch.from_numpy(_shrink_mask(_cut(missing, frame), shape[2], shape[1]))[None]
+
+
+def _read_mask(path: Path, polarity: str, notes: list[str]) -> np.ndarray:
     """bool (height, width), True where missing.
 
     In a mask with transparent parts these, or the opaque ones, are missing: whichever are fewer.
@@ -132,10 +233,6 @@ def _read_mask(path: Path, shape: tuple, picture: Path, polarity: str, notes: li
         if not opaque.all():
             notes.append("the mask's transparency says what is missing")
             values = (opaque if opaque.mean() <= 0.5 else ~opaque).astype(np.float32)
-    if values.shape != shape:
-        sizes = [f"{width}x{height}" for height, width in (values.shape, shape)]
-        both = f"is {sizes[0]}, the picture {picture} is {sizes[1]}"
-        raise UserError(f"the mask {path} {both}: they must be of one size")
     if ((values > 0.02) & (values < 0.98)).any():
         notes.append("the mask is not only black and white: cut at half")
     white = values > 0.5
@@ -175,14 +272,10 @@ def _open(path: Path, notes: list[str]) -> Image.Image:
 
 
 def _resize(values: np.ndarray, width: int, height: int) -> np.ndarray:
-    """To width x height, averaging; other proportions are first padded with dark."""
-    rows, columns = values.shape
-    scale = max(rows / height, columns / width)
-    padded = np.zeros((max(rows, round(height * scale)), max(columns, round(width * scale))))
-    top, left = (padded.shape[0] - rows) // 2, (padded.shape[1] - columns) // 2
-    padded[top : top + rows, left : left + columns] = values
-    method = Image.Resampling.BOX if scale > 1 else Image.Resampling.BILINEAR
-    return np.asarray(Image.fromarray(padded.astype(np.float32)).resize((width, height), method))
+    """To width x height, averaging where it gets smaller."""
+    larger = values.shape[0] > height
+    method = Image.Resampling.BOX if larger else Image.Resampling.BILINEAR
+    return np.asarray(Image.fromarray(values.astype(np.float32)).resize((width, height), method))
 
 
 def save_grey(path: Path, image: Tensor) -> None:

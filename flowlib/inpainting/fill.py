@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from flowlib.images.user_images import Picture
 from flowlib.inpainting import scores
 from flowlib.rng import rng
 
@@ -60,18 +61,17 @@ class Problem(Batch):
     masked: Tensor  # uint8 (B, 1, H, W)
     mask: Tensor  # bool (B, 1, H, W), True where missing
     names: list[str]  # of the images
-    notes: list[list[str]]  # what was done to each image, a sentence each
     seeds: list[int]  # of each image's random numbers
     truth: Truth | None = None
     observed: Tensor | None = None  # (B, 1, H, W) v of the observed pixels, if known exactly
+    pictures: list[Picture] | None = None  # the user's, which the images were made from
 
     @classmethod
-    def cut(cls, grey, mask, seeds, truth=None, v=None, names=None, notes=None) -> "Problem":
+    def cut(cls, grey, mask, seeds, truth=None, v=None, names=None, pictures=None) -> "Problem":
         """Cuts holes into grey levels (B, 1, H, W), and into their v where it is known exactly."""
         names = names or [f"image {seed}" for seed in seeds]
-        notes = notes or [[] for _ in seeds]
         observed = None if v is None else torch.where(mask, 0.5, v)
-        return cls(torch.where(mask, 0, grey), mask, names, notes, list(seeds), truth, observed)
+        return cls(torch.where(mask, 0, grey), mask, names, list(seeds), truth, observed, pictures)
 
 
 @dataclass
@@ -89,6 +89,7 @@ class Fill(Batch):
     map_log_prob: Tensor  # (B,)
     map_start: list[str]  # the start that the MAP estimate was reached from
     map_atypical: Tensor  # bool (B,), likelier than nearly all reference images
+    typical: Tensor  # (B,) likeliest sample's log p minus the reference images' mean, in their σ
     samples: Tensor  # uint8 (B, S, 1, H, W)
     samples_v: Tensor  # (B, S, 1, H, W) in (0, 1), before quantization
     log_prob: Tensor  # (B, S)

@@ -107,6 +107,7 @@ class Inpainter:
             map_log_prob=best_log_prob,
             map_start=[self.settings.starts[i] for i in best.start.tolist()],
             map_atypical=best_log_prob > mean + 3 * std,
+            typical=(sampled["log_prob"].amax(1) - mean) / std,
             digits=digits,
             **sampled,
         )

@@ -78,4 +78,6 @@ def describe_mask(kind: str) -> str:
     name, _, size = kind.partition(":")
     if name == "noise":
         return f"{float(size):.0%} of the pixels missing at random"
-    return f"square holes of {size} x {size} pixels" if name == "square" else f"{kind} half missing"
+    if name == "square":
+        return f"square holes of {size} x {size} pixels"
+    return f"{kind} half missing" if kind in HALVES else f"the hole of {kind}"
