@@ -75,7 +75,7 @@ def reference_images(glow: Glow, args) -> Tensor:
             if (images.shape, images.levels) == (glow.shape, glow.levels):
                 return images.train
         except (UserError, ValueError):
-            pass  # the samples will do
+            print("the training images are not here: samples of the flow take their place")
     return glow.quantize(glow.sample(SAMPLES, rng(args.seed, "reference images"))).cpu()
 
 

@@ -1,6 +1,7 @@
-import math
-
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 from torchvision.datasets import MNIST, FashionMNIST
 
 from flowlib.files import UserError
@@ -26,17 +27,75 @@ def test_an_unknown_data_set_is_named():
         load_images("cifar")
 
 
-def test_fashion_comes_through_the_same_door(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "folder", "prefix"),
+    [
+        ("fashion", "FashionMNIST", ""),
+        ("kmnist", "KMNIST", ""),
+        ("letters", "EMNIST", "emnist-letters-"),
+        ("balanced", "EMNIST", "emnist-balanced-"),
+    ],
+)
+def test_the_like_of_mnist_comes_through_the_same_door(name, folder, prefix, tmp_path):
     """Four files of the MNIST format with made-up images stand for the real ones."""
-    folder = tmp_path / "FashionMNIST" / "raw"
-    folder.mkdir(parents=True)
-    for part, n in (("train", 5003), ("t10k", 7)):
+    raw = tmp_path / folder / "raw"
+    raw.mkdir(parents=True)
+    column = np.zeros((28, 28), dtype=np.uint8)
+    column[:, 3] = 200  # EMNIST's files hold the images column by column
+    column = column.T if folder == "EMNIST" else column
+    train, test = ("train", "test" if folder == "EMNIST" else "t10k")
+    for part, n in ((train, 5003), (test, 7)):
         for kind, code, shape in (("images-idx3", 3, (n, 28, 28)), ("labels-idx1", 1, (n,))):
             header = bytes([0, 0, 8, code]) + b"".join(size.to_bytes(4, "big") for size in shape)
-            (folder / f"{part}-{kind}-ubyte").write_bytes(header + bytes(math.prod(shape)))
-    fashion = load_images("fashion", tmp_path, download=False)
-    assert fashion.name == "fashion"
-    assert [len(part) for part in (fashion.train, fashion.held_out, fashion.test)] == [3, 5000, 7]
+            content = column.tobytes() * n if code == 3 else bytes(n)
+            (raw / f"{prefix}{part}-{kind}-ubyte").write_bytes(header + content)
+    images = load_images(name, tmp_path, download=False)
+    assert images.name == name
+    assert [len(part) for part in (images.train, images.held_out, images.test)] == [3, 5000, 7]
+    assert (images.test[:, 0, :, 3] == 200).all()
+    assert images.test.float().mean() == pytest.approx(200 / 28)
+
+
+def write_folder(folder, digits, count=120):
+    """Digits as PNGs, a sub-folder for each class."""
+    for i, (image, label) in enumerate(zip(digits.train[:count, 0], digits.train_labels)):
+        path = folder / str(int(label)) / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((image * 15).numpy()).save(path)
+
+
+def test_a_folder_of_pictures_is_a_data_set(tmp_path, digits):
+    write_folder(tmp_path / "mine", digits)
+    (tmp_path / "mine" / "0" / "._a.png").write_bytes(b"")
+    images = load_images(str(tmp_path / "mine"))
+    assert images.name == "mine"
+    assert [len(part) for part in (images.train, images.held_out, images.test)] == [96, 12, 12]
+    whole = torch.cat([images.train, images.held_out, images.test])
+    labels = torch.cat([images.train_labels, images.held_out_labels, images.test_labels])
+    expected = {
+        (image.numpy().tobytes(), int(label))
+        for image, label in zip(digits.train[:120] * 15, digits.train_labels)
+    }
+    found = {(image.numpy().tobytes(), int(label)) for image, label in zip(whole, labels)}
+    assert found == expected
+    again = load_images(images.source)
+    assert torch.equal(again.train, images.train)
+
+
+def test_folders_that_cannot_be_used(tmp_path, digits):
+    with pytest.raises(UserError, match="holds 0 pictures; at least 100"):
+        load_images(str(tmp_path))
+    write_folder(tmp_path, digits)
+    Image.new("L", (8, 12)).save(tmp_path / "z.png")
+    with pytest.raises(UserError, match="z.png: the pictures must be of one size, not 8x8"):
+        load_images(str(tmp_path))
+    for path in tmp_path.rglob("*.png"):
+        Image.new("L", (10, 8)).save(path)
+    with pytest.raises(UserError, match="multiples of 4, at most 512, not 8x10"):
+        load_images(str(tmp_path))
+
+
+def test_a_data_set_that_cannot_be_downloaded_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(FashionMNIST, "mirrors", ["http://127.0.0.1:9/"])
     with pytest.raises(UserError, match="FashionMNIST cannot be read"):
         load_images("fashion", tmp_path / "elsewhere")

@@ -9,8 +9,10 @@ import time
 
 import pytest
 import torch
+from PIL import Image
 from torchvision.datasets import MNIST
 
+import inpaint
 import train_glow_mnist
 from flowlib import training
 from flowlib.files import ROOT, UserError, lock, save_model
@@ -68,6 +70,26 @@ def test_it_writes_figures_checkpoint_metrics_and_curve(tmp_path, capsys):
     evaluated = json.loads((tmp_path / "metrics.json").read_text())
     assert evaluated["test_bits_per_dim"] == metrics["test_bits_per_dim"]
     assert evaluated["test_bits_per_dim_weighted"] < evaluated["test_bits_per_dim"]
+
+
+def test_it_learns_a_folder_of_pictures_and_fills_holes_in_more_of_them(tmp_path, digits, capsys):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    for i, image in enumerate(digits.train[:120, 0]):
+        Image.fromarray((image * 15).numpy()).save(folder / f"{i}.png")
+    places = ["--checkpoint", tmp_path / "glow_mine.pt", "--figures", tmp_path]
+    run(*QUICK[2:], "--dataset", folder, *places)
+    assert load_glow(tmp_path / "glow_mine.pt").metrics["data"] == str(folder)
+
+    flags = ["--mask", "top", "--steps", 0, "--chains", 2, "--output", tmp_path / "filled"]
+    argv = ["--checkpoint", tmp_path / "glow_mine.pt", "--image", folder / "3.png", *flags]
+    inpaint.main([str(argument) for argument in argv])
+    assert "samples of the flow take their place" not in capsys.readouterr().out
+    folder.rename(tmp_path / "elsewhere")
+    argv[3] = tmp_path / "elsewhere" / "3.png"
+    inpaint.main([str(argument) for argument in argv])
+    assert "samples of the flow take their place" in capsys.readouterr().out
+    assert (tmp_path / "filled" / "3_mean.png").exists()
 
 
 @pytest.fixture

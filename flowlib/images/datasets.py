@@ -1,26 +1,42 @@
-"""The image data sets, each in three parts: MNIST, FashionMNIST, and scikit-learn's 8x8 digits."""
+"""The data sets, each in three parts: MNIST and its like, the 8x8 digits, a folder of pictures."""
 
+import argparse
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from flowlib.cli import Parser
 from flowlib.files import ROOT, UserError
+from flowlib.images.user_images import ENDINGS, open_picture
+from flowlib.rng import rng
 
-DATASETS = ("auto", "mnist", "fashion", "digits")
-TITLES = {"mnist": "MNIST", "fashion": "FashionMNIST", "digits": "scikit-learn's 8x8 digits"}
+TITLES = {"mnist": "MNIST", "fashion": "FashionMNIST", "kmnist": "KMNIST"}
+TITLES |= {"letters": "EMNIST's letters", "balanced": "EMNIST, balanced"}
+TITLES |= {"digits": "scikit-learn's 8x8 digits"}
+DATASETS = ("auto", *TITLES)
+LEAST = 100  # pictures in a folder
 DOWNLOAD_TIMEOUT = 10  # seconds that a server may stay silent; torchvision asks two of them
 
 
 def add_dataset_flags(parser: Parser) -> None:
     """Adds --dataset and --data-dir, which `load_images` takes."""
     auto = "auto: mnist if present or downloadable, otherwise digits (default auto)"
-    parser.add_argument("--dataset", choices=DATASETS, default="auto", help=auto)
-    folder = "where MNIST or FashionMNIST is read from or downloaded to (default data/)"
+    names = f"{', '.join(DATASETS[1:])}, or a folder of pictures; {auto}"
+    parser.add_argument("--dataset", type=dataset, metavar="NAME", default="auto", help=names)
+    folder = "where MNIST and its like are read from or downloaded to (default data/)"
     parser.add_argument("--data-dir", type=Path, default=ROOT / "data", help=folder)
+
+
+def dataset(text: str) -> str:
+    """A type for argparse: the name of a data set, or a folder."""
+    if text not in DATASETS and not Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is neither {', '.join(DATASETS)} nor a folder")
+    return text
 
 
 @dataclass(frozen=True)
@@ -35,6 +51,7 @@ class Images:
     train_labels: Tensor
     held_out_labels: Tensor
     test_labels: Tensor
+    source: str  # what `load_images` takes to load them again
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -47,14 +64,16 @@ def load_images(
     """A data set, in three parts.
 
     Args:
-        dataset: "mnist", "fashion", "digits", or "auto": MNIST if it is present or can be
+        dataset: one of DATASETS, or a folder of pictures. "auto": MNIST if it is present or can be
             downloaded, otherwise the digits, and a printed line says so.
         data_dir: the folder that torchvision's data sets call `root`.
     Raises:
-        UserError: if "mnist" or "fashion" is asked for and cannot be had.
+        UserError: if the images cannot be had.
     """
     if dataset not in DATASETS:
-        raise ValueError(f"dataset must be one of {DATASETS}, not {dataset!r}")
+        if not Path(dataset).is_dir():
+            raise ValueError(f"dataset must be one of {DATASETS} or a folder, not {dataset!r}")
+        return _load_folder(Path(dataset))
     if dataset != "digits":
         try:
             return _load_torchvision(dataset.replace("auto", "mnist"), Path(data_dir), download)
@@ -74,7 +93,9 @@ def load_images(
 def _load_torchvision(dataset: str, data_dir: Path, download: bool) -> Images:
     from torchvision import datasets  # here, for it takes a second and a half to import
 
-    kind = {"mnist": datasets.MNIST, "fashion": datasets.FashionMNIST}[dataset]
+    kind = {"mnist": datasets.MNIST, "fashion": datasets.FashionMNIST, "kmnist": datasets.KMNIST}
+    emnist = dataset in ("letters", "balanced")
+    kind = partial(datasets.EMNIST, split=dataset) if emnist else kind[dataset]
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
     try:
@@ -86,11 +107,40 @@ def _load_torchvision(dataset: str, data_dir: Path, download: bool) -> Images:
     finally:
         socket.setdefaulttimeout(timeout)
     images, labels = torch.cat([train.data, test.data]), torch.cat([train.targets, test.targets])
+    images = images.mT if emnist else images  # EMNIST's files hold them column by column
     # The last 5,000 training images are held out.
     return _split(dataset, 256, images, labels, (5000, len(test.data)))
+
+
+def _load_folder(folder: Path) -> Images:
+    """All pictures below a folder; a class for each folder that directly holds some.
+
+    In random order, a tenth of them is held out and a tenth is to test on.
+    """
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS)
+    paths = [path for path in paths if not path.name.startswith(".")]
+    if len(paths) < LEAST:
+        raise UserError(f"{folder} holds {len(paths)} pictures; at least {LEAST} are needed")
+    pictures, shape = [], None
+    for path in paths:
+        picture = torch.from_numpy(np.array(open_picture(path, []).convert("L")))
+        shape = shape or picture.shape
+        if picture.shape != shape:
+            sizes = " and ".join("x".join(map(str, size)) for size in (shape, picture.shape))
+            raise UserError(f"{path}: the pictures must be of one size, not {sizes}")
+        pictures.append(picture)
+    if any(side % 4 or side > 512 for side in shape):
+        sides = "x".join(map(str, shape))
+        raise UserError(f"{folder}: sides must be multiples of 4, at most 512, not {sides}")
+    classes = sorted({path.parent for path in paths})
+    labels = torch.tensor([classes.index(path.parent) for path in paths])
+    order, tenth = torch.randperm(len(paths), generator=rng(0, "folder")), len(paths) // 10
+    images, labels = torch.stack(pictures)[order], labels[order]
+    images = _split(folder.resolve().name, 256, images, labels, (tenth, tenth))
+    return replace(images, source=str(folder.resolve()))
 
 
 def _split(name: str, levels: int, images: Tensor, labels: Tensor, last: tuple[int, int]) -> Images:
     """The three parts; `last` says how many images at the end are held out and to test on."""
     sizes = [len(images) - sum(last), *last]
-    return Images(name, levels, *images[:, None].split(sizes), *labels.split(sizes))
+    return Images(name, levels, *images[:, None].split(sizes), *labels.split(sizes), source=name)

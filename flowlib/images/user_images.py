@@ -105,7 +105,7 @@ def read_picture(
         UserError: if a file is missing or not a picture, or if the mask does not fit.
     """
     notes: list[str] = []
-    whole, missing = _to_grey(_open(path, notes), notes), None
+    whole, missing = _to_grey(open_picture(path, notes), notes), None
     if isinstance(mask, Path):
         missing = _read_mask(mask, polarity, notes)
         if missing.shape != whole.shape:
@@ -225,7 +225,7 @@ def _read_mask(path: Path, polarity: str, notes: list[str]) -> np.ndarray:
     In a mask with transparent parts these, or the opaque ones, are missing: whichever are fewer.
     In any other the brightest color is white.
     """
-    file = _open(path, notes)
+    file = open_picture(path, notes)
     values = _to_grey(file, [])
     values = values / max(float(values.max()), 1e-9)
     if polarity == "auto" and _has_alpha(file):
@@ -246,7 +246,8 @@ def _read_mask(path: Path, polarity: str, notes: list[str]) -> np.ndarray:
     return missing
 
 
-def _open(path: Path, notes: list[str]) -> Image.Image:
+def open_picture(path: Path, notes: list[str]) -> Image.Image:
+    """The picture in a file, upright; UserError if there is none, or one of no use."""
     if not path.is_file():
         raise UserError(f"no file at {path}")
     try:

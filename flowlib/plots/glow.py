@@ -1,5 +1,7 @@
 """The figures of train_glow_mnist.py: samples, and paths between test images."""
 
+from pathlib import Path
+
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
@@ -18,7 +20,7 @@ def sample_figure(glow: Glow, train: Tensor, seed: int = 0) -> Figure:
     title = "Samples of a Glow"
     if metrics := getattr(glow, "metrics", {}):
         bits, count = metrics["test_bits_per_dim"], metrics["test_images"]
-        model = f" trained on {TITLES[metrics['data']]}"
+        model = f" trained on {TITLES.get(metrics['data'], Path(metrics['data']).name)}"
         title += f"{model}: {bits:.3f} bits/dim on {count:,} test images"
     figure.suptitle(title, fontsize=11)
     widths = [COLUMNS] * len(TEMPERATURES) + [NEAREST + 1]
