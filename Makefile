@@ -7,7 +7,7 @@ BIN := .venv/bin
 REQUIREMENTS := $(if $(LOCKED),--require-hashes -r requirements.lock,-r requirements.txt)
 OLDEST := .venv-oldest/bin
 
-.PHONY: figures test test-oldest notebooks tables benchmarks torture lock audit
+.PHONY: figures test test-browser test-oldest notebooks tables benchmarks torture lock audit
 
 figures: .venv/ready
 	$(BIN)/python train_moons.py
@@ -20,6 +20,11 @@ test: .venv/ready-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	OMP_NUM_THREADS=1 DATA_DIR=$(abspath $(DATA_DIR)) $(BIN)/python -m pytest -n auto --dist worksteal
+
+# The notebooks' widgets in a real browser: Chromium and its driver, from the system's packages.
+test-browser: .venv/ready-dev
+	$(BIN)/python -m pip install --quiet 'selenium>=4.20'
+	DATA_DIR=$(abspath $(DATA_DIR)) $(BIN)/python -m pytest tests/browser.py
 
 # The tests on the oldest versions that requirements.txt allows. Notebooks need no particular ones.
 test-oldest:

@@ -124,7 +124,10 @@ def _check_state(state: TrainingState, saved: dict) -> None:
         value, kind = saved["progress"][name], type(getattr(state, name))
         if type(value) is not kind or (kind is not list and not 0 <= value < math.inf):
             raise ValueError(f"{name} is {value!r}")
-    if not all(isinstance(point, dict) for point in saved["progress"]["curve"]):
+    progress = saved["progress"]
+    if progress["skipped"] > progress["step"]:
+        raise ValueError("more steps were skipped than taken")
+    if not all(isinstance(point, dict) for point in progress["curve"]):
         raise ValueError("the curve holds something else than points")
     for name in ("model", "averaged"):
         if not is_finite(saved[name]):
@@ -134,7 +137,7 @@ def _check_state(state: TrainingState, saved: dict) -> None:
             if mine | {"lr": 0} != theirs | {"lr": 0}:  # the rate changes from step to step
                 raise ValueError("it is of another optimizer")
         parameters = optimizer.param_groups[0]["params"]
-        moved = saved["progress"]["step"] > saved["progress"]["skipped"]
+        moved = progress["step"] > progress["skipped"]
         if set(other["state"]) != set(range(len(parameters) if moved else 0)):
             raise ValueError("the optimizer's state is of other parameters")
         for i, values in other["state"].items():  # torch itself does not check these

@@ -153,6 +153,7 @@ def test_ctrl_c_is_handed_on_after_the_loop():
 EDITS = {
     "a negative step": lambda state: state["progress"].update(step=-5),
     "a step that is no number": lambda state: state["progress"].update(step=float("nan")),
+    "more skipped than taken": lambda state: state["progress"].update(skipped=10**20),
     "a step in words": lambda state: state["progress"].update(step="4"),
     "endless seconds": lambda state: state["progress"].update(seconds=float("inf")),
     "a curve that is no list": lambda state: state["progress"].update(curve={}),
