@@ -211,6 +211,16 @@ def test_a_small_digit_is_cropped_and_the_fill_goes_back_to_its_place(stroke, fi
     assert (whole.image > 0).sum() < 0.2 * (picture.image > 0).sum()
 
 
+def test_a_model_of_other_proportions_sees_the_picture_undistorted(stroke, files):
+    picture = read_picture(files("a.png", stroke), files("m.png", hole()), (1, 28, 56), LEVELS)
+    sides = picture.image[0][:, :14], picture.image[0][:, 42:]
+    assert not torch.cat(sides).any()
+    expected = torch.where(torch.from_numpy(hole() > 0), 0, torch.from_numpy(stroke))
+    assert torch.equal(picture.image[0][:, 14:42], expected)
+    assert picture.mask.sum() == (hole() > 0).sum()
+    assert np.array_equal(picture.restore(picture.image / 255) > 0, expected.numpy() > 0)
+
+
 def test_white_strokes_on_transparency_are_ink(files, stroke):
     values = np.full((28, 28, 4), 255, dtype=np.uint8)
     values[..., 3] = stroke

@@ -17,6 +17,9 @@ POLARITIES = ("auto", "white", "black")
 INKS = ("auto", "light", "dark")
 
 
+Frame = tuple[int, int, int, int]  # a part of a picture: top, left, height, width
+
+
 @dataclass
 class Picture:
     """One picture as the model sees it: light ink on a dark ground, and what is missing."""
@@ -28,7 +31,7 @@ class Picture:
     whole: np.ndarray  # the picture itself in its own size, grey values in [0, 1], (rows, columns)
     painted: np.ndarray | None  # its mask in that size, bool; None if the mask was not a picture
     tones: Tones
-    frame: tuple[int, int, int]  # the square of `whole` that the model sees: top, left, side
+    frame: Frame  # the part of `whole` that the model sees
 
     def restore(self, filled: Tensor) -> np.ndarray:
         """The picture itself, filled where it is missing: uint8 (rows, columns).
@@ -119,8 +122,8 @@ def read_picture(
     if missing is not None:
         grey = np.where(missing, 0.0, grey)  # the hole must not bleed out when the size changes
     _, height, width = shape
-    frame = _find_frame(grey, missing, crop, notes)
-    if frame != (0, 0, height) or grey.shape != (height, width):
+    frame = _find_frame(grey, missing, (height, width), crop, notes)
+    if frame != (0, 0, height, width) or grey.shape != (height, width):
         if grey.shape != (height, width):
             notes.append(f"resized from {grey.shape[1]}x{grey.shape[0]} to {width}x{height}")
         grey = _resize(_cut(grey, frame), width, height)
@@ -134,46 +137,51 @@ def read_picture(
 
 
 def _find_frame(
-    grey: np.ndarray, missing: np.ndarray | None, crop: bool, notes: list[str]
-) -> tuple[int, int, int]:
-    """The square that the model sees: the whole picture, or the part around ink and hole.
+    grey: np.ndarray, missing: np.ndarray | None, size: tuple[int, int], crop: bool, notes: list
+) -> Frame:
+    """What the model sees, in its proportions: the whole picture, or the part around ink and hole.
 
     MNIST's digits fill 20 of 28 pixels; a digit that is much smaller is nothing that it knows.
     """
-    rows, columns = grey.shape
-    side = max(rows, columns)
-    frame = ((rows - side) // 2, (columns - side) // 2, side)
-    used = (grey > 0.3) if missing is None else (grey > 0.3) | missing
+
+    def around(top: int, bottom: int, left: int, right: int, share: float) -> Frame:
+        """The frame of which these rows and columns fill this share."""
+        scale = max((bottom - top) / size[0], (right - left) / size[1]) / share
+        height, width = round(scale * size[0]), round(scale * size[1])
+        return ((top + bottom - height) // 2, (left + right - width) // 2, height, width)
+
+    whole = around(0, grey.shape[0], 0, grey.shape[1], 1.0)
+    used = grey > 0.3 if missing is None else (grey > 0.3) | missing
     if not crop or not used.any():
-        return frame
-    (top, bottom), (left, right) = (
-        (places.min(), places.max() + 1) for places in (np.flatnonzero(used.any(a)) for a in (1, 0))
-    )
-    size = max(bottom - top, right - left)
-    if size >= side / 2 or size < 8:
-        return frame
+        return whole
+    rows, columns = (np.flatnonzero(used.any(axis)).tolist() for axis in (1, 0))
+    part = around(rows[0], rows[-1] + 1, columns[0], columns[-1] + 1, 20 / 28)
+    if part[2] > 0.7 * whole[2] or part[2] < 12:
+        return whole
     notes.append("cropped to the part around ink and hole (--no-crop keeps the whole)")
-    side = round(size * 28 / 20)
-    return (int(top + bottom - side) // 2, int(left + right - side) // 2, side)
+    return part
 
 
-def _cut(values: np.ndarray, frame: tuple[int, int, int]) -> np.ndarray:
-    """The square `frame` of a picture; what lies outside of the picture is ground."""
-    top, left, side = frame
-    margin = max(side, *values.shape)
-    padded = np.pad(values, margin)
-    return padded[top + margin : top + margin + side, left + margin : left + margin + side]
+def _place(frame: Frame, shape: tuple[int, int]) -> tuple[int, tuple[slice, slice]]:
+    """A margin around a picture of this shape, so that the frame fits in, and its place there."""
+    top, left, height, width = frame
+    margin = max(height, width, *shape)
+    rows, columns = top + margin, left + margin
+    return margin, (slice(rows, rows + height), slice(columns, columns + width))
 
 
-def _paste(
-    values: np.ndarray, frame: tuple[int, int, int], shape: tuple[int, int], method: int
-) -> np.ndarray:
-    """The opposite of `_cut`: a picture of this shape, `values` in its square, 0 elsewhere."""
-    top, left, side = frame
-    margin = max(side, *shape)
-    picture = Image.fromarray(values.astype(np.float32)).resize((side, side), method)
+def _cut(values: np.ndarray, frame: Frame) -> np.ndarray:
+    """The part `frame` of a picture; what lies outside of the picture is 0."""
+    margin, place = _place(frame, values.shape)
+    return np.pad(values, margin)[place]
+
+
+def _paste(values: np.ndarray, frame: Frame, shape: tuple[int, int], method: int) -> np.ndarray:
+    """The opposite of `_cut`: a picture of this shape, `values` in its frame, 0 elsewhere."""
+    margin, place = _place(frame, shape)
     padded = np.zeros((shape[0] + 2 * margin, shape[1] + 2 * margin), np.float32)
-    padded[top + margin : top + margin + side, left + margin : left + margin + side] = picture
+    resized = Image.fromarray(values.astype(np.float32)).resize((frame[3], frame[2]), method)
+    padded[place] = resized
     return padded[margin:-margin, margin:-margin]
 
 
@@ -195,11 +203,11 @@ def _to_grey(picture: Image.Image, notes: list[str]) -> np.ndarray:
         return (values / (65535.0 if integers else max(float(values.max()), 1e-9))).clip(0, 1)
     if _has_alpha(picture):
         picture = picture.convert("RGBA")
-        *colors, alpha = np.moveaxis(np.asarray(picture), 2, 0)
-        # White strokes would be lost over white.
-        paper = (
-            "black" if alpha.any() and np.mean([c[alpha > 0] for c in colors]) > 160 else "white"
-        )
+        pixels = np.asarray(picture)  # (rows, columns, 4)
+        alpha, light = pixels[..., 3], pixels[..., :3].mean(2)
+        # Strokes of which none is dark would be lost over white.
+        bright = alpha.any() and np.quantile(light[alpha > 0], 0.005) > 160
+        paper = "black" if bright else "white"
         if alpha.min() < 255:
             notes.append(f"transparent parts: laid over {paper}")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, paper), picture)
@@ -215,7 +223,7 @@ def _has_alpha(picture: Image.Image) -> bool:
 def read_mask(path: Path, shape: tuple[int, int, int]) -> Tensor:
     """A mask file alone, at the model's size: bool (1, height, width), True where missing."""
     missing = _read_mask(path, "auto", [])
-    frame = _find_frame(missing, missing, False, [])
+    frame = _find_frame(missing, missing, shape[1:], False, [])
     return torch.from_numpy(_shrink_mask(_cut(missing, frame), shape[2], shape[1]))[None]
 
 
