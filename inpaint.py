@@ -40,7 +40,7 @@ from flowlib.distributed import Processes, processes
 from flowlib.files import UserError
 from flowlib.images import user_images
 from flowlib.images.classifier import default_classifier, load_classifier
-from flowlib.images.datasets import Images, add_dataset_flags, load_images
+from flowlib.images.datasets import Images, add_dataset_flags, load_images, load_together
 from flowlib.images.glow import PRECISIONS, Glow, default_checkpoint, load_glow, precision_for
 from flowlib.inpainting.fill import Fill, Problem
 from flowlib.inpainting.inpainter import STARTS, FillSettings, Inpainter
@@ -242,7 +242,7 @@ def main(argv=None) -> None:
     args, start = parse_args(argv), time.perf_counter()
     with processes(args.device) as group:
         from_data = args.source == "test" and not args.image
-        images = load_images(args.dataset, args.data_dir) if from_data else None
+        images = load_together(group, args.dataset, args.data_dir) if from_data else None
         inpainter = make_inpainter(args, images, group.device)
         if args.image:
             problems = read_pictures(args, inpainter.glow)

@@ -34,7 +34,7 @@ from flowlib import files, training
 from flowlib.cli import Parser, number, one_line_errors
 from flowlib.distributed import Processes, processes
 from flowlib.files import UserError
-from flowlib.images.datasets import Images, add_dataset_flags, load_images
+from flowlib.images.datasets import Images, add_dataset_flags, load_together
 from flowlib.images.glow import PRECISIONS, Glow, default_checkpoint, load_glow, precision_for
 from flowlib.muon import muon_and_adam
 from flowlib.rng import rng
@@ -268,19 +268,21 @@ def parse_args(argv=None):
 def main(argv=None) -> None:
     args = parse_args(argv)
     start = time.perf_counter()
-    images = load_images(args.dataset, args.data_dir)
-    checkpoint = args.checkpoint or default_checkpoint(images.name)
-    if args.evaluate or args.figure_only:
-        glow = load_glow(checkpoint, args.device, images.shape, images.levels)
-    else:
-        files.require_writable(args.figures, files=(checkpoint, args.metrics))
-        given = {field.name: getattr(args, field.name, None) for field in fields(Settings)}
-        steps = args.steps or default_steps(images)
-        settings = Settings(**given | {"data": images.source, "steps": steps})
-        curve_file = args.metrics and args.metrics.with_suffix(".jsonl")
-        limits = (args.max_minutes, args.save_minutes, curve_file)
-        with processes(args.device) as group, files.lock(checkpoint, group.first):
-            glow = run_training(images, settings, group, checkpoint, args.resume, limits)
+    with processes(args.device) as group:
+        images = load_together(group, args.dataset, args.data_dir)
+        checkpoint = args.checkpoint or default_checkpoint(images.name)
+        if args.evaluate or args.figure_only:
+            shape, levels = images.shape, images.levels
+            glow = load_glow(checkpoint, group.device, shape, levels) if group.first else None
+        else:
+            files.require_writable(args.figures, files=(checkpoint, args.metrics))
+            given = {field.name: getattr(args, field.name, None) for field in fields(Settings)}
+            steps = args.steps or default_steps(images)
+            settings = Settings(**given | {"data": images.source, "steps": steps})
+            curve_file = args.metrics and args.metrics.with_suffix(".jsonl")
+            limits = (args.max_minutes, args.save_minutes, curve_file)
+            with files.lock(checkpoint, group.first):
+                glow = run_training(images, settings, group, checkpoint, args.resume, limits)
     if glow is None:  # the run is not complete, or this is not the first process
         return
     if args.evaluate:

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision import datasets as datasets_of_torchvision
 from torchvision.datasets import MNIST, FashionMNIST
 
 from flowlib.files import UserError
@@ -54,6 +55,15 @@ def test_the_like_of_mnist_comes_through_the_same_door(name, folder, prefix, tmp
     assert [len(part) for part in (images.train, images.held_out, images.test)] == [3, 5000, 7]
     assert (images.test[:, 0, :, 3] == 200).all()
     assert images.test.float().mean() == pytest.approx(200 / 28)
+
+
+def test_images_without_a_label_each_are_one_line(tmp_path, monkeypatch):
+    class Broken:
+        data, targets = torch.zeros(5003, 28, 28), torch.zeros(5000)
+
+    monkeypatch.setattr(datasets_of_torchvision, "MNIST", lambda *_, **__: Broken())
+    with pytest.raises(UserError, match="MNIST in .* has not one label for each image"):
+        load_images("mnist", tmp_path)
 
 
 def write_folder(folder, digits, count=120):

@@ -10,9 +10,11 @@ from flowlib.files import ROOT
 
 SCRIPT = """
 import sys
+import unittest.mock
 import torch
 sys.path.insert(0, sys.argv[1])
 from flowlib.distributed import processes
+from flowlib.images import datasets
 from flowlib.images.datasets import load_images
 from flowlib.images.glow import Glow
 from flowlib.muon import muon_and_adam
@@ -20,9 +22,18 @@ from flowlib.rng import rng
 from flowlib.training import TrainingState
 from train_glow_mnist import Settings, train_glow
 
-images = load_images("digits")
+images, asked = load_images("digits"), []
+
+
+def ask(dataset, folder, download=True):
+    asked.append((dataset, download))
+    return images
+
+
 with processes(torch.device("cpu")) as group:
     print("printed by one process")
+    with unittest.mock.patch.object(datasets, "load_images", ask):
+        datasets.load_together(group, "auto", "nowhere")
     torch.manual_seed(7 + group.rank)  # the ranks start differently: wrapping makes them equal
     glow = Glow(images.shape, images.levels, blocks=1, hidden=8, dequantizer=4)
     glow.initialize(images.train[:128], rng(0, "initialize"))
@@ -38,6 +49,7 @@ with processes(torch.device("cpu")) as group:
         "weights": torch.cat([value.detach().flatten() for value in glow.parameters()]),
         "any": [group.any(group.rank == 1), group.any(False)],
         "gathered": group.gather(group.rank),
+        "asked": asked,
     }
     torch.save(found, f"{sys.argv[2]}/{group.count}_{group.rank}.pt")
 """
@@ -58,6 +70,8 @@ def test_two_processes_stay_equal_and_take_the_steps_of_one(tmp_path, monkeypatc
     for mine, others in zip(first["gradients"], one["gradients"]):
         assert (mine - others).norm() < 1e-3 * others.norm()
     assert first["any"] == second["any"] == [True, False]
+    # The first process alone chooses and downloads.
+    assert (first["asked"], second["asked"]) == ([("auto", True)], [("digits", False)])
     assert first["gathered"] == second["gathered"] == [0, 1]
 
 

@@ -55,7 +55,7 @@ def test_holes_in_test_images_give_a_figure_a_table_and_metrics(tmp_path, tiny_g
 
 
 def test_the_flows_own_samples_need_no_data_set(tmp_path, tiny_glow_file, monkeypatch):
-    monkeypatch.setattr(inpaint, "load_images", None)
+    monkeypatch.setattr(inpaint, "load_together", None)
     flags = ["--source", "samples", "--mask", "top", "--checkpoint", tiny_glow_file]
     run(*QUICK, *flags, *into(tmp_path))
     assert json.loads((tmp_path / "metrics.json").read_text())["masks"]["top"]["images"] == 3
@@ -186,7 +186,7 @@ def test_bad_checkpoints(damage, tmp_path, tiny_glow_file, one_line_error):
 def test_a_model_of_other_images_is_refused(
     tmp_path, mnist, tiny_glow_file, one_line_error, monkeypatch
 ):
-    monkeypatch.setattr(inpaint, "load_images", lambda *_: mnist)
+    monkeypatch.setattr(inpaint, "load_together", lambda *_: mnist)
     error = one_line_error(inpaint.main, "--checkpoint", tiny_glow_file, *into(tmp_path))
     assert "must match" in error
 

@@ -284,7 +284,7 @@ def test_bad_checkpoints(damage, tmp_path, tiny_glow_file, one_line_error):
 def test_a_model_of_other_images_is_refused(
     tmp_path, mnist, tiny_glow_file, one_line_error, monkeypatch
 ):
-    monkeypatch.setattr(train_glow_mnist, "load_images", lambda *_: mnist)
+    monkeypatch.setattr(train_glow_mnist, "load_together", lambda *_: mnist)
     argv = ["--figure-only", "--checkpoint", tiny_glow_file, "--figures", tmp_path]
     assert "must match" in one_line_error(train_glow_mnist.main, *argv)
 

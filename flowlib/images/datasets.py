@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from flowlib.cli import Parser
+from flowlib.distributed import Processes
 from flowlib.files import ROOT, UserError
 from flowlib.images.user_images import ENDINGS, open_picture
 from flowlib.rng import rng
@@ -56,6 +57,13 @@ class Images:
     @property
     def shape(self) -> tuple[int, int, int]:
         return tuple(self.train.shape[1:])
+
+
+def load_together(group: Processes, dataset: str, data_dir: Path) -> Images:
+    """`load_images` for several processes: the first one chooses and downloads, the others wait."""
+    images = load_images(dataset, data_dir) if group.first else None
+    chosen = group.gather(images.source if images else None)[0]
+    return images or load_images(chosen, data_dir, download=False)
 
 
 def load_images(
@@ -107,6 +115,8 @@ def _load_torchvision(dataset: str, data_dir: Path, download: bool) -> Images:
     finally:
         socket.setdefaulttimeout(timeout)
     images, labels = torch.cat([train.data, test.data]), torch.cat([train.targets, test.targets])
+    if len(images) != len(labels):
+        raise UserError(f"{TITLES[dataset]} in {data_dir} has not one label for each image")
     images = images.mT if emnist else images  # EMNIST's files hold them column by column
     # The last 5,000 training images are held out.
     return _split(dataset, 256, images, labels, (5000, len(test.data)))
