@@ -133,10 +133,9 @@ def _check(points: np.ndarray, names: list[str], path: Path, note: str) -> list[
         raise UserError(found + (f"; {note}" if note else ""))
     standard, notes = (points - points.mean(0)) / points.std(0), []
     for i in range(1, dim):  # a column that the ones before it determine
-        rest = (
-            standard[:, i] - standard[:, :i] @ np.linalg.lstsq(standard[:, :i], standard[:, i])[0]
-        )
-        if rest.std() < 1e-5:
+        before, column = standard[:, :i], standard[:, i]
+        weights = np.linalg.lstsq(before, column, rcond=None)[0]
+        if (column - before @ weights).std() < 1e-5:
             others = ", ".join(names[:i])
             raise UserError(f"{path}: {names[i]} follows from {others}: leave it out (--columns)")
     if (repeated := count - len(np.unique(points, axis=0))) > count / 100:

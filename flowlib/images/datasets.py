@@ -1,6 +1,5 @@
 """The data sets, each in three parts: MNIST and its like, the 8x8 digits, a folder of pictures."""
 
-import argparse
 import socket
 from dataclasses import dataclass, replace
 from functools import partial
@@ -28,16 +27,9 @@ def add_dataset_flags(parser: Parser) -> None:
     """Adds --dataset and --data-dir, which `load_images` takes."""
     auto = "auto: mnist if present or downloadable, otherwise digits (default auto)"
     names = f"{', '.join(DATASETS[1:])}, or a folder of pictures; {auto}"
-    parser.add_argument("--dataset", type=dataset, metavar="NAME", default="auto", help=names)
+    parser.add_argument("--dataset", metavar="NAME", default="auto", help=names)
     folder = "where MNIST and its like are read from or downloaded to (default data/)"
     parser.add_argument("--data-dir", type=Path, default=ROOT / "data", help=folder)
-
-
-def dataset(text: str) -> str:
-    """A type for argparse: the name of a data set, or a folder."""
-    if text not in DATASETS and not Path(text).is_dir():
-        raise argparse.ArgumentTypeError(f"{text} is neither {', '.join(DATASETS)} nor a folder")
-    return text
 
 
 @dataclass(frozen=True)
@@ -80,7 +72,7 @@ def load_images(
     """
     if dataset not in DATASETS:
         if not Path(dataset).is_dir():
-            raise ValueError(f"dataset must be one of {DATASETS} or a folder, not {dataset!r}")
+            raise UserError(f"the data set is {', '.join(DATASETS)} or a folder, not {dataset!r}")
         return _load_folder(Path(dataset))
     if dataset != "digits":
         try:
