@@ -36,6 +36,7 @@ METHODS = {
     "U-Net, supervised": "U-Net, trained for the task",
 }
 GOAL = 1.05  # bits/dim, the published Glow's
+WRONG = ("lost", "silent", "traceback", "hang")  # see benchmarks/torture
 MAP_METHODS = ("MAP", "MAP from black", "MAP from noise", "MAP from neighbor")
 
 # ---------------------------------------------------------------- helpers
@@ -314,6 +315,15 @@ def known_answer_table() -> str:
     return table(header, rows) + measured_on(results["about"], count)
 
 
+def torture_table() -> str:
+    """What came of everything that was done to the scripts."""
+    results = load("torture")
+    header = ["what was done", "tries", "right", *WRONG]
+    rows = [[row["kind"], *(str(row[name]) for name in header[1:])] for row in results["rows"]]
+    minutes = f"{results['about']['seconds'] / 60:.0f} minutes"
+    return table(header, rows) + measured_on(results["about"], minutes)
+
+
 TABLES = {
     "results": results_table,
     "moons": moons_table,
@@ -328,6 +338,7 @@ TABLES = {
     "inpainting_sampler": inpainting_sampler_table,
     "inpainting_calibration": inpainting_calibration_table,
     "known_answer": known_answer_table,
+    "torture": torture_table,
 }
 
 

@@ -1,5 +1,7 @@
 import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -41,6 +43,29 @@ def one_line_error(capsys):
         error = printed.strip().splitlines()[-1]  # a progress bar may stand before it
         assert error.startswith("error: "), printed
         return error
+
+    return run
+
+
+@pytest.fixture
+def two_processes():
+    """Starts a Python script twice, as torchrun would, and returns what both print."""
+
+    def run(*argv) -> str:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        started = []
+        for rank in (0, 1):
+            place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2}
+            place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            variables = os.environ | {name: str(value) for name, value in place.items()}
+            command = [sys.executable, *map(str, argv)]
+            process = subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, text=True)
+            started.append(process)
+        printed = [process.communicate(timeout=120)[0] for process in started]
+        assert [process.returncode for process in started] == [0, 0]
+        return "".join(printed)
 
     return run
 

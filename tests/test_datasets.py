@@ -24,7 +24,7 @@ def test_mnist_holds_out_the_last_training_images(mnist):
 
 
 def test_an_unknown_data_set_is_named():
-    with pytest.raises(UserError, match="mnist, .* or a folder, not 'cifar'"):
+    with pytest.raises(UserError, match="no data set 'cifar': --dataset takes auto, mnist"):
         load_images("cifar")
 
 

@@ -61,13 +61,11 @@ def test_the_flows_own_samples_need_no_data_set(tmp_path, tiny_glow_file, monkey
     assert json.loads((tmp_path / "metrics.json").read_text())["masks"]["top"]["images"] == 3
 
 
-def test_two_processes_fill_what_one_does(tmp_path, tiny_glow_file):
+def test_two_processes_fill_what_one_does(tmp_path, tiny_glow_file, two_processes):
     flags = [*QUICK, "--mask", "left", "--checkpoint", tiny_glow_file, "--precision", "fp32"]
     run(*flags, *into(tmp_path / "one"))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2]
-    argv = [str(word) for word in [*launch, ROOT / "inpaint.py", *flags, *into(tmp_path / "two")]]
-    done = subprocess.run(argv, check=True, capture_output=True, text=True, timeout=120)
-    assert done.stdout.count("hole PSNR") == 4  # only the first process prints
+    printed = two_processes(ROOT / "inpaint.py", *flags, *into(tmp_path / "two"))
+    assert printed.count("hole PSNR") == 4  # only the first process prints
     files = [tmp_path / name / "metrics.json" for name in ("one", "two")]
     one, two = (json.loads(file.read_text())["masks"]["left"] for file in files)
     assert two["images"] == 3

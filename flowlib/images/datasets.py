@@ -72,7 +72,8 @@ def load_images(
     """
     if dataset not in DATASETS:
         if not Path(dataset).is_dir():
-            raise UserError(f"the data set is {', '.join(DATASETS)} or a folder, not {dataset!r}")
+            names = ", ".join(DATASETS)
+            raise UserError(f"no data set {dataset!r}: --dataset takes {names} or a folder")
         return _load_folder(Path(dataset))
     if dataset != "digits":
         try:
