@@ -105,7 +105,7 @@ def make_problems(args, inpainter: Inpainter, images: Images | None) -> dict[str
 def read_pictures(args, glow: Glow) -> dict[str, Problem]:
     """One's own pictures with their holes, as one problem; each is described in a line."""
     paths = user_images.find_pictures(args.image)
-    names = [path.stem for path in paths]
+    names = [files.readable(path.stem) for path in paths]
     if args.output.resolve() in {path.parent.resolve() for path in paths}:
         raise UserError(f"--output {args.output} is a picture's folder: results need another one")
     results = [f"{name}{ending}" for name in names for ending in ("", FILLED, *RESULTS)]
@@ -114,13 +114,13 @@ def read_pictures(args, glow: Glow) -> dict[str, Problem]:
     if len(args.mask or []) != 1:
         raise UserError("--image needs one --mask, such as square:14, noise:0.5, or a picture")
     pictures, seeds = [], [args.seed + i for i in range(len(paths))]
-    for path, seed in zip(paths, seeds):
+    for path, name, seed in zip(paths, names, seeds):
         mask = user_images.find_mask(args.mask[0], path)
         hole = draw_masks(args.mask[0], 1, glow.shape, seed)[0] if mask is None else mask
         options = {"ink": args.ink, "polarity": args.mask_polarity, "crop": not args.no_crop}
         picture = user_images.read_picture(path, hole, glow.shape, glow.levels, **options)
         missing = f"{int(picture.mask.sum())} of {picture.mask.numel()} pixels missing"
-        print("; ".join([f"{path.stem}: {missing}", *picture.notes]))
+        print("; ".join([f"{name}: {missing}", *picture.notes]))
         pictures.append(picture)
     image, mask = (torch.stack([getattr(p, part) for p in pictures]) for part in ("image", "mask"))
     problem = Problem.cut(image, mask, seeds, names=names, pictures=pictures)

@@ -31,6 +31,11 @@ class UserError(Exception):
     """A mistake that whoever runs the script can mend; its text says how."""
 
 
+def readable(name: str) -> str:
+    """A file's name as text that can be printed and drawn: what is not UTF-8 becomes "?"."""
+    return name.encode(errors="replace").decode()
+
+
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Calls write(temporary path), then moves the file into place: a crash leaves the old one.
 

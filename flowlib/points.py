@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
+from flowlib.files import readable
 from flowlib.grids import evaluate
 from flowlib.rng import rng
 from flowlib.toy2d import SHAPES, Checkerboard, NoisyCurves
@@ -29,6 +30,11 @@ class Points:
     truth: NoisyCurves | Checkerboard | None = None  # the exact distribution, where it is known
     floor: float | None = None  # its entropy, nats
     gaussian: MultivariateNormal | None = None  # otherwise one with the points' mean and covariance
+
+    @property
+    def labels(self) -> list[str]:
+        """The columns' names for a figure, in which $ begins a formula."""
+        return [name.replace("$", r"\$") if self.truth is None else name for name in self.columns]
 
 
 def make_shape(shape: str, noise: float, seed: int) -> Points:
@@ -53,13 +59,14 @@ def make_file_points(path: Path, columns: list[str], seed: int) -> Points:
     tenth, generator = len(points) // 10, rng(seed, "file train")
     held_out, test, train = points.split([tenth, tenth, len(points) - 2 * tenth])
     # Files of a shape's name would otherwise replace the files that are shipped.
-    name = f"points_{path.stem}" if path.stem in SHAPES else path.stem
+    name = f"points_{path.stem}" if path.stem in SHAPES else readable(path.stem)
 
     def draw(n: int) -> Tensor:
         return train[torch.randint(len(train), (n,), generator=generator)]
 
     gaussian = MultivariateNormal(train.double().mean(0), train.double().T.cov())
-    return Points(name, path.name, table.names, draw, held_out, test, train, gaussian=gaussian)
+    title = readable(path.name).replace("$", r"\$")
+    return Points(name, title, table.names, draw, held_out, test, train, gaussian=gaussian)
 
 
 def score_points(flow, train: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:

@@ -90,6 +90,16 @@ def test_pictures_of_ones_own_are_filled_with_one_command(tmp_path, tiny_glow_fi
         assert whole.size == (40, 40)
 
 
+@pytest.mark.parametrize("name", ["a\udcff$x^$.png", "café.png"])
+def test_a_picture_may_have_any_name(name, tmp_path, tiny_glow_file, picture):
+    """A name that is not UTF-8, and one that would be a broken formula in a figure."""
+    (picture / "one.png").rename(tmp_path / name)
+    flags = ["--dataset", "digits", "--steps", 0, "--starts", "black", "--chains", 1]
+    flags += ["--checkpoint", tiny_glow_file, "--output", tmp_path / "filled"]
+    run("--image", tmp_path / name, "--mask", "top", *flags)
+    assert len(json.loads((tmp_path / "filled" / "results.json").read_text())) == 1
+
+
 def test_a_named_mask_works_for_pictures_too(tmp_path, tiny_glow_file, picture, capsys):
     flags = ["--dataset", "digits", "--steps", 0, "--starts", "black", "--chains", 1]
     flags += ["--checkpoint", tiny_glow_file, "--output", tmp_path / "filled"]

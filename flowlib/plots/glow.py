@@ -6,6 +6,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from flowlib.files import readable
 from flowlib.images.datasets import TITLES
 from flowlib.images.glow import Glow
 from flowlib.rng import rng
@@ -20,7 +21,8 @@ def sample_figure(glow: Glow, train: Tensor, seed: int = 0) -> Figure:
     title = "Samples of a Glow"
     if metrics := getattr(glow, "metrics", {}):
         bits, count = metrics["test_bits_per_dim"], metrics["test_images"]
-        model = f" trained on {TITLES.get(metrics['data'], Path(metrics['data']).name)}"
+        folder = readable(Path(metrics["data"]).name).replace("$", r"\$")
+        model = f" trained on {TITLES.get(metrics['data'], folder)}"
         title += f"{model}: {bits:.3f} bits/dim on {count:,} test images"
     figure.suptitle(title, fontsize=11)
     widths = [COLUMNS] * len(TEMPERATURES) + [NEAREST + 1]

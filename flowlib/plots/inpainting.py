@@ -34,7 +34,8 @@ def plot_fills(
     panels = figure.subplots(len(tables), 1, squeeze=False, height_ratios=heights)[:, 0]
     for panel, (kind, table) in zip(panels, tables.items()):
         draw_table(panel, table)
-        panel.set_title(kind, fontsize=FONT + 2, pad=22, fontweight="bold")
+        style = {"fontsize": FONT + 2, "pad": 22, "fontweight": "bold", "parse_math": False}
+        panel.set_title(kind, **style)  # a picture's name may have a $ in it
     return figure
 
 

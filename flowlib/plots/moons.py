@@ -92,10 +92,10 @@ def plot_densities(flows: dict[str, Flow], points, metrics: dict[str, dict], see
         if truth is not None:
             reverse = math.inf if row["kl_flow_truth"] is None else row["kl_flow_truth"]
             quality = f"KL(truth || flow) {row['kl_truth_flow']:.4f} nats, reverse {reverse:.4f}"
-        left.set(title=f"{TITLES[name]}: density\n{quality}", ylabel=points.columns[1])
+        left.set(title=f"{TITLES[name]}: density\n{quality}", ylabel=points.labels[1])
         right.set(title=f"{TITLES[name]}: 4,000 samples", xlim=bounds[:2], ylim=bounds[2:])
     for panel in panels[-1]:
-        panel.set_xlabel(points.columns[0])
+        panel.set_xlabel(points.labels[0])
     dashed = "" if truth is None else " (dashed: a tenth of the true density's maximum)"
     figure.suptitle(f"Two flows on {points.title}{dashed}")
     return figure
@@ -130,9 +130,9 @@ def plot_pairs(flows: dict[str, Flow], points, seed: int = 0) -> Figure:
         left = j == 0 < i
         panel.tick_params(labelsize=8, left=left, labelleft=left)
         if i == count - 1:
-            panel.set_xlabel(points.columns[j])
+            panel.set_xlabel(points.labels[j])
         if j == 0:
-            panel.set_ylabel(points.columns[i])
+            panel.set_ylabel(points.labels[i])
     below, above = (TITLES[name] for name in flows)
     more = "" if count == len(points.columns) else f", the first {count} of its columns"
     figure.suptitle(
