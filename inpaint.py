@@ -56,7 +56,7 @@ FILLED = "_filled"  # the picture itself, in its own size, with the likeliest sa
 
 def make_inpainter(args, images: Images | None, device: torch.device) -> Inpainter:
     """The Glow that the flags name, with reference images and a classifier of such images."""
-    name = images.name if images else args.dataset.replace("auto", "mnist")
+    name = images.name if images else Path(args.dataset.replace("auto", "mnist")).name
     shape, levels = (images.shape, images.levels) if images else (None, None)
     glow = load_glow(args.checkpoint or default_checkpoint(name), device, shape, levels)
     glow.set_precision(precision_for(args.precision, device))
