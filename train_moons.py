@@ -235,6 +235,8 @@ def score_file(path: Path, points: Points, folder: Path, figures: Path) -> None:
     for name in ARCHITECTURES:
         file = folder / f"{points.name}_{name}.pt"
         flow = files.load_model(file, Flow, hint="the same command without --score makes it")
+        if flow.dim != rows.shape[1]:
+            raise UserError(f"{file} was fitted to {flow.dim} columns, not {rows.shape[1]}")
         log_p, share = score_points(flow, points.train, rows)
         scores |= {f"log_p_{name}": log_p.numpy(), f"less_likely_{name}": share.numpy()}
     scores = pandas.DataFrame(scores).sort_values(f"log_p_{name}")

@@ -87,7 +87,7 @@ def test_it_fits_the_users_own_points(tmp_path, capsys):
     assert samples.mean(0).tolist() == pytest.approx([100, -3], rel=0.1)
 
 
-def test_it_fits_and_scores_tables_of_many_columns(tmp_path, capsys):
+def test_it_fits_and_scores_tables_of_many_columns(tmp_path, capsys, one_line_error):
     points = np.random.default_rng(0).normal(size=(600, 8))
     names = "$a^$,b,c,d,e,f,g,h"  # the first one would be a broken formula in a figure
     np.savetxt(tmp_path / "t.csv", points, delimiter=",", header=names, comments="")
@@ -105,6 +105,8 @@ def test_it_fits_and_scores_tables_of_many_columns(tmp_path, capsys):
     assert len(scores) == 6
     assert scores[1].split(",")[0] == "4"  # the outlier comes first
     assert float(scores[1].split(",")[2]) == 0
+    error = one_line_error(train_moons.main, *argv, "--columns", "b", "c")
+    assert "was fitted to 8 columns, not 2" in error
 
 
 def test_too_few_layers_for_many_columns_are_one_line(tmp_path, one_line_error):
