@@ -26,7 +26,7 @@ test-browser: .venv/ready-dev
 	$(BIN)/python -m pip install --quiet 'selenium>=4.20'
 	DATA_DIR=$(abspath $(DATA_DIR)) $(BIN)/python -m pytest tests/browser.py
 
-# The tests on the oldest versions that requirements.txt allows. Notebooks need no particular ones.
+# The tests on the oldest versions that requirements.txt allows.
 test-oldest:
 	test -x $(OLDEST)/python || $(PYTHON) -m venv .venv-oldest
 	sed -E 's/>=([0-9.]+)[^ ]*/==\1/' requirements.txt > .venv-oldest/oldest.txt

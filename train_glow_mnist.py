@@ -62,7 +62,10 @@ class Settings:
 
 
 def default_steps(images: Images) -> int:
-    """Two steps for five images, at most STEPS: more overfit. For the digits it is 500, rounded."""
+    """Two steps for every five training images, at most STEPS, since more would overfit.
+
+    The number is rounded to hundreds. For the digits it is 500.
+    """
     return min(STEPS, max(100, round(len(images.train) / 250) * 100))
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from flowlib.cli import Parser
 from flowlib.distributed import Processes
 from flowlib.files import ROOT, UserError
-from flowlib.images.user_images import ENDINGS, open_picture
+from flowlib.images.user_images import open_picture, pictures_in
 from flowlib.rng import rng
 
 TITLES = {"mnist": "MNIST", "fashion": "FashionMNIST", "kmnist": "KMNIST"}
@@ -120,8 +120,7 @@ def _load_folder(folder: Path) -> Images:
 
     In random order, a tenth of them is held out and a tenth is to test on.
     """
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS)
-    paths = [path for path in paths if not path.name.startswith(".")]
+    paths = pictures_in(folder, "**/*")
     if len(paths) < LEAST:
         raise UserError(f"{folder} holds {len(paths)} pictures; at least {LEAST} are needed")
     pictures, shape = [], None

@@ -52,18 +52,19 @@ def find_pictures(paths: list[Path]) -> list[Path]:
     """The picture files that are named, and those in named folders; UserError if there is none."""
     found: list[Path] = []
     for path in paths:
-        files = [path]
-        if path.is_dir():
-            files = pictures_in(path)
+        files = pictures_in(path) if path.is_dir() else [path]
         if not files:
             raise UserError(f"no picture in the folder {path} (looked for {', '.join(ENDINGS)})")
         found += files
     return found
 
 
-def pictures_in(folder: Path) -> list[Path]:
-    """The picture files in a folder, in order, without hidden ones such as macOS's ._a.png."""
-    visible = (file for file in folder.iterdir() if not file.name.startswith("."))
+def pictures_in(folder: Path, pattern: str = "*") -> list[Path]:
+    """The picture files in a folder, in order, without hidden ones such as macOS's ._a.png.
+
+    The pattern "**/*" also finds those in its sub-folders.
+    """
+    visible = (file for file in folder.glob(pattern) if not file.name.startswith("."))
     return sorted(file for file in visible if file.suffix.lower() in ENDINGS)
 
 

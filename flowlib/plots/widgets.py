@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from flowlib.images.glow import Glow
-from flowlib.inpainting.fill import Problem
+from flowlib.inpainting.fill import Problem, Truth
 from flowlib.inpainting.inpainter import Inpainter
 from flowlib.plots.glow import draw_images
 from flowlib.plots.inpainting import HOLE_COLOR, plot_fills
@@ -29,11 +29,11 @@ def explore_holes(inpainter: Inpainter, images: Tensor) -> VBox:
     button, bar = Button(description="fill the hole"), IntProgress()
     picture = Image()
 
-    def problem() -> Problem:
+    def problem(truth: Truth | None = None) -> Problem:
         i = image.value
         mask = torch.zeros(1, 1, height, width, dtype=torch.bool)
         mask[..., top.value : top.value + side.value, left.value : left.value + side.value] = True
-        return Problem.cut(images[[i]], mask, [i], inpainter.truth(images[[i]], [i]))
+        return Problem.cut(images[[i]], mask, [i], truth)
 
     def show_hole(_=None) -> None:
         one, figure = problem(), Figure(figsize=(2, 2), layout="constrained")
@@ -49,7 +49,7 @@ def explore_holes(inpainter: Inpainter, images: Tensor) -> VBox:
         def progress(work: int) -> None:
             bar.value += work
 
-        one = problem()
+        one = problem(inpainter.truth(images[[image.value]], [image.value]))
         figure = plot_fills({f"image {image.value}": (one, inpainter.fill(one, progress))})
         picture.layout.width, picture.value = "900px", to_png(figure)
         button.disabled = False
