@@ -7,7 +7,7 @@ Otherwise it is lost (a file is damaged or gone, or a resumed run ends with othe
 (a wrong result without a word), a traceback, or a hang.
 
 Writes   benchmarks/results/torture.json
-Takes    21 minutes on one CPU core (AMD EPYC without AVX-512)
+Takes    22 minutes on one CPU core (AMD EPYC without AVX-512)
 """
 
 import os
