@@ -211,6 +211,27 @@ def test_a_small_digit_is_cropped_and_the_fill_goes_back_to_its_place(stroke, fi
     assert (whole.image > 0).sum() < 0.2 * (picture.image > 0).sum()
 
 
+def test_a_digit_far_from_the_middle_is_centered_and_one_of_mnist_stays(stroke, files):
+    missing = np.zeros((28, 28), dtype=np.uint8)
+    missing[12:16, 12:16] = 255
+    args = files("m.png", missing), SHAPE, LEVELS
+    shifted = np.zeros_like(stroke)
+    shifted[8:, 8:] = stroke[4:24, 4:24]
+    stays, moves = (
+        read_picture(files(f"{i}.png", x), *args) for i, x in enumerate((stroke, shifted))
+    )
+    assert stays.frame == (0, 0, 28, 28)
+    assert not any("centered" in note for note in stays.notes)
+    assert any("centered" in note for note in moves.notes)
+    assert moves.frame[2:] == (28, 28)  # only moved: each pixel keeps its value
+    ink = moves.image[0].double()
+    places = torch.arange(28).double() + 0.5
+    center = torch.stack([ink.sum(axis) @ places for axis in (1, 0)]) / ink.sum()
+    assert (center - 14).abs().max() < 1
+    restored = moves.restore(torch.ones(SHAPE))
+    assert np.array_equal(restored != shifted, (missing > 0) & (shifted < 255))
+
+
 def test_a_model_of_other_proportions_sees_the_picture_undistorted(stroke, files):
     picture = read_picture(files("a.png", stroke), files("m.png", hole()), (1, 28, 56), LEVELS)
     sides = picture.image[0][:, :14], picture.image[0][:, 42:]

@@ -10,14 +10,12 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from flowlib.files import UserError, write_atomically
+from flowlib.images.frames import Frame, cut, find_frame, paste
 from flowlib.images.tones import Tones, find_tones
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm")
 POLARITIES = ("auto", "white", "black")
 INKS = ("auto", "light", "dark")
-
-
-Frame = tuple[int, int, int, int]  # a part of a picture: top, left, height, width
 
 
 @dataclass
@@ -39,11 +37,11 @@ class Picture:
         `filled` is what the model sees, (1, height, width) with values in [0, 1]. It is drawn with
         the picture's own ground and ink.
         """
-        fill = _paste(filled[0].numpy(), self.frame, self.whole.shape, Image.Resampling.BICUBIC)
+        fill = paste(filled[0].numpy(), self.frame, self.whole.shape, Image.Resampling.BICUBIC)
         hole = self.painted
         if hole is None:
             mask = self.mask[0].numpy()
-            hole = _paste(mask, self.frame, self.whole.shape, Image.Resampling.NEAREST) > 0.5
+            hole = paste(mask, self.frame, self.whole.shape, Image.Resampling.NEAREST) > 0.5
         drawn = np.where(hole, self.tones.draw(fill.clip(0, 1)), self.whole)
         return np.rint(255 * drawn.clip(0, 1)).astype(np.uint8)
 
@@ -104,7 +102,8 @@ def read_picture(
         ink: "light", "dark" or "auto"; see `find_tones`.
         polarity: the color of a mask file that marks what is missing. "auto" takes white, or black
             if white covers more than half. See `_read_mask` for colors and transparency.
-        crop: where ink and hole fill less than half of the frame, sees only the part around them.
+        crop: where ink and hole fill less than half of the frame or lie far from its middle, sees
+            only the part around them. See `find_frame`.
     Raises:
         UserError: if a file is missing or not a picture, or if the mask does not fit.
     """
@@ -123,67 +122,18 @@ def read_picture(
     if missing is not None:
         grey = np.where(missing, 0.0, grey)  # the hole must not bleed out when the size changes
     _, height, width = shape
-    frame = _find_frame(grey, missing, (height, width), crop, notes)
+    frame = find_frame(grey, missing, (height, width), crop, notes)
     if frame != (0, 0, height, width) or grey.shape != (height, width):
         if grey.shape != (height, width):
             notes.append(f"resized from {grey.shape[1]}x{grey.shape[0]} to {width}x{height}")
-        grey = _resize(_cut(grey, frame), width, height)
+        grey = _resize(cut(grey, frame), width, height)
         if missing is not None:
-            missing = _shrink_mask(_cut(missing, frame), width, height)
+            missing = _shrink_mask(cut(missing, frame), width, height)
     image = torch.from_numpy(np.rint(grey * (levels - 1)).clip(0, levels - 1).astype(np.uint8))
     hole = mask if missing is None else torch.from_numpy(missing)[None]
     if hole.all():
         notes.append("nothing of the picture is known: what is filled in is any image")
     return Picture(path, image[None], hole, notes, whole, painted, tones, frame)
-
-
-def _find_frame(
-    grey: np.ndarray, missing: np.ndarray | None, size: tuple[int, int], crop: bool, notes: list
-) -> Frame:
-    """What the model sees, in its proportions: the whole picture, or the part around ink and hole.
-
-    MNIST's digits fill 20 of 28 pixels; a digit that is much smaller is nothing that it knows.
-    """
-
-    def around(top: int, bottom: int, left: int, right: int, share: float) -> Frame:
-        """The frame of which these rows and columns fill this share."""
-        scale = max((bottom - top) / size[0], (right - left) / size[1]) / share
-        height, width = round(scale * size[0]), round(scale * size[1])
-        return ((top + bottom - height) // 2, (left + right - width) // 2, height, width)
-
-    whole = around(0, grey.shape[0], 0, grey.shape[1], 1.0)
-    used = grey > 0.3 if missing is None else (grey > 0.3) | missing
-    if not crop or not used.any():
-        return whole
-    rows, columns = (np.flatnonzero(used.any(axis)).tolist() for axis in (1, 0))
-    part = around(rows[0], rows[-1] + 1, columns[0], columns[-1] + 1, 20 / 28)
-    if part[2] > 0.7 * whole[2] or part[2] < 12:
-        return whole
-    notes.append("cropped to the part around ink and hole (--no-crop keeps the whole)")
-    return part
-
-
-def _place(frame: Frame, shape: tuple[int, int]) -> tuple[int, tuple[slice, slice]]:
-    """A margin around a picture of this shape, so that the frame fits in, and its place there."""
-    top, left, height, width = frame
-    margin = max(height, width, *shape)
-    rows, columns = top + margin, left + margin
-    return margin, (slice(rows, rows + height), slice(columns, columns + width))
-
-
-def _cut(values: np.ndarray, frame: Frame) -> np.ndarray:
-    """The part `frame` of a picture; what lies outside of the picture is 0."""
-    margin, place = _place(frame, values.shape)
-    return np.pad(values, margin)[place]
-
-
-def _paste(values: np.ndarray, frame: Frame, shape: tuple[int, int], method: int) -> np.ndarray:
-    """The opposite of `_cut`: a picture of this shape, `values` in its frame, 0 elsewhere."""
-    margin, place = _place(frame, shape)
-    padded = np.zeros((shape[0] + 2 * margin, shape[1] + 2 * margin), np.float32)
-    resized = Image.fromarray(values.astype(np.float32)).resize((frame[3], frame[2]), method)
-    padded[place] = resized
-    return padded[margin:-margin, margin:-margin]
 
 
 def _shrink_mask(missing: np.ndarray, width: int, height: int) -> np.ndarray:
@@ -224,8 +174,8 @@ def _has_alpha(picture: Image.Image) -> bool:
 def read_mask(path: Path, shape: tuple[int, int, int]) -> Tensor:
     """A mask file alone, at the model's size: bool (1, height, width), True where missing."""
     missing = _read_mask(path, "auto", [])
-    frame = _find_frame(missing, missing, shape[1:], False, [])
-    return torch.from_numpy(_shrink_mask(_cut(missing, frame), shape[2], shape[1]))[None]
+    frame = find_frame(missing, missing, shape[1:], False, [])
+    return torch.from_numpy(_shrink_mask(cut(missing, frame), shape[2], shape[1]))[None]
 
 
 def _read_mask(path: Path, polarity: str, notes: list[str]) -> np.ndarray:
