@@ -251,9 +251,7 @@ def parse_args(argv=None):
     add, training = parser.add_argument, Training()
     shapes = ", ".join(SHAPES)
     add("--data", metavar="SHAPE|FILE", default="moons", help=f"{shapes}; or a .npy or .csv file")
-    add(
-        "--columns", nargs="+", metavar="NAME", default=[], help="of a file (all that have numbers)"
-    )
+    add("--columns", nargs="+", metavar="NAME", default=[], help="of a file (all with numbers)")
     add("--score", type=Path, metavar="FILE", help="only score its points with the flows of --data")
     add("--noise", type=number(float, 0.02, 1), help="standard deviation of a shape (default 0.05)")
     add("--layers", type=number(int, 2, 1000), default=28, help="couplings per flow (%(default)s)")

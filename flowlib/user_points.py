@@ -129,7 +129,8 @@ def _check(points: np.ndarray, names: list[str], path: Path, note: str) -> list[
     if count < LEAST:
         raise UserError(f"{path} holds {count} points; at least {LEAST} are needed")
     if not 2 <= dim <= MOST_COLUMNS:
-        found = f"{path} has {dim} columns to fit, and 2 to {MOST_COLUMNS} are needed"
+        few = " (in one column these flows are a Gaussian)" if dim == 1 else ""
+        found = f"{path} has {dim} columns to fit, and 2 to {MOST_COLUMNS} are needed{few}"
         raise UserError(found + (f"; {note}" if note else ""))
     standard, notes = (points - points.mean(0)) / points.std(0), []
     for i in range(1, dim):  # a column that the ones before it determine

@@ -23,11 +23,6 @@ def psnr(mse: float) -> float:
     return -10 * math.log10(max(mse, 1e-12))
 
 
-def hole_psnr(filled: Tensor, truth: Tensor, mask: Tensor) -> float:
-    """PSNR of the mean over the images of `hole_mse`, dB."""
-    return psnr(hole_mse(filled, truth, mask).mean().item())
-
-
 def ink_ratio(filled: Tensor, truth: Tensor, mask: Tensor) -> float:
     """The fills' sum over the truth's, in all holes together: 1 is right, 0 is a black hole."""
     return (filled[mask].sum() / truth[mask].sum().clamp(min=1e-9)).item()

@@ -135,9 +135,8 @@ def plot_pairs(flows: dict[str, Flow], points, seed: int = 0) -> Figure:
             panel.set_ylabel(points.labels[i])
     below, above = (TITLES[name] for name in flows)
     more = "" if count == len(points.columns) else f", the first {count} of its columns"
-    figure.suptitle(
-        f"{points.title}{more}: points in gray; samples of {below} below, {above} above"
-    )
+    colors = f"points in gray; samples of {below} below, {above} above"
+    figure.suptitle(f"{points.title}{more}: {colors}")
     return figure
 
 
