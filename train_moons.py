@@ -55,6 +55,7 @@ class Training:
     steps_per_epoch: int = 50
     batch: int = 512
     lr: float = 5e-3  # the highest
+    patience: float = math.inf  # epochs without a lower held-out NLL after which it ends
 
 
 class Step(NamedTuple):
@@ -74,7 +75,8 @@ def train_flow(
 
     Adam with the gradient norm clipped at 1; the learning rate rises for 2 % of the steps, then
     falls along a cosine to zero. The flow ends with the weights of the epoch that was best on the
-    held-out points. Raises UserError if the loss stops being a number.
+    held-out points; `training.patience` ends it soon after, so that few points are not learned by
+    heart. Raises UserError if the loss stops being a number.
     """
     groups = group_parameters(flow, training.lr)
     optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99), fused=True)
@@ -82,7 +84,8 @@ def train_flow(
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda i: min(1, 50 * (i + 1) / steps) * (1 + math.cos(math.pi * i / steps)) / 2
     )
-    held_out, losses, best, best_weights = held_out.to(flow.device), [], math.inf, flow.state_dict()
+    held_out, losses, best_weights = held_out.to(flow.device), [], flow.state_dict()
+    best, best_epoch = math.inf, 0
     for i in range(1, steps + 1):
         loss = -flow.log_prob(draw(training.batch).to(flow.device)).mean()
         losses.append(loss.item())
@@ -100,9 +103,11 @@ def train_flow(
             step = step._replace(train_nll=float(np.mean(losses)), held_out_nll=nll)
             losses.clear()
             if nll < best:
-                best, weights = nll, flow.state_dict()
+                best, best_epoch, weights = nll, step.epoch, flow.state_dict()
                 best_weights = {name: value.clone() for name, value in weights.items()}
         yield step
+        if step.held_out_nll is not None and step.epoch - best_epoch >= training.patience:
+            break
     flow.load_state_dict(best_weights)
 
 
@@ -160,7 +165,8 @@ def fit_flow(
                 history.append(step)
                 bar.set_postfix_str(f"held-out NLL {step.held_out_nll:.4f}", refresh=False)
     parameters = sum(parameter.numel() for parameter in flow.parameters())
-    run = {"seconds": time.perf_counter() - start, "parameters": parameters, "steps": steps}
+    run = {"parameters": parameters, "steps": history[-1].step}
+    run["seconds"] = time.perf_counter() - start
     return Fit(flow, history, evaluate_flow(flow, points) | run)
 
 
@@ -240,7 +246,7 @@ def score_file(path: Path, points: Points, folder: Path, figures: Path) -> None:
         log_p, share = score_points(flow, points.train, rows)
         scores |= {f"log_p_{name}": log_p.numpy(), f"less_likely_{name}": share.numpy()}
     scores = pandas.DataFrame(scores).sort_values(f"log_p_{name}")
-    print(scores.head(10).to_string(index=False))
+    print(scores.head(10).to_string(index=False, float_format="{:,.3f}".format))
     file = figures / f"{path.stem}_scores.csv"
     files.write_atomically(file, lambda temporary: scores.to_csv(temporary, index=False))
     print(f"wrote {file}: log p in nats, and the share of the training points with less")
@@ -277,7 +283,8 @@ def parse_args(argv=None):
 @one_line_errors()
 def main(argv=None) -> None:
     args = parse_args(argv)
-    training = Training(args.epochs, args.steps_per_epoch, args.batch, args.lr)
+    patience = math.inf if args.data in SHAPES else 10  # a shape's points are always new
+    training = Training(args.epochs, args.steps_per_epoch, args.batch, args.lr, patience)
     start, runs = time.perf_counter(), []
     for seed in range(args.seed, args.seed + args.seeds):
         if args.data in SHAPES:

@@ -141,6 +141,18 @@ def test_no_two_seeds_or_purposes_share_points():
     assert len(rows) == sum(map(len, sets))
 
 
+def test_few_points_are_not_learned_by_heart():
+    few, held_out = torch.randn(40, 2), torch.randn(500, 2)
+    flow = realnvp(2, layers=6, hidden=(32, 32))
+    training = train_moons.Training(epochs=60, steps_per_epoch=20, batch=40, lr=1e-2, patience=3)
+    steps = list(train_moons.train_flow(flow, lambda n: few, held_out, training))
+    nlls = [step.held_out_nll for step in steps if step.held_out_nll is not None]
+    assert len(nlls) < 60
+    assert len(nlls) == nlls.index(min(nlls)) + 1 + 3
+    assert len(steps) == 20 * len(nlls)
+    assert -flow.log_prob(held_out).mean().item() == pytest.approx(min(nlls), abs=1e-5)
+
+
 def test_training_gets_better_and_keeps_the_best_held_out_epoch():
     points = train_moons.make_shape("moons", 0.1, 0)
     flow = realnvp(2, layers=4, hidden=(16, 16), mean=[0.5, 0.25], std=[0.9, 0.5])

@@ -35,7 +35,7 @@ def plot_losses(histories: dict[str, list], points) -> Figure:
     """
     columns = 1 if points.truth is None else 2
     figure = Figure(figsize=(1 + 4.5 * columns, 4), layout="constrained")
-    panels = figure.subplots(1, columns, squeeze=False)[0]
+    panels, seen = figure.subplots(1, columns, squeeze=False)[0], []
     for name, history in histories.items():
         epochs = [record.epoch for record in history]
         train = [record.train_nll for record in history]
@@ -43,20 +43,24 @@ def plot_losses(histories: dict[str, list], points) -> Figure:
         title, color = TITLES[name], COLORS[name]
         panels[0].plot(epochs, train, color=color, alpha=0.4, linewidth=3, label=f"{title}, train")
         panels[0].plot(epochs, held_out, color=color, linewidth=1, label=f"{title}, held-out")
+        best = held_out.argmin()
+        panels[0].plot(epochs[best], held_out[best], "o", color=color, markersize=5)
+        seen += [*train[: best + 1], *held_out[: best + 1]]
         if points.truth is not None:
             truth_nll = -points.truth.log_prob(points.held_out).mean().item()
             panels[1].semilogy(epochs, np.maximum(held_out - truth_nll, 1e-4), color=color)
-    panels[0].set(xlabel="epoch", ylabel="negative log-likelihood (nats per point)")
-    panels[0].set_title("Training")
     if points.truth is not None:
-        label = f"entropy of the truth, {points.floor:.4f}"
-        panels[0].axhline(points.floor, color="black", linestyle="--", linewidth=1, label=label)
+        level, label = points.floor, f"entropy of the truth, {points.floor:.4f}"
         panels[1].set(xlabel="epoch", ylabel="NLL - NLL of the truth (nats per point)")
         panels[1].set_title("KL(truth || flow), estimated on held-out points")
     else:
-        nll = -points.gaussian.log_prob(points.held_out.double()).mean().item()
-        options = dict(color="black", linestyle="--", linewidth=1)
-        panels[0].axhline(nll, label="a fitted Gaussian, held-out", **options)
+        level = -points.gaussian.log_prob(points.held_out.double()).mean().item()
+        label = "a fitted Gaussian, held-out"
+    panels[0].axhline(level, color="black", linestyle="--", linewidth=1, label=label)
+    panels[0].set(xlabel="epoch", ylabel="negative log-likelihood (nats per point)")
+    panels[0].set_title("Training (dot: the weights that are kept)")
+    low, high = min(*seen, level), max(*seen, level)  # not where points were learned by heart
+    panels[0].set_ylim(low - 0.1 * (high - low), high + 0.1 * (high - low))
     for panel in panels:
         panel.grid(alpha=0.3)
     panels[0].legend(fontsize=9)
