@@ -94,14 +94,14 @@ def test_pictures_of_ones_own_are_filled_with_one_command(tmp_path, tiny_glow_fi
 def test_a_picture_may_have_any_name(name, tmp_path, tiny_glow_file, picture):
     """A name that is not UTF-8, and one that would be a broken formula in a figure."""
     (picture / "one.png").rename(tmp_path / name)
-    flags = ["--dataset", "digits", "--steps", 0, "--starts", "black", "--chains", 1]
+    flags = ["--dataset", "digits", "--steps", 0, "--chains", 1]
     flags += ["--checkpoint", tiny_glow_file, "--output", tmp_path / "filled"]
     run("--image", tmp_path / name, "--mask", "top", *flags)
     assert len(json.loads((tmp_path / "filled" / "results.json").read_text())) == 1
 
 
 def test_a_named_mask_works_for_pictures_too(tmp_path, tiny_glow_file, picture, capsys):
-    flags = ["--dataset", "digits", "--steps", 0, "--starts", "black", "--chains", 1]
+    flags = ["--dataset", "digits", "--steps", 0, "--chains", 1]
     flags += ["--checkpoint", tiny_glow_file, "--output", tmp_path / "filled"]
     run("--image", picture / "one.png", "--mask", "noise:0.5", *flags)
     assert "one: 32 of 64 pixels missing" in capsys.readouterr().out
@@ -151,7 +151,6 @@ def test_no_result_overwrites_a_picture_or_another_result(tmp_path, picture, one
         ([*QUICK, "--count", 400], "only 360 test images"),
         (["--image", "a.png", "--dataset", "digits", "--output", "f"], "no file at a.png"),
         ([*QUICK, "--steps", -1], "--steps"),
-        ([*QUICK, "--starts", "truth"], "--starts"),
         ([*QUICK, "--seed", 10**20], "--seed"),
         ([*QUICK, "--ink", "dark"], "--ink has no meaning without --image"),
         (["--image", "a.png", "--count", 9], "--count has no meaning with --image"),

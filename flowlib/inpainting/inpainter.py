@@ -18,15 +18,14 @@ from flowlib.inpainting.map_estimate import MapEstimate, find_map
 from flowlib.rng import Streams
 
 Progress = Callable[[int], object] | None
-STARTS = ("black", "noise", "neighbor")
+STARTS = ("black", "neighbor")  # of the MAP ascent, see `Inpainter.starts`
 
 
 @dataclass(frozen=True)
 class FillSettings:
     """How much work goes into a fill; see `find_map`, `refine_fills` and `sample_hmc`."""
 
-    starts: tuple[str, ...] = STARTS  # of the MAP ascent
-    map_steps: int = 200
+    map_steps: int = 100  # of the MAP ascent
     chains: int = 12  # each gives one sample
     similar: int = 5  # similar images for each chain, from which it takes patches
     rounds: int = 4
@@ -37,7 +36,7 @@ class FillSettings:
 
     def work(self) -> int:
         """What one image costs, in the units of `HoleDensity`'s progress."""
-        ascents = len(self.starts) * (self.map_steps + 1) * GRADIENT_WORK
+        ascents = len(STARTS) * (self.map_steps + 1) * GRADIENT_WORK
         # A single chain has no other fill to take patches from, so only in the first round.
         crossing_rounds = self.rounds if self.chains > 1 else min(self.rounds, 1)
         refinement = self.chains * crossing_rounds * (self.crossovers + 1) * VALUE_WORK
@@ -105,7 +104,7 @@ class Inpainter:
             white=torch.full((len(problem),), float(self.glow.levels - 1)),
             map=self._levels(best.x, problem),
             map_log_prob=best_log_prob,
-            map_start=[self.settings.starts[i] for i in best.start.tolist()],
+            map_start=[STARTS[i] for i in best.start.tolist()],
             map_atypical=best_log_prob > mean + 3 * std,
             typical=(sampled["log_prob"].amax(1) - mean) / std,
             digits=digits,
@@ -113,7 +112,7 @@ class Inpainter:
         )
 
     def find_map(self, problem: Problem, progress: Progress = None) -> MapEstimate:
-        """The likeliest fill of each image, from several starts; see `map_estimate.find_map`."""
+        """The likeliest fill of each image, from both starts; see `map_estimate.find_map`."""
         observed = self._dequantize(problem.masked[:, None], problem.seeds, "observed")
         density = self._density(problem, observed, progress)
         starts = self.starts(problem).to(self.glow.device)
@@ -153,22 +152,14 @@ class Inpainter:
         return {"samples": self._levels(v, problem), **found}
 
     def starts(self, problem: Problem) -> Tensor:
-        """Guesses to climb from, (B, T, 1, H, W) in (0, 1), none of which sees the truth.
+        """Guesses to climb from, (B, 2, 1, H, W) in (0, 1), none of which sees the truth.
 
-        black: the middle of the black bin; noise: uniform; neighbor: the most similar reference
-        image.
+        Black, and the most similar reference image; each pixel in the middle of its bin. (An ascent
+        from noise ends 700 to 2,800 nats lower.)
         """
-
-        def start(name: str) -> Tensor:
-            if name == "noise":
-                stream = Streams(problem.seeds, "noise start", torch.zeros(()))
-                return stream.rand(*problem.masked.shape[1:])
-            grey = torch.zeros(problem.masked.shape)
-            if name == "neighbor":
-                grey = similar_images(problem.masked, problem.mask, self.references, 1)[:, 0]
-            return (grey + 0.5) / self.glow.levels  # the middle of the bin
-
-        return torch.stack([start(name) for name in self.settings.starts], 1)
+        similar = similar_images(problem.masked, problem.mask, self.references, 1)  # (B, 1, ...)
+        grey = torch.cat([torch.zeros_like(similar), similar], 1)
+        return (grey + 0.5) / self.glow.levels
 
     def truth(self, images: Tensor, seeds: Sequence[int]) -> Truth:
         """The truth of uint8 images (B, 1, H, W), dequantized with noise of its own."""

@@ -16,16 +16,14 @@ class MapEstimate(NamedTuple):
     log_prob: Tensor  # (B,) log p(x), nats
     start: Tensor  # (B,) which start led there
     all_x: Tensor  # (B, S, *shape) where each start led: local maxima
-    all_log_prob: Tensor  # (B, S)
-    start_log_prob: Tensor  # (B, S) of the starts themselves
 
 
 def find_map(
     density: HoleDensity,
     starts: Tensor,
     *,
-    steps: int = 300,
-    lr: float = 0.1,
+    steps: int = 100,
+    lr: float = 0.3,
     final_lr: float = 0.005,
 ) -> MapEstimate:
     """The missing entries that maximize the likelihood: argmax over δ of log p(x_observed + δ · M).
@@ -54,20 +52,17 @@ def find_map(
         raise ValueError(f"steps must be >= 0 and 0 < final_lr <= lr, not {given}")
     y = density.encode(starts).requires_grad_()
     best_y = y.detach().clone()
-    best = start_log_prob = best_y.new_full(starts.shape[:2], -math.inf)
+    best = best_y.new_full(starts.shape[:2], -math.inf)
     optimizer = torch.optim.Adam([y], lr=lr, maximize=True)
     for step in range(steps + 1):
         log_p, grad = density.value_and_grad(y.detach(), of_x=True)
         better = log_p > best  # False where log p is not a number
         best = torch.where(better, log_p, best)
         best_y = torch.where(better[..., None], y.detach(), best_y)
-        if step == 0:
-            start_log_prob = log_p
         if step < steps:
             y.grad = torch.nan_to_num(grad, nan=0.0, posinf=0.0, neginf=0.0)
             share = (1 + math.cos(math.pi * step / steps)) / 2
             optimizer.param_groups[0]["lr"] = final_lr + (lr - final_lr) * share
             optimizer.step()
     all_x, start, example = density.decode(best_y), best.argmax(1), torch.arange(len(best))
-    x, log_prob = all_x[example, start], best[example, start]
-    return MapEstimate(x, log_prob, start, all_x, best, start_log_prob)
+    return MapEstimate(all_x[example, start], best[example, start], start, all_x)
