@@ -22,7 +22,7 @@ class HoleDensity:
 
         log p(y) = log p(x) + Σ log dx/dy,   dx/dy = x (1 - x),   summed over the hole.
 
-    A module whose method `log_prob` is gets into eval mode with frozen parameters for each call.
+    A module whose method `log_prob` is gets into eval mode for each call.
 
     Args:
         log_prob: (N, *shape) -> (N,), nats, differentiable; a density of x.
@@ -106,7 +106,7 @@ class HoleDensity:
     def _evaluate(self, y: Tensor, function: Callable, work: int) -> Tensor:
         """function(x) of each fill, chunk by chunk: (B, C, D) -> (B, C, ...)."""
         parts = []
-        with frozen(self.log_prob):
+        with eval_mode(self.log_prob):
             for part in self.decode(y).flatten(0, 1).split(self.chunk):  # (chunk, *shape)
                 parts.append(function(part))
                 self.progress(work * len(part))
@@ -121,19 +121,16 @@ class HoleDensity:
 
 
 @contextlib.contextmanager
-def frozen(log_prob: Callable) -> Iterator[None]:
-    """Puts the module behind `log_prob`, if any, in eval mode with frozen parameters, and back."""
+def eval_mode(log_prob: Callable) -> Iterator[None]:
+    """Puts the module behind `log_prob`, if any, in eval mode, and all its parts back."""
     module = log_prob if isinstance(log_prob, nn.Module) else getattr(log_prob, "__self__", None)
     if not isinstance(module, nn.Module):
         yield
         return
     modes = [(part, part.training) for part in module.modules()]
-    grads = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
     try:
-        module.eval().requires_grad_(False)
+        module.eval()
         yield
     finally:
         for part, training in modes:
             part.training = training
-        for parameter, requires_grad in grads:
-            parameter.requires_grad_(requires_grad)
