@@ -94,9 +94,8 @@ def load_images(
 def _load_torchvision(dataset: str, data_dir: Path, download: bool) -> Images:
     from torchvision import datasets  # here, for it takes a second and a half to import
 
-    kind = {"mnist": datasets.MNIST, "fashion": datasets.FashionMNIST, "kmnist": datasets.KMNIST}
     emnist = dataset in ("letters", "balanced")
-    kind = partial(datasets.EMNIST, split=dataset) if emnist else kind[dataset]
+    kind = partial(datasets.EMNIST, split=dataset) if emnist else getattr(datasets, TITLES[dataset])
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
     try:

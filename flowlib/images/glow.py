@@ -76,11 +76,8 @@ class Glow(nn.Module):
         dequantizer: int = 32,
     ):
         super().__init__()
-        if (
-            len(shape) != 3
-            or shape[0] != 1
-            or not all(0 < n <= 512 and n % 4 == 0 for n in shape[1:])
-        ):
+        fits = len(shape) == 3 and shape[0] == 1 and all(n % 4 == 0 < n <= 512 for n in shape[1:])
+        if not fits:
             raise ValueError(f"shape must be (1, multiple of 4, multiple of 4), not {tuple(shape)}")
         numbers = {"levels": levels, "blocks": blocks, "hidden": hidden, "depth": depth}
         numbers |= {"bins": bins, "dequantizer": dequantizer}

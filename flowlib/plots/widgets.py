@@ -63,9 +63,8 @@ def explore_holes(inpainter: Inpainter, images: Tensor) -> VBox:
 
 def explore_line(glow: Glow, images: Tensor) -> VBox:
     """Choose two of the images (N, 1, H, W), and walk from one's latents to the other's."""
-    ends = [
-        IntSlider(i, 0, len(images) - 1, description=word) for i, word in enumerate(("from", "to"))
-    ]
+    last = len(images) - 1
+    ends = [IntSlider(i, 0, last, description=word) for i, word in ((0, "from"), (1, "to"))]
     place = ipywidgets.FloatSlider(0.5, min=0, max=1, step=0.05, description="place")
     picture = Image(layout={"width": "200px"})
 
@@ -88,8 +87,7 @@ def explore_temperature(glow: Glow) -> VBox:
     picture = Image(layout={"width": "800px"})
 
     def show(_=None) -> None:
-        v = glow.sample(16, rng(0, "temperature"), slider.value)
-        picture.value = to_png(draw(glow, v, 8))
+        picture.value = to_png(draw(glow, glow.sample(16, rng(0, "temperature"), slider.value), 8))
 
     slider.observe(show, "value")
     show()
@@ -99,9 +97,8 @@ def explore_temperature(glow: Glow) -> VBox:
 def draw(glow: Glow, v: Tensor, columns: int) -> Figure:
     """Images v (N, 1, H, W) in rows of some columns."""
     figure = Figure(figsize=(columns, len(v) / columns), layout="constrained")
-    draw_images(
-        figure.subplots(), glow.quantize(v).unflatten(0, (-1, columns)).squeeze(2), glow.levels
-    )
+    grey = glow.quantize(v)[:, 0].unflatten(0, (-1, columns))  # (rows, columns, H, W)
+    draw_images(figure.subplots(), grey, glow.levels)
     return figure
 
 
