@@ -47,8 +47,10 @@ benchmarks: .venv/ready-dev
 	$(BIN)/python benchmarks/glow_speed.py
 	$(BIN)/python benchmarks/glow_bits.py --data-dir $(DATA_DIR)
 	$(BIN)/python benchmarks/inpainting_table.py --data-dir $(DATA_DIR)
+	$(BIN)/python benchmarks/digit_calibration.py --data-dir $(DATA_DIR)
 	$(BIN)/python benchmarks/inpainting_calibration.py
 	$(BIN)/python benchmarks/known_answer.py --data-dir $(DATA_DIR)
+	$(BIN)/python benchmarks/processes.py --data-dir $(DATA_DIR)
 
 # Kills, stops and starves the scripts, and damages their files, some 2,500 times.
 torture: .venv/ready-dev

@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the modules l
 from benchmarks.about import provenance
 from flowlib.cli import Parser, number, one_line_errors
 from flowlib.files import ROOT, save_figure, write_json
+from flowlib.images.classifier import default_classifier, load_classifier
 from flowlib.images.glow import default_checkpoint, load_glow, precision_for
 from flowlib.inpainting.fill import Problem
 from flowlib.inpainting.inpainter import Inpainter
@@ -39,9 +40,10 @@ CHUNK = 16  # holes
 
 
 def measure_ranks(inpainter: Inpainter, kind: str, count: int, seed: int) -> dict[str, Tensor]:
-    """The truth's ranks in (0, 1): of missing pixels (N,), of the holes' ink and log p (count,).
+    """The truth's ranks in (0, 1): of missing pixels (N,), of ink, log p and digit (count,) each.
 
-    Also `acceptance` and `travelled` of the chains, (count,) each.
+    The ink is that of the hole, the digit, 0 ... 9, the classifier's. Also `acceptance` and
+    `travelled` of the chains, (count,) each.
     """
     glow = inpainter.glow
     truth = glow.sample(count, rng(seed, "calibration truth"))
@@ -57,10 +59,14 @@ def measure_ranks(inpainter: Inpainter, kind: str, count: int, seed: int) -> dic
             for grey in (found["samples_v"], v[:, None])
         ]
         log_p = inpainter.truth_of_v(v, glow.quantize(v)).log_prob
+        images = torch.cat([glow.quantize(v)[:, None], found["samples"]], 1)  # the truth first
+        digit = inpainter.classifier.classify(images.flatten(0, 1)).argmax(1)
+        digit = digit.unflatten(0, images.shape[:2])  # (B, 1 + S)
         part = {
             "pixel": ranks(found["samples_v"], v, ties)[mask],
             "ink": ranks(ink[0], ink[1][:, 0], ties),
             "log_p": ranks(found["log_prob"], log_p, ties),
+            "digit": ranks(digit[:, 1:], digit[:, 0], ties),
             "acceptance": found["acceptance"],
             "travelled": found["travelled"],
         }
@@ -73,7 +79,7 @@ def make_row(kind: str, found: dict[str, Tensor]) -> dict:
     row = {"mask": kind, "images": len(found["ink"])}
     covered = {c: inside(found["pixel"], c).float().mean().item() for c in COVERAGES}
     row |= {f"coverage_{100 * c:.0f}": share for c, share in covered.items()}
-    for name in ("ink", "log_p"):  # one rank an image: independent, so a test can be made
+    for name in ("ink", "log_p", "digit"):  # one rank an image: independent, so a test can be made
         test = kstest(found[name].numpy(), "uniform")
         row |= {
             f"{name}_rank_mean": found[name].mean().item(),
@@ -134,7 +140,7 @@ def main(argv=None) -> None:
     args, device = parse_args(argv), torch.device("cpu")
     glow = load_glow(default_checkpoint("mnist")).set_precision(precision_for("auto", device))
     references = glow.quantize(glow.sample(REFERENCES, rng(args.seed, "calibration references")))
-    inpainter = Inpainter(glow, references)
+    inpainter = Inpainter(glow, references, load_classifier(default_classifier("mnist")))
     found = {kind: measure_ranks(inpainter, kind, args.images, args.seed) for kind in KINDS}
     rows = [make_row(kind, values) for kind, values in found.items()]
     command = ["python", "benchmarks/inpainting_calibration.py", "--images", str(args.images)]

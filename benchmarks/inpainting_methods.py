@@ -13,7 +13,7 @@ from flowlib.images.classifier import default_classifier, load_classifier
 from flowlib.images.datasets import Images
 from flowlib.images.glow import Glow
 from flowlib.inpainting.fill import Problem
-from flowlib.inpainting.inpainter import STARTS, FillSettings, Inpainter
+from flowlib.inpainting.inpainter import STARTS, Inpainter
 from flowlib.inpainting.masks import draw_masks
 from flowlib.rng import rng
 
@@ -33,8 +33,8 @@ def cut_holes(kind: str, inpainter: Inpainter, grey: Tensor, seeds: Sequence[int
 class Methods:
     """All methods, fitted on the training images."""
 
-    def __init__(self, images: Images, glow: Glow, map_steps: int):
-        self.inpainter = Inpainter(glow, images.train, settings=FillSettings(map_steps=map_steps))
+    def __init__(self, images: Images, glow: Glow):
+        self.inpainter = Inpainter(glow, images.train)
         self.grey = images.train.float() / 255
         self.pixel_mean = self.grey.mean(0)
         self.mixture, self.unet = fitted_mixture(images), fitted_unet(images)

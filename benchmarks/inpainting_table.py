@@ -9,16 +9,19 @@ the mean over the images of the hole's mean squared error, grey values in [0, 1]
 what training for it gains. Seconds are those of the processor, one thread.
 
 Sixteen images at a time are filled and kept in benchmarks/runs/inpainting/: a run that was stopped
-goes on, and one with more --images adds to what is there. Delete that folder after a change of the
-model or of a method.
+goes on, and one with more --images adds to what is there. Other weights begin anew; after a change
+of a method delete that folder.
 
 Writes   benchmarks/results/inpainting.json
 Takes    on 2 CPU cores some 21 seconds an image over all eleven masks, the MAP estimate as long
          again, after 10 minutes for the fits
 """
 
+import functools
+import hashlib
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -38,16 +41,17 @@ from benchmarks.inpainting_methods import (
     fitted_unet,
 )
 from flowlib.cli import Parser, number, one_line_errors
-from flowlib.distributed import processes
+from flowlib.distributed import Processes, processes
 from flowlib.files import ROOT, write_atomically, write_json
 from flowlib.images.datasets import Images, load_images
 from flowlib.images.glow import default_checkpoint, load_glow, precision_for
 from flowlib.inpainting.fill import Problem
+from flowlib.inpainting.initial_fills import similar_images
 from flowlib.inpainting.scores import COVERAGES, crps, hole_mse, inside, psnr, ranks
 from flowlib.rng import rng
 
 CHUNK = 16  # images
-FLAGS = ("images", "map-images", "map-steps")  # what decides the results
+FLAGS = ("images", "map-images")  # what decides the results
 
 
 def energy_score(samples: Tensor, truth: Tensor, mask: Tensor) -> Tensor:
@@ -113,7 +117,72 @@ def measure(kind: str, first: int, images: Images, methods: Methods, ascents: bo
             table[name] |= coverage(ranks(samples[0], truth.grey, rng(0, "ties", first)), mask)
         table[name]["seconds"] = torch.full((len(fill),), seconds / len(fill))
     chains = {name: sampled[name] for name in ("acceptance", "travelled")}
-    return {"methods": table, "sampler": chains, "ranks": rank[mask]}
+    classes = guess_digits(problem, fills, methods) | {"label": labels}
+    return {"methods": table, "sampler": chains, "ranks": rank[mask], "digits": classes}
+
+
+def guess_digits(problem: Problem, fills: dict, methods: Methods) -> dict[str, Tensor]:
+    """What three methods say of the digits, for digit_calibration.py.
+
+    Of our samples and of as many similar training images it is the class of each, (B, S); of the
+    U-Net the classifier's probabilities for its fill, (B, 10).
+    """
+    classify, inpainter = methods.classifier.classify, methods.inpainter
+    number = inpainter.settings.chains
+    similar = similar_images(problem.masked, problem.mask, inpainter.references, number)
+    samples = 255 * fills["posterior, sample"][2]
+    filled = methods.unet.fill(problem.masked / 255, problem.mask)
+    filled = torch.where(problem.mask, filled, problem.masked / 255)
+    found = {"ours": samples, "neighbors": similar}
+    found = {
+        name: classify(images.flatten(0, 1)).argmax(1).unflatten(0, (len(problem), -1))
+        for name, images in found.items()
+    }
+    return found | {"unet": classify(255 * filled)}
+
+
+def make_chunks(
+    group: Processes, data_dir: Path, kinds: Sequence[str], count: int, map_images: int = 64
+) -> None:
+    """Measures the first `count` test images under these masks, where that has not been done yet.
+
+    The first `map_images` of them get a MAP estimate too.
+    """
+    images = load_images("mnist", data_dir)
+    glow = load_glow(default_checkpoint("mnist"))
+    glow.set_precision(precision_for("auto", group.device))
+    if group.first:
+        fitted_mixture(images)
+        fitted_unet(images)
+    if group.count > 1:
+        dist.barrier()
+    methods = Methods(images, glow)
+    # All masks of one chunk before the next: a run that is stopped early has the same images
+    # under every mask.
+    jobs = [(kind, first) for first in range(0, count, CHUNK) for kind in kinds]
+    for kind, first in tqdm(jobs[group.rank :: group.count], disable=not group.first):
+        file = path_of(kind, first)
+        if not file.is_file():
+            result = measure(kind, first, images, methods, first < map_images)
+            write_atomically(file, lambda temporary, result=result: torch.save(result, temporary))
+    if group.count > 1:
+        dist.barrier()
+
+
+@functools.cache
+def fingerprint() -> str:
+    """Which weights the Glow has; chunks of other weights are in another folder."""
+    return hashlib.sha256(default_checkpoint("mnist").read_bytes()).hexdigest()[:8]
+
+
+def path_of(kind: str, first: int) -> Path:
+    """Where a chunk is."""
+    return FOLDER / fingerprint() / f"{kind.replace(':', '')}_{first}.pt"
+
+
+def load_chunks(kind: str, count: int) -> list[dict]:
+    """What `measure` found for the first `count` test images."""
+    return [torch.load(path_of(kind, i), weights_only=True) for i in range(0, count, CHUNK)]
 
 
 # ---------------------------------------------------------------- the table
@@ -174,7 +243,6 @@ def parse_args(argv=None):
         default=64,
         help="of them get MAP (default %(default)s)",
     )
-    add("--map-steps", type=number(int, 0), default=150, help="of its ascent (default %(default)s)")
     add(
         "--output", type=Path, metavar="FILE", default=output, help="default benchmarks/results/..."
     )
@@ -184,50 +252,21 @@ def parse_args(argv=None):
 @one_line_errors()
 def main(argv=None) -> None:
     args = parse_args(argv)
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    images = load_images("mnist", args.data_dir)
     with processes(torch.device("cpu")) as group:
-        glow = load_glow(default_checkpoint("mnist"))
-        glow.set_precision(precision_for("auto", group.device))
-        if group.first:
-            fitted_mixture(images)
-            fitted_unet(images)
-        if group.count > 1:
-            dist.barrier()
-        methods = Methods(images, glow, args.map_steps)
-        # All masks of one chunk before the next: a run that is stopped early has the same images
-        # under every mask.
-        jobs = [(kind, first) for first in range(0, args.images, CHUNK) for kind in MASKS]
-        for kind, first in tqdm(jobs[group.rank :: group.count], disable=not group.first):
-            file = path_of(kind, first)
-            if not file.is_file():
-                result = measure(kind, first, images, methods, first < args.map_images)
-                write_atomically(
-                    file, lambda temporary, result=result: torch.save(result, temporary)
-                )
-        if group.count > 1:
-            dist.barrier()
+        make_chunks(group, args.data_dir, MASKS, args.images, args.map_images)
         if group.first:
             write(args, group.count)
 
 
-def path_of(kind: str, first: int) -> Path:
-    return FOLDER / f"{kind.replace(':', '')}_{first}.pt"
-
-
 def write(args, count: int) -> None:
     """Puts the chunks together."""
-    firsts = range(0, args.images, CHUNK)
-    chunks = {
-        kind: [torch.load(path_of(kind, first), weights_only=True) for first in firsts]
-        for kind in MASKS
-    }
+    chunks = {kind: load_chunks(kind, args.images) for kind in MASKS}
     launcher = ["python"] if count == 1 else ["torchrun", "--nproc-per-node", str(count)]
     flags = {f"--{name}": getattr(args, name.replace("-", "_")) for name in FLAGS}
     words = [str(word) for flag in flags.items() for word in flag]
     about = provenance([*launcher, "benchmarks/inpainting_table.py", *words], torch.device("cpu"))
     about["hardware"] += f", {count} process{'' if count == 1 else 'es'}"
-    about |= {"cores": os.cpu_count(), "map_steps": args.map_steps}
+    about |= {"cores": os.cpu_count(), "weights": fingerprint()}
     rows = [row for kind, parts in chunks.items() for row in rows_of(kind, parts)]
     sampler = [sampler_row(f"test images, {kind}", parts) for kind, parts in chunks.items()]
     write_json(args.output, {"about": about, "rows": rows, "sampler": sampler})

@@ -37,7 +37,7 @@ METHODS = {
 }
 GOAL = 1.05  # bits/dim, the published Glow's
 WRONG = ("lost", "silent", "traceback", "hang")  # see benchmarks/torture
-MAP_METHODS = ("MAP", "MAP from black", "MAP from noise", "MAP from neighbor")
+MAP_METHODS = ("MAP", "MAP from black", "MAP from neighbor")
 
 # ---------------------------------------------------------------- helpers
 
@@ -288,12 +288,12 @@ def inpainting_calibration_table() -> str:
         [row["mask"], *(f"{row[f'coverage_{c}']:.1%}" for c in (50, 80, 90, 95))]
         + [
             f"{row[f'{name}_rank_mean']:.2f} ({row[f'{name}_rank_p']:.2g})"
-            for name in ("ink", "log_p")
+            for name in ("ink", "log_p", "digit")
         ]
         for row in results["rows"]
     ]
     header = ["mask", "50 % interval", "80 %", "90 %", "95 %"]
-    header += ["mean rank of the ink (p)", "of log p (p)"]
+    header += ["mean rank of the ink (p)", "of log p (p)", "of the digit (p)"]
     (count,) = {row["images"] for row in results["rows"]}
     return table(header, rows) + measured_on(
         results["about"], f"{count} samples of the flow a mask"
@@ -312,6 +312,29 @@ def known_answer_table() -> str:
     header = ["mask", "method", "error of the modes' weights", "on the right mode", "CRPS"]
     header += ["90 % interval", "p of the rank of log p", "travelled"]
     count = f"{results['rows'][0]['images']} images a mask"
+    return table(header, rows) + measured_on(results["about"], count)
+
+
+def processes_table() -> str:
+    """One process, one with two threads, and two."""
+    results, rows = load("processes"), []
+    for row in results["rows"]:
+        seconds = [f"{row[way]:.0f} s" for way in ("one", "threads", "two")]
+        rows.append([row["what"], *seconds, f"{row['one'] / row['two']:.2f}"])
+    header = ["what", "1 process, 1 thread", "1 process, 2 threads", "2 processes", "gain"]
+    return table(header, rows) + measured_on(results["about"])
+
+
+def digit_calibration_table() -> str:
+    """p(digit | observed pixels) against the labels."""
+    results = load("digit_calibration")
+    header = ["mask", "method", "log-loss, nats", "Brier score", "accuracy"]
+    rows = [
+        [row["mask"], row["method"], f"{row['log_loss']:.3f}", f"{row['brier']:.3f}"]
+        + [f"{row['accuracy']:.1%}"]
+        for row in results["rows"]
+    ]
+    count = f"the first {results['rows'][0]['images']} test images"
     return table(header, rows) + measured_on(results["about"], count)
 
 
@@ -338,6 +361,8 @@ TABLES = {
     "inpainting_sampler": inpainting_sampler_table,
     "inpainting_calibration": inpainting_calibration_table,
     "known_answer": known_answer_table,
+    "digit_calibration": digit_calibration_table,
+    "processes": processes_table,
     "torture": torture_table,
 }
 

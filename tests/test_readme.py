@@ -9,6 +9,7 @@ import inpaint
 import train_glow_mnist
 import train_moons
 from benchmarks import (
+    digit_calibration,
     glow_bits,
     glow_speed,
     inpainting_calibration,
@@ -16,6 +17,7 @@ from benchmarks import (
     known_answer,
     moons_failures,
     moons_peers,
+    processes,
     train_classifier,
 )
 from benchmarks.tables import MARKED, PAGES, with_tables
@@ -28,7 +30,8 @@ PARSERS = {
     **{
         f"benchmarks/{module.__name__.partition('.')[2]}.py": module
         for module in (glow_bits, glow_speed, inpainting_calibration, inpainting_table)
-        + (known_answer, moons_failures, moons_peers, train_classifier)
+        + (digit_calibration, known_answer, moons_failures, moons_peers, processes)
+        + (train_classifier,)
     },
 }
 README = PAGES[0].read_text()
