@@ -1,4 +1,5 @@
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -10,6 +11,9 @@ import torch
 from flowlib.files import save_model
 from flowlib.images.datasets import load_images
 from flowlib.images.glow import Glow
+
+# A shell starts background jobs with Ctrl-C ignored, but the tests need it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
