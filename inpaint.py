@@ -63,8 +63,7 @@ def make_inpainter(args, images: Images | None, device: torch.device) -> Inpaint
     references = images.train if images else reference_images(glow, args)
     file = default_classifier(glow.metrics.get("data", ""))
     classifier = load_classifier(file, device) if file.is_file() else None
-    settings = FillSettings(args.steps, args.chains)
-    return Inpainter(glow, references, classifier, settings)
+    return Inpainter(glow, references, classifier, FillSettings(args.steps, args.chains))
 
 
 def reference_images(glow: Glow, args) -> Tensor:
@@ -146,8 +145,7 @@ def report_tests(problems: dict[str, Problem], fills: dict[str, Fill], args) -> 
         words, truth = describe_mask(kind), problems[kind].truth
         results[words] = problems[kind], fill
         metrics[kind] = {"mask": words} | fill.compare(truth)
-        log_p = f"log p of the truth {truth.log_prob.mean():,.0f} nats"
-        print(f"{words}, {len(fill)} images: {log_p}")
+        print(f"{words}, {len(fill)} images: log p of the truth {truth.log_prob.mean():,.0f} nats")
         print_table(metrics[kind])
         print_chains(fill)
     title = "Orange: missing. Below MAP: its log p minus the truth's. Below the mean: which digit."

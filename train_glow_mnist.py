@@ -196,26 +196,28 @@ def run_training(
 
 
 @torch.no_grad()
-def measure_bits(
-    glow: Glow, images: Tensor, seed: int = 0, draws: int = 1, show: bool = False
-) -> tuple[float, float]:
-    """Mean bits/dim over the images, and its standard error; `show` shows a progress bar."""
+def measure_bits(glow: Glow, images: Tensor, seed: int = 0, draws: int = 1) -> tuple[float, float]:
+    """Mean bits/dim over the images, and its standard error."""
     generator, device = rng(seed, "evaluate"), next(glow.parameters()).device
-    parts = tqdm(images.split(250), unit="batch", leave=False, disable=not show)
+    parts = tqdm(images.split(250), desc="evaluating", leave=False, delay=5, disable=None)
     bits = torch.cat([glow.bits_per_dim(part.to(device), draws, generator) for part in parts])
     return bits.double().mean().item(), bits.double().std().item() / math.sqrt(len(bits))
 
 
+@torch.no_grad()
 def evaluate_glow(glow: Glow, images: Images, seed: int = 0, draws: int = 1) -> dict:
     """A model's metrics, in float32; with `draws` > 1 also the importance-weighted bound."""
     glow.set_precision(torch.float32)
-    bits, error = measure_bits(glow, images.test, seed, show=True)
-    held_out, _ = measure_bits(glow, images.held_out, seed, show=True)
+    bits, error = measure_bits(glow, images.test, seed)
+    held_out, _ = measure_bits(glow, images.held_out, seed)
     metrics = {"data": images.source, "test_images": len(images.test), "test_bits_per_dim": bits}
     metrics |= {"test_bits_per_dim_se": error, "held_out_bits_per_dim": held_out}
     metrics["parameters"] = sum(parameter.numel() for parameter in glow.parameters())
+    v = glow.dequantize(images.held_out[:500].to(glow.device), rng(seed, "typical"))
+    log_p = glow.log_prob(v)
+    metrics["held_out_log_prob"] = [log_p.mean().item(), log_p.std().item()]
     if draws > 1:
-        weighted, _ = measure_bits(glow, images.test, seed, draws, show=True)
+        weighted, _ = measure_bits(glow, images.test, seed, draws)
         metrics |= {"draws": draws, "test_bits_per_dim_weighted": weighted}
     return metrics
 

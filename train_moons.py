@@ -164,8 +164,7 @@ def fit_flow(
             if step.held_out_nll is not None:
                 history.append(step)
                 bar.set_postfix_str(f"held-out NLL {step.held_out_nll:.4f}", refresh=False)
-    parameters = sum(parameter.numel() for parameter in flow.parameters())
-    run = {"parameters": parameters, "steps": history[-1].step}
+    run = {"parameters": sum(p.numel() for p in flow.parameters()), "steps": history[-1].step}
     run["seconds"] = time.perf_counter() - start
     return Fit(flow, history, evaluate_flow(flow, points) | run)
 

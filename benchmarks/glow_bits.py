@@ -105,7 +105,7 @@ def run_stock(data_dir: Path, steps: int) -> dict:
             resume_file = resume_path(FOLDER / f"stock_{steps}.pt")
             load_resume(state, resume_file, asdict(settings))
             train_glow_mnist.fit_glow(state, images, settings, group, resume_file)
-        bits, error = train_glow_mnist.measure_bits(state.averaged, images.test, show=True)
+        bits, error = train_glow_mnist.measure_bits(state.averaged, images.test)
         metrics = {"test_bits_per_dim": bits, "test_bits_per_dim_se": error, "curve": state.curve}
         metrics["parameters"] = sum(parameter.numel() for parameter in model.parameters())
         metrics |= {"training_seconds": round(state.seconds, 1), "test_images": len(images.test)}

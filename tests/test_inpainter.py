@@ -55,6 +55,14 @@ def test_log_probs_are_those_of_the_samples_in_float32(glow, digits, problem, pr
     torch.testing.assert_close(fill.log_prob.flatten(), exact, rtol=1e-6, atol=1e-4)
 
 
+def test_what_is_typical_comes_from_the_checkpoint_or_else_from_the_references(glow, digits):
+    measured = Inpainter(glow, digits.train).typical_log_prob
+    log_p = Inpainter(glow, digits.train).truth(digits.train[:500], range(500)).log_prob
+    assert measured == pytest.approx((log_p.mean().item(), log_p.std().item()))
+    glow.metrics = {"held_out_log_prob": [5.0, 2.0]}
+    assert Inpainter(glow, digits.train).typical_log_prob == (5.0, 2.0)
+
+
 def test_an_image_is_filled_alike_alone_and_in_a_batch(glow, digits, problem):
     inpainter = Inpainter(glow, digits.train, settings=QUICK)
     together = inpainter.sample(problem)

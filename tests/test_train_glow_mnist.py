@@ -17,7 +17,9 @@ import train_glow_mnist
 from flowlib import training
 from flowlib.files import ROOT, UserError, lock, save_model
 from flowlib.images.classifier import Classifier
+from flowlib.images.datasets import load_images
 from flowlib.images.glow import Glow, load_glow
+from flowlib.inpainting.inpainter import Inpainter
 from flowlib.muon import muon_and_adam
 from flowlib.rng import rng
 from flowlib.training import TrainingState
@@ -56,6 +58,10 @@ def test_it_writes_figures_checkpoint_metrics_and_curve(tmp_path, capsys):
     assert metrics["data"] == "digits"
     assert (metrics["blocks"], metrics["steps"], metrics["dequantizer"]) == (1, 3, 32)
     assert 0 < metrics["test_bits_per_dim"] < 10
+    typical = metrics["held_out_log_prob"]
+    measured = Inpainter(load_glow(tmp_path / "glow.pt"), load_images("digits").held_out)
+    measured.glow.metrics = {}
+    assert typical == pytest.approx(measured.typical_log_prob, rel=0.1)  # of another noise
     curve = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert curve == metrics["curve"]
     assert curve[-1]["step"] == 3

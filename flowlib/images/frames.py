@@ -37,9 +37,8 @@ def find_frame(
     center = np.array([mass.sum(1) @ y, mass.sum(0) @ x]) / mass.sum()
     # Ink and hole keep a margin of two of the model's pixels, as nine of ten digits of MNIST do.
     middle, reach = (first + last + 1) / 2, scale * (size / 2 - 2)
-    center = np.clip(
-        center, np.minimum(last + 1 - reach, middle), np.maximum(first + reach, middle)
-    )
+    low, high = np.minimum(last + 1 - reach, middle), np.maximum(first + reach, middle)
+    center = np.clip(center, low, high)
     off = (np.abs(center - shape / 2) > whole_scale * size / 8).any()
     if not (smaller or off):
         return whole

@@ -141,13 +141,10 @@ class Fill(Batch):
         numbers = {name: value[i].tolist() for name, value in values.items() if value is not None}
         return {"map_start": self.map_start[i]} | numbers
 
-    def ranks(self, truth: Truth) -> Tensor:
-        """The truth's rank among the samples, (B, 1, H, W) in (0, 1), see `scores.ranks`."""
-        return scores.ranks(self.samples_v, truth.v, rng(0, "ties"))
-
     def compare(self, truth: Truth) -> dict:
         """The fills' metrics, over the missing pixels alone."""
-        grey, rank = self.grey(self.samples), self.ranks(truth)[self.mask]
+        grey = self.grey(self.samples)
+        rank = scores.ranks(self.samples_v, truth.v, rng(0, "ties"))[self.mask]
         won = {name: self.map_start.count(name) for name in sorted(set(self.map_start))}
         best = {"atypical": self.map_atypical.float().mean().item(), "won_by": won}
         covered = {c: scores.inside(rank, c).float().mean().item() for c in scores.COVERAGES}
