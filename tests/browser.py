@@ -88,15 +88,15 @@ def changed(browser, before: list[str], seconds: float) -> list[str]:
 
 def test_a_hole_is_moved_and_filled(lab, browser):
     run_all(browser, lab, "inpaint")
-    WebDriverWait(browser, 120).until(pictures)
+    WebDriverWait(browser, 300).until(pictures)
     before = pictures(browser)
     handle = browser.find_elements(By.CSS_SELECTOR, ".noUi-handle")[0]
     handle.send_keys(Keys.ARROW_RIGHT)
-    moved = changed(browser, before, 10)
+    moved = changed(browser, before, 30)
     (button,) = browser.find_elements(By.XPATH, "//button[contains(., 'fill the hole')]")
     button.click()
     start = time.monotonic()
-    changed(browser, moved, 60)
+    changed(browser, moved, 120)
     print(f"filled in {time.monotonic() - start:.1f} s")
     if folder := os.environ.get("SCREENSHOTS"):
         browser.save_screenshot(f"{folder}/inpaint.png")
@@ -104,10 +104,10 @@ def test_a_hole_is_moved_and_filled(lab, browser):
 
 def test_sliders_change_samples_and_walk_between_images(lab, browser):
     run_all(browser, lab, "train_glow_mnist")
-    WebDriverWait(browser, 120).until(lambda b: len(pictures(b)) == 2)
+    WebDriverWait(browser, 300).until(lambda b: len(pictures(b)) == 2)
     for handle in browser.find_elements(By.CSS_SELECTOR, ".noUi-handle"):
         before = pictures(browser)
         handle.send_keys(Keys.ARROW_RIGHT)
-        changed(browser, before, 15)
+        changed(browser, before, 30)
     if folder := os.environ.get("SCREENSHOTS"):
         browser.save_screenshot(f"{folder}/train_glow_mnist.png")
