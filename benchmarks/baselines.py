@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 from tqdm import tqdm
 
+from flowlib.images.glow import precision_for
 from flowlib.inpainting.initial_fills import nearest_images
 from flowlib.inpainting.masks import make_masks
 from flowlib.rng import rng
@@ -223,13 +224,14 @@ def train_unet(
     model, generator = UNet(), rng(seed, "U-Net")
     optimizer = torch.optim.Adam(model.parameters(), lr=lr)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.1)
+    native = precision_for("auto", torch.device("cpu")) == torch.bfloat16  # emulation is slow
     shares = [chunk.numel() for chunk in torch.arange(batch).tensor_split(len(masks))]
     for _ in tqdm(range(steps), desc="U-Net", mininterval=10):
         truth = images[torch.randint(len(images), (batch,), generator=generator)]
         mask = torch.cat(
             [make_masks(spec, n, *images.shape[2:], generator) for spec, n in zip(masks, shares)]
         )
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=native):
             filled = model(
                 torch.where(mask, 0, truth).contiguous(memory_format=torch.channels_last), mask
             )
