@@ -99,6 +99,7 @@ def main(argv=None) -> None:
             rows.append(measure(args, Path(folder)))
         print("   ".join(f"{key} {value}" for key, value in rows[-1].items()))
     about = provenance(["python", "benchmarks/processes.py"], torch.device("cpu"))
+    about["hardware"] = f"{about['hardware'].partition(',')[0]}, {os.cpu_count()} cores"
     write_json(args.output, {"about": about, "rows": rows})
     print(f"wrote {args.output}")
 
