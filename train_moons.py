@@ -18,7 +18,7 @@ Writes   figures/loss_plot.png              negative log-likelihood over epochs,
          checkpoints/moons_realnvp.pt, checkpoints/moons_permutation.pt
          (other --data: their names start with its name; files have no known density to compare,
          and pairs.png instead of the contours if there are more than two columns)
-Takes    about 4 minutes on one CPU core (AMD EPYC without AVX-512); ends at
+Takes    about 4 minutes on one CPU core (AMD EPYC without AVX-512), less for a short file; ends at
          KL(truth || flow) = 0.0057 nats (RealNVP) and 0.0041 nats (permutation)
 """
 
@@ -192,7 +192,7 @@ def report_run(metrics: dict[str, dict], points: Points, seed: int) -> None:
     for name, row in metrics.items():
         values = {"test NLL": row["test_nll"]} | {KL[key]: row[key] for key in KL if key in row}
         texts = [f"{word} {math.inf if v is None else v:.4f}" for word, v in values.items()]
-        print(f"{name:12}", *texts, f"{row['seconds']:.0f} s", sep="   ")
+        print(f"{name:12}", *texts, f"{row['steps']} steps, {row['seconds']:.0f} s", sep="   ")
 
 
 def summarize_runs(runs: list[dict[str, dict]]) -> dict[str, dict]:
