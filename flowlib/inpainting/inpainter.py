@@ -183,13 +183,13 @@ class Inpainter:
 
     @cached_property
     def typical_log_prob(self) -> tuple[float, float]:
-        """Mean and standard deviation of log p(v), nats, over held-out images of the model's run.
+        """The checkpoint's `measure_log_prob` of held-out images, else that of the references."""
+        stored = getattr(self.glow, "metrics", {}).get("held_out_log_prob")
+        return tuple(stored or self.measure_log_prob(self.references))
 
-        Where its checkpoint does not know them, over up to 500 reference images.
-        """
-        if stored := getattr(self.glow, "metrics", {}).get("held_out_log_prob"):
-            return tuple(stored)
-        images = self.references[:500]
+    def measure_log_prob(self, images: Tensor) -> tuple[float, float]:
+        """Mean and standard deviation of log p(v) over the first 500 images (N, 1, H, W), nats."""
+        images = images[:500]
         log_p = self.truth(images, range(len(images))).log_prob
         return log_p.mean().item(), log_p.std().item()
 
