@@ -4,8 +4,8 @@
 
 A Glow is trained for some steps, and holes are filled in pictures. Each runs three times: in one
 process on one core, in one process with two threads, and in two processes on two cores that talk
-over the loopback device. The results are compared: by how much a weight differs at most, the test
-bits/dim, and the filled pictures, in grey levels.
+over the loopback device. It also measures how much the results differ: the weights, the test
+bits/dim, and the filled pictures in grey levels.
 
 Writes   benchmarks/results/processes.json
 Takes    ten minutes on two CPU cores; nothing else should run meanwhile
