@@ -75,8 +75,8 @@ def train_flow(
 
     Adam with the gradient norm clipped at 1; the learning rate rises for 2 % of the steps, then
     falls along a cosine to zero. The flow ends with the weights of the epoch that was best on the
-    held-out points; `training.patience` ends it soon after, so that few points are not learned by
-    heart. Raises UserError if the loss stops being a number.
+    held-out points. `training.patience` ends the training soon after that epoch, so that few points
+    are not learned by heart. Raises UserError if the loss stops being a number.
     """
     groups = group_parameters(flow, training.lr)
     optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99), fused=True)
