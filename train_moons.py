@@ -7,7 +7,7 @@ permutation flow (one mask, fixed random permutations between them) by maximum l
 minimizes -log p(x) = -(log p(z) + Σ log|det J|), z = f(x). The density of the moons is known
 exactly, so the printed KL divergences are absolute: 0 is perfect.
 
-    python train_moons.py --data spirals      other shapes: circles, spirals, checkerboard
+    python train_moons.py --data spirals      other shapes: spirals, checkerboard
     python train_moons.py --data points.csv   your own points (.npy, .csv, .tsv), 2 to 64 columns
     python train_moons.py --data points.csv --score new.csv   their log p, the unlikely ones first
     python train_moons.py --seeds 3           three seeds: mean and spread; figures of the first
@@ -269,7 +269,7 @@ def parse_args(argv=None):
     parser.add_common_flags(checkpoint="folder for the two checkpoints (checkpoints/)")
     parser.set_defaults(checkpoint=ROOT / "checkpoints")
     args = parser.parse_args(argv)
-    if args.noise is not None and args.data not in ("moons", "circles", "spirals"):
+    if args.noise is not None and args.data not in ("moons", "spirals"):
         parser.error(f"--noise has no meaning with --data {args.data}")
     if args.data in SHAPES:
         parser.refuse(args, f"with --data {args.data}", "columns", "score")

@@ -92,16 +92,6 @@ class TwoMoons(NoisyCurves):
         super().__init__((upper, lambda t: t.new_tensor([1.0, 0.5]) - upper(t)), noise)
 
 
-class Circles(NoisyCurves):
-    """Two circles around the origin, of radius 1 and 1/2."""
-
-    def __init__(self, noise: float = 0.05):
-        def outer(t: Tensor) -> Tensor:
-            return _polar(1.0, 2 * math.pi * t)
-
-        super().__init__((outer, lambda t: outer(t) / 2), noise)
-
-
 class Spirals(NoisyCurves):
     """Two arms that wind around the origin one and a half times, out to radius 1.5."""
 
@@ -140,4 +130,4 @@ class Checkerboard:
         return (-end, end, -end, end)
 
 
-SHAPES = {"moons": TwoMoons, "circles": Circles, "spirals": Spirals, "checkerboard": Checkerboard}
+SHAPES = {"moons": TwoMoons, "spirals": Spirals, "checkerboard": Checkerboard}
