@@ -78,7 +78,7 @@ class Problem(Batch):
 class Fill(Batch):
     """B filled holes: the MAP estimate, S samples, and what is known of them.
 
-    Images are uint8 grey levels; `mean`, `median` and `interval` are in grey values, [0, 1].
+    Images are uint8 grey levels; `mean` and `interval` are in grey values, [0, 1].
     Log-densities are log p(v) of whole images, in nats.
     """
 
@@ -106,10 +106,6 @@ class Fill(Batch):
         grey = self.grey(self.samples)
         # A mean of equal numbers can be off by a rounding; the observed pixels are exact.
         return torch.where(self.mask, grey.mean(1), self.grey(self.masked))
-
-    def median(self) -> Tensor:
-        """(B, 1, H, W), pixel by pixel."""
-        return self.grey(self.samples).quantile(0.5, dim=1)
 
     def interval(self, share: float) -> tuple[Tensor, Tensor]:
         """The samples' central interval of this share, pixel by pixel: low, high (B, 1, H, W)."""
@@ -153,7 +149,6 @@ class Fill(Batch):
             "truth_log_prob": truth.log_prob.mean().item(),
             "map": self._metrics(self.grey(self.map), truth, self.map_log_prob) | best,
             "mean": self._metrics(self.mean(), truth),
-            "median": self._metrics(self.median(), truth),
             "sample": self._metrics(grey[:, 0], truth, self.log_prob[:, 0]),
             "crps": scores.crps(grey, truth.grey, self.mask).mean().item(),
             **{f"coverage_{100 * c:.0f}": share for c, share in covered.items()},
