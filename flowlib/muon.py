@@ -22,7 +22,8 @@ def orthogonalize(matrices: Tensor) -> Tensor:
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)  # now all singular values are at most 1
     for _ in range(5):
         gram = x @ x.mT
-        x = 3.4445 * x + (2.0315 * gram @ gram - 4.7750 * gram) @ x
+        even = torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)
+        x = torch.baddbmm(x, even, x, beta=3.4445)  # 3.4445 x - 4.7750 x xᵀ x + 2.0315 (x xᵀ)² x
     return x if wide else x.mT
 
 
@@ -46,21 +47,19 @@ class Muon(torch.optim.Optimizer):
                 self._move(parameters, group["lr"], group["momentum"])
 
     def _move(self, parameters: list[nn.Parameter], lr: float, momentum: float) -> None:
-        ahead = []
-        for parameter in parameters:
-            mean = self.state[parameter].setdefault("momentum", torch.zeros_like(parameter))
-            mean.lerp_(parameter.grad, 1 - momentum)
-            ahead.append(parameter.grad.lerp(mean, momentum).flatten(1))
-        steps = orthogonalize(torch.stack(ahead))  # (parameters, rows, columns)
+        grads = [parameter.grad for parameter in parameters]
+        means = [self.state[p].setdefault("momentum", torch.zeros_like(p)) for p in parameters]
+        torch._foreach_lerp_(means, grads, 1 - momentum)
+        ahead = torch.stack(grads).lerp(torch.stack(means), momentum)
+        steps = orthogonalize(ahead.flatten(2))  # (parameters, rows, columns)
         lr *= max(1, steps.shape[1] / steps.shape[2]) ** 0.5
-        for parameter, step in zip(parameters, steps):
-            parameter.sub_(step.view_as(parameter), alpha=lr)
+        torch._foreach_sub_(parameters, list(steps.view_as(ahead).unbind()), alpha=lr)
 
 
 def muon_and_adam(model: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
-    """Muon at `lr` for the kernels that mix channels, Adam at lr / 5 for all other parameters."""
+    """Muon at `lr` for the kernels that mix channels, Adam at lr / 10 for all other parameters."""
     layers = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d)]
     kernels = [layer.weight for layer in layers if layer.groups == 1]
     chosen = set(kernels)
     others = [parameter for parameter in model.parameters() if parameter not in chosen]
-    return [Muon(kernels, lr), torch.optim.Adam(others, lr / 5, fused=True)]
+    return [Muon(kernels, lr), torch.optim.Adam(others, lr / 10, fused=True)]

@@ -59,4 +59,4 @@ def test_every_parameter_has_one_optimizer_and_muon_the_kernels_that_mix_channel
     assert [id(p) for p in groups[0]["params"]] == [id(model[1].weight)]
     ids = [id(parameter) for group in groups for parameter in group["params"]]
     assert sorted(ids) == sorted(id(parameter) for parameter in model.parameters())
-    assert [group["lr"] for group in groups] == [0.1, 0.02]
+    assert [group["lr"] for group in groups] == [0.1, 0.01]
