@@ -90,7 +90,8 @@ def train_glow(
     nothing, but 20 in a row raise a UserError.
     """
     group = group or Processes(0, 1, next(state.model.parameters()).device)
-    model, seed, in_a_row = group.wrap(state.model), settings.seed, 0
+    seed, in_a_row, batch = settings.seed, 0, images[: settings.batch]
+    model = group.wrap(state.model, group.share(batch), group.share(torch.zeros(batch.shape)))
     for chosen in training.batches(len(images), settings.batch, seed, state.step):
         if state.step >= settings.steps:
             return
@@ -168,23 +169,27 @@ def fit_glow(
 
 
 def run_training(
-    images: Images, settings: Settings, group: Processes, file: Path, resume: bool, limits: tuple
+    images: Images, settings: Settings, group: Processes, checkpoint: Path, args
 ) -> Glow | None:
-    """Trains, evaluates and saves a Glow; `limits` are the last three arguments of `fit_glow`.
+    """Trains, evaluates and saves a Glow, as the flags say that leave the weights as they are.
 
     Returns the averaged model; None if the run is not complete, and in all processes but the first.
     """
-    checkpoint, file = file, training.resume_path(file)
+    file = training.resume_path(checkpoint)
     if settings.batch % group.count:
         raise UserError(f"--batch must be a multiple of the {group.count} processes")
     glow = build_glow(images, settings, group.device)
     state = TrainingState(glow, muon_and_adam(glow, settings.lr))
-    if resume:
+    if args.compile:
+        glow.compile_couplings()
+    if args.resume:
         found = training.load_resume(state, file, asdict(settings))
         print(f"resuming from {file}" if found else f"no resume file at {file}: starting anew")
         if len(set(group.gather(state.step))) > 1:
             raise UserError(f"{file} must be the same file on every machine")
-    if not fit_glow(state, images, settings, group, file, *limits) or not group.first:
+    limits = (args.max_minutes, args.save_minutes)
+    curve = args.metrics and args.metrics.with_suffix(".jsonl")
+    if not fit_glow(state, images, settings, group, file, *limits, curve) or not group.first:
         return None
     glow = state.averaged
     metrics = evaluate_glow(glow, images, settings.seed) | asdict(settings)
@@ -220,14 +225,6 @@ def evaluate_glow(glow: Glow, images: Images, seed: int = 0, draws: int = 1) -> 
     return metrics
 
 
-def report_metrics(metrics: dict) -> None:
-    """Prints a model's metrics in one line."""
-    line = "test {test_bits_per_dim:.4f} ± {test_bits_per_dim_se:.4f} bits/dim"
-    if "draws" in metrics:
-        line += ", {test_bits_per_dim_weighted:.4f} with {draws} draws"
-    print((line + "   {test_images:,} images   {parameters:,} parameters").format(**metrics))
-
-
 def parse_args(argv=None):
     parser = Parser(__doc__)
     add_dataset_flags(parser)
@@ -241,9 +238,9 @@ def parse_args(argv=None):
         ("blocks", "Glow blocks per level"),
         ("hidden", "channels inside each coupling's network"),
         ("depth", "residual blocks in each coupling's network"),
-        ("dequantizer", "channels of its network; 0: uniform noise"),
+        ("dequantizer", "channels of its network"),
         ("batch", "images per step, over all processes"),
-        ("lr", "Muon's peak learning rate; a fifth is Adam's"),
+        ("lr", "Muon's peak learning rate; a tenth is Adam's"),
     ):
         value = getattr(default, name)
         limits = Glow.LIMITS | {"batch": (2, 10_000), "lr": (1e-8, 10)}
@@ -252,12 +249,13 @@ def parse_args(argv=None):
     steps = f"training steps ({STEPS}; with few images two for five of them, or they overfit)"
     add("--steps", type=number(int, 1), help=steps)
     add("--precision", choices=PRECISIONS, default="auto", help="auto: bf16 where it is native")
+    add("--compile", action="store_true", help="a third faster on a GPU; needs a C compiler")
     add("--resume", action="store_true", help="continue a stopped run")
     add("--max-minutes", type=number(float, 0), default=math.inf, help="then stop, for --resume")
     add("--save-minutes", type=number(float, 0), default=5, help="between two resume files (5)")
     args = parser.parse_args(argv)
     training = ("blocks", "hidden", "depth", "dequantizer", "batch", "lr", "steps", "precision")
-    training += ("resume", "max_minutes", "save_minutes")
+    training += ("compile", "resume", "max_minutes", "save_minutes")
     if args.evaluate:
         parser.refuse(args, "with --evaluate", *training, "figure_only", "figures")
     elif args.figure_only:
@@ -282,10 +280,8 @@ def main(argv=None) -> None:
             given = {field.name: getattr(args, field.name, None) for field in fields(Settings)}
             steps = args.steps or default_steps(images)
             settings = Settings(**given | {"data": images.source, "steps": steps})
-            curve_file = args.metrics and args.metrics.with_suffix(".jsonl")
-            limits = (args.max_minutes, args.save_minutes, curve_file)
             with files.lock(checkpoint, group.first):
-                glow = run_training(images, settings, group, checkpoint, args.resume, limits)
+                glow = run_training(images, settings, group, checkpoint, args)
     if glow is None:  # the run is not complete, or this is not the first process
         return
     if args.evaluate:
@@ -297,7 +293,11 @@ def main(argv=None) -> None:
         figure = interpolation_figure(glow, images.test, args.seed)
         files.save_figure(figure, args.figures, "glow_interpolation.png")
     if not args.figure_only:
-        report_metrics(glow.metrics)
+        line = "test {test_bits_per_dim:.4f} ± {test_bits_per_dim_se:.4f} bits/dim"
+        if "draws" in glow.metrics:
+            line += ", {test_bits_per_dim_weighted:.4f} with {draws} draws"
+        line += "   {test_images:,} images   {parameters:,} parameters"
+        print(line.format(**glow.metrics))
     if args.metrics:
         run = {"seconds": time.perf_counter() - start, "device": args.device, "seed": args.seed}
         files.write_metrics(args.metrics, glow.metrics, **run)

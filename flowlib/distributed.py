@@ -1,5 +1,6 @@
 """Several processes that train together, or fill holes together; torchrun starts them."""
 
+import copy
 import os
 import sys
 from collections.abc import Iterator
@@ -52,9 +53,18 @@ class Processes:
         """Whether the condition holds in one of the processes: all must leave a loop together."""
         return self.mean(torch.tensor(float(condition), device=self.device)).item() > 0
 
-    def wrap(self, model: nn.Module) -> nn.Module:
-        """The model with gradients averaged over the processes; all get the first one's weights."""
-        return DistributedDataParallel(model) if self.count > 1 else model
+    def wrap(self, model: nn.Module, *inputs: Tensor) -> nn.Module:
+        """The model, ready to train on inputs of these shapes.
+
+        Several processes average its gradients, and start with the first one's weights. One GPU
+        records all kernels of a step and launches them at once (a CUDA graph): the kernels of a
+        small model end sooner than Python starts them one by one.
+        """
+        if self.count > 1:
+            return DistributedDataParallel(model)
+        if self.device.type == "cuda":  # of a copy, which has the same weights
+            return torch.cuda.make_graphed_callables(copy.copy(model), inputs)
+        return model
 
 
 @contextmanager

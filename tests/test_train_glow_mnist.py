@@ -15,6 +15,7 @@ from torchvision.datasets import MNIST
 import inpaint
 import train_glow_mnist
 from flowlib import training
+from flowlib.distributed import Processes
 from flowlib.files import ROOT, UserError, lock, save_model
 from flowlib.images.classifier import Classifier
 from flowlib.images.datasets import load_images
@@ -76,6 +77,30 @@ def test_it_writes_figures_checkpoint_metrics_and_curve(tmp_path, capsys):
     evaluated = json.loads((tmp_path / "metrics.json").read_text())
     assert evaluated["test_bits_per_dim"] == metrics["test_bits_per_dim"]
     assert evaluated["test_bits_per_dim_weighted"] < evaluated["test_bits_per_dim"]
+
+
+def test_compile_compiles_the_couplings_of_the_model_in_training(tmp_path, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(Glow, "compile_couplings", lambda self: compiled.append(self))
+    run(*QUICK, "--compile", *into(tmp_path), "--checkpoint", tmp_path / "glow.pt")
+    assert len(compiled) == 1
+    assert compiled[0].training
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpus_graph_takes_the_steps_that_its_single_kernels_take(digits):
+    class Single(Processes):
+        def wrap(self, model, *inputs):
+            return model
+
+    settings, losses = Settings(steps=5, blocks=2, hidden=16, precision="fp32"), []
+    for kind in (Processes, Single):
+        group = kind(0, 1, torch.device("cuda"))
+        glow = train_glow_mnist.build_glow(digits, settings, group.device)
+        state = TrainingState(glow, muon_and_adam(glow, settings.lr))
+        records = train_glow(state, digits.train, settings, group)
+        losses.append([record["loss"] for record in records])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
 def test_it_learns_a_folder_of_pictures_and_fills_holes_in_more_of_them(tmp_path, digits, capsys):
