@@ -22,7 +22,7 @@ except ImportError:  # Windows: there two runs on one checkpoint are not kept ap
     fcntl = None
 
 ROOT = Path(__file__).resolve().parent.parent
-FORMAT = 1  # of checkpoints and resume files; raise it when the code cannot read older ones
+FORMAT = 2  # of checkpoints and resume files; raise it when the code cannot read older ones
 PARTS = ("config", "state_dict", "metrics", "settings", "state")  # of a file, each a dict
 Model = TypeVar("Model", bound=nn.Module)
 

@@ -22,16 +22,17 @@ SMALLEST_BIN = 1e-3  # the least width and height of a spline's bin, as a share 
 class ConvNet(nn.Module):
     """Maps (B, inputs, H, W) to (B, outputs, H, W) by convolutions.
 
-    A 3x3 convolution, `depth` residual blocks h + conv1x1(relu(conv3x3(relu(h)))), then a 1x1
-    convolution that starts at zero. With `precision` torch.bfloat16 they run in bfloat16, and the
-    output has the input's dtype: latents are never rounded. Use it in training only, since decoding
-    must repeat the outputs that encoding saw.
+    A 3x3 convolution of x, tanh(3 x - 3/2) and tanh(3 x + 3/2), `depth` residual blocks
+    h + conv1x1(relu(conv3x3(relu(h)))), then a 1x1 convolution that starts at zero. With
+    `precision` torch.bfloat16 they run in bfloat16, and the output has the input's dtype: latents
+    are never rounded. Use it in training only, since decoding must repeat the outputs that encoding
+    saw.
     """
 
     def __init__(self, inputs: int, hidden: int, outputs: int, depth: int = 1):
         super().__init__()
         self.precision = torch.float32
-        self.first = nn.Conv2d(inputs, hidden, 3, padding=1)
+        self.first = nn.Conv2d(3 * inputs, hidden, 3, padding=1)
         self.blocks = nn.ModuleList()
         for _ in range(depth):
             wide, narrow = nn.Conv2d(hidden, hidden, 3, padding=1), nn.Conv2d(hidden, hidden, 1)
@@ -44,7 +45,8 @@ class ConvNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         bf16 = self.precision == torch.bfloat16
         with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
-            h = self.first(x)
+            # Smooth steps at ±1/2 tell background, edges and ink apart from the start.
+            h = self.first(torch.cat([x, (3 * x - 1.5).tanh(), (3 * x + 1.5).tanh()], 1))
             for block in self.blocks:
                 h = h + block(h)
             return self.last(h.relu()).to(x.dtype, memory_format=torch.contiguous_format)
@@ -123,7 +125,7 @@ class Coupling(nf.flows.Flow):
     alone keeps a Gaussian a Gaussian. With a spline a pixel can be "either background or ink".
     """
 
-    def __init__(self, channels: int, hidden: int, depth: int, bins: int, bound: float = 5.0):
+    def __init__(self, channels: int, hidden: int, depth: int, bins: int, bound: float = 3.0):
         super().__init__()
         self.kept, self.bins, self.bound = channels - channels // 2, bins, bound
         self.net = ConvNet(self.kept, hidden, (1 + 3 * bins) * (channels // 2), depth)
@@ -233,16 +235,15 @@ class Dequantizer(nn.Module):
     """Spreads each grey level over its bin: v = (image + u) / levels with u in (0, 1).
 
     u = sigmoid(μ(image) + σ(image) · ε), ε ~ N(0, I), with μ and log σ from a ConvNet that has
-    `hidden` channels inside. It starts at μ = 0, σ = 1.7, where u is nearly uniform. `hidden` = 0
-    takes uniform u and no network. Source: Ho et al. (2019), section 3.1.
+    `hidden` channels inside. It starts at μ = 0, σ = 1.7, where u is nearly uniform. Source: Ho et
+    al. (2019), section 3.1.
     """
 
     def __init__(self, levels: int, hidden: int):
         super().__init__()
         self.levels = levels
-        self.net = ConvNet(1, hidden, 2) if hidden else None
-        if self.net:
-            self.net.last.bias.data[1] = math.log(1.7)
+        self.net = ConvNet(1, hidden, 2)
+        self.net.last.bias.data[1] = math.log(1.7)
 
     def forward(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """v in (0, 1), of the images' shape, and log q(v | image) in nats, (B,).
@@ -250,14 +251,11 @@ class Dequantizer(nn.Module):
         `images` (B, 1, H, W) are whole numbers 0 ... levels - 1; `noise` is ε, of that shape.
         """
         images = images.to(noise.dtype)
-        if self.net is None:
-            u, log_q = torch.special.ndtr(noise), torch.zeros_like(noise)
-        else:
-            mean, log_std = self.net(2 * images / (self.levels - 1) - 1).chunk(2, dim=1)
-            logit = mean + log_std.exp() * noise
-            u = logit.sigmoid()
-            log_q = -0.5 * (noise.square() + LOG_TWO_PI) - log_std  # log N(logit; mean, std²)
-            log_q = log_q - F.logsigmoid(logit) - F.logsigmoid(-logit)  # - log du/dlogit
+        mean, log_std = self.net(2 * images / (self.levels - 1) - 1).chunk(2, dim=1)
+        logit = mean + log_std.exp() * noise
+        u = logit.sigmoid()
+        log_q = -0.5 * (noise.square() + LOG_TWO_PI) - log_std  # log N(logit; mean, std²)
+        log_q = log_q - F.logsigmoid(logit) - F.logsigmoid(-logit)  # - log du/dlogit
         log_q = (log_q + math.log(self.levels)).flatten(1).sum(1)  # v is `levels` times narrower
         u = u.clamp(max=1 - 2**-14)  # so that rounding never lifts v into the next bin
         return (images + u) / self.levels, log_q
