@@ -10,7 +10,7 @@ fill of the U-Net that was trained for the task. A method is calibrated if, of a
 says 70 %, 70 % come true.
 
 The fills are those of inpainting_table.py, from its folder where they are there; those that are
-missing are made, sixteen images at a time, so a run that was stopped goes on.
+missing are made, 160 images at a time, so a run that was stopped goes on.
 
 Writes   benchmarks/results/digit_calibration.json, figures/digit_calibration.png
 Takes    some 10 seconds for each image and mask on one core of an AMD EPYC without AVX-512, where
@@ -28,14 +28,14 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the modules lie one folder up
 from benchmarks.about import provenance
 from benchmarks.inpainting_table import fingerprint, load_chunks, make_chunks
-from flowlib.cli import Parser, number, one_line_errors
+from flowlib.cli import Parser, device, number, one_line_errors
 from flowlib.distributed import processes
 from flowlib.files import ROOT, save_figure, write_json
 from flowlib.inpainting.masks import describe_mask
 
 KINDS = ("square:18", "noise:0.9", "top")
 METHODS = {"ours": "our samples", "neighbors": "similar images", "unet": "U-Net and classifier"}
-BINS = 10
+BINS, LEAST = 10, 8
 
 
 def probabilities(votes: Tensor, classes: int = 10) -> Tensor:
@@ -72,19 +72,24 @@ def reliability(p: Tensor, label: Tensor) -> list[dict[str, float]]:
 
 
 def plot_reliability(rows: list[dict]) -> Figure:
-    """How often it was right over how likely it was said to be, a panel a mask."""
-    figure = Figure(figsize=(10, 3.6), layout="constrained")
+    """How often it was right over how likely it was said to be, a panel a mask.
+
+    Bins of less than LEAST digits are left out: their share means little.
+    """
+    figure = Figure(figsize=(10, 4.6), layout="constrained")
     panels = figure.subplots(1, len(KINDS), sharey=True)
     for panel, kind in zip(panels, KINDS):
         panel.plot([0, 1], [0, 1], color="0.6", linewidth=0.8, linestyle="--")
         for row in [row for row in rows if row["mask"] == kind]:
-            points, names = row["reliability"], ("said", "right", "error")
+            points = [point for point in row["reliability"] if point["count"] >= LEAST]
+            names = ("said", "right", "error")
             said, right, error = ([point[name] for point in points] for name in names)
             options = {"marker": "o", "markersize": 3, "linewidth": 1.2}
             label = f"{row['method']}: {row['log_loss']:.2f} nats"
             panel.errorbar(said, right, error, label=label, **options)
         panel.set(title=describe_mask(kind), xlabel="p that was said", xlim=(0, 1), ylim=(0, 1))
-        panel.legend(fontsize=8, title="log-loss", title_fontsize=8, loc="lower right")
+        place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.17)}
+        panel.legend(fontsize=9, title="log-loss", title_fontsize=9, frameon=False, **place)
         panel.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("share that was right (± standard error)")
     return figure
@@ -97,13 +102,14 @@ def parse_args(argv=None):
     add("--images", type=number(int, 1), default=500, help="test images (500)")
     add("--figures", type=Path, metavar="FOLDER", default=ROOT / "figures", help="(figures/)")
     add("--output", type=Path, metavar="FILE", default=output, help="the results file")
+    add("--device", type=device, default="auto", help="cpu, cuda, ...; auto: a GPU if any")
     return parser.parse_args(argv)
 
 
 @one_line_errors()
 def main(argv=None) -> None:
     args = parse_args(argv)
-    with processes(torch.device("cpu")) as group:
+    with processes(args.device) as group:
         make_chunks(group, args.data_dir, KINDS, args.images)
         if not group.first:
             return
@@ -123,6 +129,7 @@ def main(argv=None) -> None:
     command = ["python", "benchmarks/digit_calibration.py", "--images", str(args.images)]
     about = provenance(command, torch.device("cpu"))
     about |= {"cores": os.cpu_count(), "weights": fingerprint()}
+    about["flow_hardware"] = load_chunks(KINDS[0], 1)[0]["hardware"]
     write_json(args.output, {"about": about, "rows": rows})
     save_figure(plot_reliability(rows), args.figures, "digit_calibration.png")
 

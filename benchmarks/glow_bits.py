@@ -189,7 +189,8 @@ def training_figure(results: dict):
     for row in results["rows"]:
         seconds = [point["seconds"] for point in row["curve"]]
         bits = [point["held_out"] for point in row["curve"]]
-        (line,) = panel.plot(seconds, bits, linewidth=1.3, label=row["model"])
+        label = f"{row['model']} ({row['hardware'].partition(',')[0]})"
+        (line,) = panel.plot(seconds, bits, linewidth=1.3, label=label)
         test = (row["training_seconds"], row["test_bits_per_dim"])
         panel.plot(*test, "o", color=line.get_color(), markersize=5)
     right = max(row["training_seconds"] for row in results["rows"]) * 1.15
@@ -198,12 +199,12 @@ def training_figure(results: dict):
             panel.axhline(bits, color="0.6", linewidth=0.8, linestyle="--")
         middle = sum(values) / len(values)
         panel.text(right, middle, label, fontsize=9, va="center", color="0.35")
-    panel.set(xscale="log", xlim=(60, right), ylim=(0.79, 1.3))
-    panel.set(xlabel="seconds of training (the table names the hardware)")
+    panel.set(xscale="log", xlim=(10, right), ylim=(0.79, 1.3))
+    panel.set(xlabel="seconds of training")
     panel.set_ylabel("bits per dimension")
     what = "averaged weights on 1,000 held-out images (lines), on the test images (dots)"
     panel.set_title(f"MNIST: {what}, published values (dashed)", fontsize=10)
-    panel.legend(fontsize=9)
+    panel.legend(fontsize=9, loc="upper right")
     panel.spines[["top", "right"]].set_visible(False)
     return figure
 

@@ -1,7 +1,7 @@
-"""The methods of inpainting_table.py, each with the seconds of the processor that it took."""
+"""The methods of inpainting_table.py."""
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import cached_property
 
 import cv2
 import torch
@@ -31,17 +31,27 @@ def cut_holes(kind: str, inpainter: Inpainter, grey: Tensor, seeds: Sequence[int
 
 
 class Methods:
-    """All methods, fitted on the training images."""
+    """All methods, fitted on the training images when they are first used."""
 
     def __init__(self, images: Images, glow: Glow):
-        self.inpainter = Inpainter(glow, images.train)
+        self.images, self.inpainter = images, Inpainter(glow, images.train)
         self.grey = images.train.float() / 255
         self.pixel_mean = self.grey.mean(0)
-        self.mixture, self.unet = fitted_mixture(images), fitted_unet(images)
         self.classifier = load_classifier(default_classifier(images.name))
 
+    @cached_property
+    def mixture(self) -> Mixture:
+        """The Gaussian mixture."""
+        return fitted_mixture(self.images)
+
+    @cached_property
+    def unet(self) -> UNet:
+        """The supervised U-Net."""
+        return fitted_unet(self.images)
+
+    @torch.no_grad()
     def simple(self, masked: Tensor, mask: Tensor, kind: str) -> dict[str, tuple]:
-        """Name -> (fill, seconds) or (fill, seconds, samples); those that need no flow."""
+        """Name -> (fill,) or (fill, samples); those that need no flow."""
         calls = {
             "zero": lambda: masked,
             "pixel mean": lambda: self.pixel_mean,
@@ -53,49 +63,37 @@ class Methods:
             "U-Net, supervised": lambda: self.unet.fill(masked, mask),
         }
         found = {
-            name: timed(lambda call=call: torch.where(mask, call(), masked))
+            name: (torch.where(mask, call(), masked),)
             for name, call in calls.items()
             if kind not in SLOW.get(name, ())
         }
-        (mean, samples), seconds = timed(
-            lambda: self.mixture.fill(masked, mask, 32, rng(0, "mixture"))
-        )
-        mixture = {"Gaussian mixture, mean": (mean, seconds)}
+        mean, samples = self.mixture.fill(masked, mask, 32, rng(0, "mixture"))
         drawn = samples.transpose(0, 1)  # (B, S, 1, H, W)
-        return found | mixture | {"Gaussian mixture, sample": (drawn[:, 0], seconds, drawn)}
+        mixture = {"Gaussian mixture, mean": (mean,)}
+        return found | mixture | {"Gaussian mixture, sample": (drawn[:, 0], drawn)}
 
     def ascents(self, problem: Problem) -> dict[str, tuple]:
         """Likewise for the MAP estimate, and for where each start led."""
-        found, seconds = timed(lambda: self.inpainter.find_map(problem))
-        levels = self.inpainter.glow.levels
+        found, levels = self.inpainter.find_map(problem), self.inpainter.glow.levels
 
         def grey(v: Tensor) -> Tensor:
-            filled = self.inpainter.glow.quantize(v)
+            filled = self.inpainter.glow.quantize(v).cpu()
             return torch.where(problem.mask, filled, problem.masked) / (levels - 1)
 
-        each = {f"MAP from {name}": grey(found.all_x[:, i]) for i, name in enumerate(STARTS)}
-        rows = {name: (fill, seconds / len(STARTS)) for name, fill in each.items()}
-        return {"MAP": (grey(found.x), seconds), **rows}
+        each = {f"MAP from {name}": (grey(found.all_x[:, i]),) for i, name in enumerate(STARTS)}
+        return {"MAP": (grey(found.x),), **each}
 
     def sampled(self, problem: Problem) -> tuple[dict[str, tuple], dict[str, Tensor]]:
         """Likewise for the samples; and what `Inpainter.sample` returns."""
-        found, seconds = timed(lambda: self.inpainter.sample(problem))
+        found = self.inpainter.sample(problem)
         samples, masked = found["samples"] / 255, problem.masked / 255
         # A mean of equal numbers can be off by a rounding; the observed pixels are exact.
         mean = torch.where(problem.mask, samples.mean(1), masked)
         return {
-            "posterior, mean": (mean, seconds),
-            "posterior, median": (samples.quantile(0.5, dim=1), seconds),
-            "posterior, sample": (samples[:, 0], seconds, samples),
+            "posterior, mean": (mean,),
+            "posterior, median": (samples.quantile(0.5, dim=1),),
+            "posterior, sample": (samples[:, 0], samples),
         }, found
-
-
-def timed(call: Callable) -> tuple:
-    """What a call returns, and the seconds of the processor that it took."""
-    start = time.process_time()
-    with torch.no_grad():
-        result = call()
-    return result, time.process_time() - start
 
 
 def fitted_mixture(images: Images) -> Mixture:

@@ -6,15 +6,19 @@
 fills the first test images with every method. PSNR is over the missing pixels alone: it is that of
 the mean over the images of the hole's mean squared error, grey values in [0, 1]. The intervals are
 95 % of bootstraps over the images. No method was trained for the task but the U-Net, which shows
-what training for it gains. Seconds are those of the processor, one thread.
+what training for it gains.
 
-Sixteen images at a time are filled and kept in benchmarks/runs/inpainting/: a run that was stopped
-goes on, and one with more --images adds to what is there. Other weights begin anew; after a change
-of a method delete that folder.
+160 images at a time are filled and kept in benchmarks/runs/inpainting/: a run that was stopped goes
+on, and one with more --images adds to what is there. With other weights the flow's fills begin
+anew; after a change of a method delete that folder. A machine with a GPU can make the flow's fills,
+and another one the rest:
+
+    python benchmarks/inpainting_table.py --data-dir DATA --flow-only
 
 Writes   benchmarks/results/inpainting.json
 Takes    some 10 seconds for each image and mask on one core of an AMD EPYC without AVX-512, the
-         MAP estimate a quarter more, after half an hour for the fits
+         MAP estimate a quarter more, after half an hour for the fits; for 160 images under all masks
+         two to three minutes on an NVIDIA H200
 """
 
 import functools
@@ -40,9 +44,9 @@ from benchmarks.inpainting_methods import (
     fitted_mixture,
     fitted_unet,
 )
-from flowlib.cli import Parser, number, one_line_errors
+from flowlib.cli import Parser, device, number, one_line_errors
 from flowlib.distributed import Processes, processes
-from flowlib.files import ROOT, write_atomically, write_json
+from flowlib.files import ROOT, hardware, write_atomically, write_json
 from flowlib.images.datasets import Images, load_images
 from flowlib.images.glow import default_checkpoint, load_glow, precision_for
 from flowlib.inpainting.fill import Problem
@@ -50,8 +54,9 @@ from flowlib.inpainting.initial_fills import similar_images
 from flowlib.inpainting.scores import COVERAGES, crps, hole_mse, inside, psnr, ranks
 from flowlib.rng import rng
 
-CHUNK = 16  # images
+CHUNK = 160  # images
 FLAGS = ("images", "map-images")  # what decides the results
+BOTH = ("methods", "digits")  # what every part of a chunk has
 
 
 def energy_score(samples: Tensor, truth: Tensor, mask: Tensor) -> Tensor:
@@ -90,64 +95,88 @@ def coverage(rank: Tensor, mask: Tensor) -> dict[str, Tensor]:
     return {f"coverage_{100 * c:.0f}": share for c, share in covered.items()}
 
 
-def measure(kind: str, first: int, images: Images, methods: Methods, ascents: bool) -> dict:
-    """One chunk of test images under one kind of mask: the scores of every method.
+def measure_samples(kind: str, first: int, images: Images, methods: Methods) -> dict:
+    """One chunk of test images under one kind of mask, filled with samples of the flow.
 
-    With `ascents` the MAP estimate is among them. The result also says how the chains fared.
+    Returns every score, how the chains fared, and which digits the fills are.
     """
-    part = slice(first, first + CHUNK)
-    levels, labels = images.test[part], images.test_labels[part]
-    seeds = list(range(first, first + len(levels)))
-    problem = cut_holes(kind, methods.inpainter, levels, seeds)
-    mask, masked, truth = problem.mask, problem.masked, problem.truth
+    problem, labels = problem_of(kind, first, images, methods)
     fills, sampled = methods.sampled(problem)
-    if ascents:
-        fills = methods.ascents(problem) | fills
-    rank = ranks(sampled["samples_v"], truth.v, rng(0, "ties", first))
-    fills = methods.simple(masked / 255, mask, kind) | fills
-    table = {}
-    for name, (fill, seconds, *samples) in fills.items():
-        if not fill.isfinite().all() or not torch.equal(fill[~mask], (masked / 255)[~mask]):
+    rank = ranks(sampled["samples_v"], problem.truth.v, rng(0, "ties", first))
+    table = score_all(kind, fills, problem, labels, methods)
+    # Of the density of v, so before quantization.
+    table["posterior, sample"] |= coverage(rank, problem.mask)
+    chains = {name: sampled[name] for name in ("acceptance", "travelled")}
+    digits = {"ours": vote(255 * fills["posterior, sample"][1], methods), "label": labels}
+    found = {"methods": table, "sampler": chains, "ranks": rank[problem.mask], "digits": digits}
+    return found | {"hardware": hardware(methods.inpainter.glow.device)}
+
+
+def measure_map(kind: str, first: int, images: Images, methods: Methods) -> dict:
+    """Likewise with the MAP estimate: every score."""
+    problem, labels = problem_of(kind, first, images, methods)
+    fills = methods.ascents(problem)
+    return {"methods": score_all(kind, fills, problem, labels, methods), "digits": {}}
+
+
+def measure_others(kind: str, first: int, images: Images, methods: Methods) -> dict:
+    """Likewise with the methods that need no flow."""
+    problem, labels = problem_of(kind, first, images, methods)
+    masked, mask, references = problem.masked, problem.mask, images.train
+    fills = methods.simple(masked / 255, mask, kind)
+    table = score_all(kind, fills, problem, labels, methods)
+    drawn = fills["Gaussian mixture, sample"][1]
+    rank = ranks(drawn, problem.truth.grey, rng(0, "ties", first))
+    table["Gaussian mixture, sample"] |= coverage(rank, mask)
+    similar = similar_images(masked, mask, references, methods.inpainter.settings.chains)
+    unet = methods.classifier.classify(255 * fills["U-Net, supervised"][0])  # (B, 10)
+    return {"methods": table, "digits": {"neighbors": vote(similar, methods), "unet": unet}}
+
+
+def problem_of(kind: str, first: int, images: Images, methods: Methods) -> tuple[Problem, Tensor]:
+    """The chunk of test images that begins with `first`, with holes, and its labels."""
+    part = slice(first, first + CHUNK)
+    levels = images.test[part]
+    seeds = range(first, first + len(levels))
+    return cut_holes(kind, methods.inpainter, levels, seeds), images.test_labels[part]
+
+
+def score_all(
+    kind: str, fills: dict[str, tuple], problem: Problem, labels: Tensor, methods: Methods
+) -> dict[str, dict[str, Tensor]]:
+    """Every score of every method's fills."""
+    table, masked = {}, problem.masked / 255
+    for name, (fill, *samples) in fills.items():
+        if not fill.isfinite().all() or not torch.equal(fill[~problem.mask], masked[~problem.mask]):
             raise AssertionError(f"{name} left NaN, or changed an observed pixel, under {kind}")
         table[name] = score(fill, problem, labels, methods, samples[0] if samples else None)
-        if name == "posterior, sample":  # of the density of v, so before quantization
-            table[name] |= coverage(rank, mask)
-        elif samples:
-            table[name] |= coverage(ranks(samples[0], truth.grey, rng(0, "ties", first)), mask)
-        table[name]["seconds"] = torch.full((len(fill),), seconds / len(fill))
-    chains = {name: sampled[name] for name in ("acceptance", "travelled")}
-    classes = guess_digits(problem, fills, methods) | {"label": labels}
-    return {"methods": table, "sampler": chains, "ranks": rank[mask], "digits": classes}
+    return table
 
 
-def guess_digits(problem: Problem, fills: dict, methods: Methods) -> dict[str, Tensor]:
-    """What three methods say of the digits, for digit_calibration.py.
+def vote(fills: Tensor, methods: Methods) -> Tensor:
+    """Which digit each fill is: (B, S, 1, H, W) grey levels -> (B, S). For digit_calibration.py."""
+    return methods.classifier.classify(fills.flatten(0, 1)).argmax(1).unflatten(0, fills.shape[:2])
 
-    Of our samples and of as many similar training images it is the class of each, (B, S); of the
-    U-Net the classifier's probabilities for its fill, (B, 10).
-    """
-    classify, inpainter = methods.classifier.classify, methods.inpainter
-    number = inpainter.settings.chains
-    similar = similar_images(problem.masked, problem.mask, inpainter.references, number)
-    found = {"ours": 255 * fills["posterior, sample"][2], "neighbors": similar}
-    found = {
-        name: classify(images.flatten(0, 1)).argmax(1).unflatten(0, (len(problem), -1))
-        for name, images in found.items()
-    }
-    return found | {"unet": classify(255 * fills["U-Net, supervised"][0])}
+
+PARTS = {"others": measure_others, "map": measure_map, "samples": measure_samples}
 
 
 def make_chunks(
-    group: Processes, data_dir: Path, kinds: Sequence[str], count: int, map_images: int = 64
+    group: Processes,
+    data_dir: Path,
+    kinds: Sequence[str],
+    count: int,
+    map_images: int = 64,
+    parts: Sequence[str] = tuple(PARTS),
 ) -> None:
     """Measures the first `count` test images under these masks, where that has not been done yet.
 
-    The first `map_images` of them get a MAP estimate too.
+    The first `map_images` of them get a MAP estimate too. `parts` are among PARTS.
     """
     images = load_images("mnist", data_dir)
-    glow = load_glow(default_checkpoint("mnist"))
+    glow = load_glow(default_checkpoint("mnist"), group.device)
     glow.set_precision(precision_for("auto", group.device))
-    if group.first:
+    if group.first and "others" in parts:
         fitted_mixture(images)
         fitted_unet(images)
     if group.count > 1:
@@ -155,11 +184,18 @@ def make_chunks(
     methods = Methods(images, glow)
     # All masks of one chunk before the next: a run that is stopped early has the same images
     # under every mask.
-    jobs = [(kind, first) for first in range(0, count, CHUNK) for kind in kinds]
-    for kind, first in tqdm(jobs[group.rank :: group.count], disable=not group.first):
-        file = path_of(kind, first)
+    starts = range(0, count, CHUNK)
+    jobs = [
+        (kind, first, part)
+        for first in starts
+        for kind in kinds
+        for part in parts
+        if part != "map" or first < map_images
+    ]
+    for kind, first, part in tqdm(jobs[group.rank :: group.count], disable=not group.first):
+        file = path_of(kind, first, part)
         if not file.is_file():
-            result = measure(kind, first, images, methods, first < map_images)
+            result = PARTS[part](kind, first, images, methods)
             write_atomically(file, lambda temporary, result=result: torch.save(result, temporary))
     if group.count > 1:
         dist.barrier()
@@ -171,14 +207,21 @@ def fingerprint() -> str:
     return hashlib.sha256(default_checkpoint("mnist").read_bytes()).hexdigest()[:8]
 
 
-def path_of(kind: str, first: int) -> Path:
+def path_of(kind: str, first: int, part: str) -> Path:
     """Where a chunk is."""
-    return FOLDER / fingerprint() / f"{kind.replace(':', '')}_{first}.pt"
+    folder = part if part == "others" else f"{fingerprint()}/{part}"
+    return FOLDER / folder / f"{kind.replace(':', '')}_{first}.pt"
 
 
 def load_chunks(kind: str, count: int) -> list[dict]:
-    """What `measure` found for the first `count` test images."""
-    return [torch.load(path_of(kind, i), weights_only=True) for i in range(0, count, CHUNK)]
+    """What all parts found for the first `count` test images."""
+    chunks = []
+    for first in range(0, count, CHUNK):
+        paths = [path_of(kind, first, part) for part in PARTS]
+        parts = [torch.load(path, weights_only=True) for path in paths if path.is_file()]
+        joined = {name: {k: v for part in parts for k, v in part[name].items()} for name in BOTH}
+        chunks.append(parts[-1] | joined)
+    return chunks
 
 
 # ---------------------------------------------------------------- the table
@@ -208,7 +251,7 @@ def rows_of(spec: str, chunks: list[dict]) -> list[dict]:
         row["ink_ratio"] = (per_image["ink"].sum() / per_image["true_ink"].sum()).item()
         for key in ("crps", "energy_score", *(f"coverage_{100 * c:.0f}" for c in COVERAGES)):
             row[key] = per_image[key].mean().item() if key in per_image else None
-        rows.append(row | {"seconds_per_image": per_image["seconds"].mean().item()})
+        rows.append(row)
     return rows
 
 
@@ -239,18 +282,19 @@ def parse_args(argv=None):
         default=64,
         help="of them get MAP (default %(default)s)",
     )
-    add(
-        "--output", type=Path, metavar="FILE", default=output, help="default benchmarks/results/..."
-    )
+    add("--output", type=Path, metavar="FILE", default=output, help="the results file")
+    add("--device", type=device, default="auto", help="cpu, cuda, ...; auto: a GPU if any")
+    add("--flow-only", action="store_true", help="only fill with the flow, and write no table")
     return parser.parse_args(argv)
 
 
 @one_line_errors()
 def main(argv=None) -> None:
     args = parse_args(argv)
-    with processes(torch.device("cpu")) as group:
-        make_chunks(group, args.data_dir, MASKS, args.images, args.map_images)
-        if group.first:
+    parts = ["map", "samples"] if args.flow_only else list(PARTS)
+    with processes(args.device) as group:
+        make_chunks(group, args.data_dir, MASKS, args.images, args.map_images, parts)
+        if group.first and not args.flow_only:
             write(args, group.count)
 
 
@@ -263,6 +307,7 @@ def write(args, count: int) -> None:
     about = provenance([*launcher, "benchmarks/inpainting_table.py", *words], torch.device("cpu"))
     about["hardware"] += f", {count} process{'' if count == 1 else 'es'}"
     about |= {"cores": os.cpu_count(), "weights": fingerprint()}
+    about["flow_hardware"] = chunks[MASKS[0]][0]["hardware"]
     rows = [row for kind, parts in chunks.items() for row in rows_of(kind, parts)]
     sampler = [sampler_row(f"test images, {kind}", parts) for kind, parts in chunks.items()]
     write_json(args.output, {"about": about, "rows": rows, "sampler": sampler})

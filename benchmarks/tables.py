@@ -9,6 +9,7 @@ Writes   what stands between `<!-- table NAME -->` and `<!-- end -->` in both fi
 """
 
 import json
+import math
 import re
 import sys
 from collections.abc import Callable
@@ -58,8 +59,10 @@ def table(header: list[str], rows: list[list[str]]) -> str:
 
 def measured_on(about: dict, *more: str) -> str:
     """The line below a table: on what it was measured."""
-    torch = f"torch {about['versions']['torch']}"
-    return f"\n{'; '.join([about['hardware'], *more, torch, about['date']])}.\n"
+    torch, where = f"torch {about['versions']['torch']}", [about["hardware"]]
+    if "flow_hardware" in about:
+        where.append(f"the flow's fills on {about['flow_hardware']}")
+    return f"\n{'; '.join([*where, *more, torch, about['date']])}.\n"
 
 
 def minutes(seconds: float) -> str:
@@ -92,16 +95,14 @@ def results_table() -> str:
         took = f"{spread['seconds']['median']:.0f} s on {moons['hardware']}"
         rows.append([what, result, f"{remark}; {took}"])
     runs = {row["model"]: row for row in load("glow_bits")["rows"]}
-    reached = [
-        (point["seconds"], run_on(row))
-        for row in runs.values()
-        if not row["model"].startswith("normflows")
-        for point in row["curve"]
-        if point["held_out"] <= GOAL
-    ]
-    seconds, where = min(reached)
-    what = f"Glow on MNIST: time to {GOAL} bits/dim on held-out images"
-    rows.append([what, minutes(seconds), f"averaged weights; {where}"])
+    reached: dict[str, float] = {}  # on which hardware: after how many seconds
+    for row in (row for name, row in runs.items() if not name.startswith("normflows")):
+        seconds = [point["seconds"] for point in row["curve"] if point["held_out"] <= GOAL]
+        reached[run_on(row)] = min([*seconds, reached.get(run_on(row), math.inf)])
+    what = f"Glow on MNIST: time to {GOAL} bits/dim on 1,000 held-out images"
+    for where, seconds in reached.items():
+        if seconds < math.inf:
+            rows.append([what, minutes(seconds), f"averaged weights; {where}"])
     for title, name in (("default command", "default command"), ("shipped", "the shipped weights")):
         run = runs[name]
         result = f"{run['test_bits_per_dim']:.3f} ± {run['test_bits_per_dim_se']:.3f} bits/dim"
@@ -266,7 +267,7 @@ def inpainting_crps_table() -> str:
 
 
 def inpainting_sampler_table() -> str:
-    """What the samples are worth on test images: coverage, ink, cost, distance."""
+    """What the samples are worth on test images: coverage, ink, distance."""
     results = load("inpainting")
     samples = {row["mask"]: row for row in results["rows"] if row["method"] == "posterior, sample"}
     rows = []
@@ -274,10 +275,9 @@ def inpainting_sampler_table() -> str:
         kind = row["what"].removeprefix("test images, ")
         covered = [f"{row[f'coverage_{c}']:.1%}" for c in (50, 80, 90, 95)]
         sample = samples[kind]
-        rest = [f"{sample['ink_ratio']:.2f}", f"{sample['seconds_per_image']:.1f}"]
-        distance = f"{row['travelled']:.2f}" if "travelled" in row else "-"
-        rows.append([kind, *covered, *rest, distance])
-    header = ["mask", "50 % interval", "80 %", "90 %", "95 %", "ink", "s/image", "travelled"]
+        rest = [f"{sample['ink_ratio']:.2f}", f"{row['travelled']:.2f}"]
+        rows.append([kind, *covered, *rest])
+    header = ["mask", "50 % interval", "80 %", "90 %", "95 %", "ink", "travelled"]
     return table(header, rows) + measured_on(results["about"], images_of("posterior, sample"))
 
 
