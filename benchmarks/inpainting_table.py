@@ -17,8 +17,8 @@ and another one the rest:
 
 Writes   benchmarks/results/inpainting.json
 Takes    some 10 seconds for each image and mask on one core of an AMD EPYC without AVX-512, the
-         MAP estimate a quarter more, after half an hour for the fits; for 160 images under all masks
-         two to three minutes on an NVIDIA H200
+         MAP estimate a quarter more, after half an hour for the fits; two to three minutes on an
+         NVIDIA H200 for 160 images under all masks
 """
 
 import functools
