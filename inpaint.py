@@ -148,7 +148,7 @@ def report_tests(problems: dict[str, Problem], fills: dict[str, Fill], args) -> 
         print(f"{words}, {len(fill)} images: log p of the truth {truth.log_prob.mean():,.0f} nats")
         print_table(metrics[kind])
         print_chains(fill)
-    title = "Orange: missing. Below MAP: its log p minus the truth's. Below the mean: which digit."
+    title = "Orange: missing. Below: log p minus the truth's, the digit, how far the chains moved."
     files.save_figure(plot_fills(results, title), args.figures, "batch_inpainting_result.png")
     return {"source": args.source, "masks": metrics}
 
@@ -169,7 +169,7 @@ def print_table(metrics: dict) -> None:
 
 def print_chains(fill: Fill) -> None:
     """Prints how the chains fared."""
-    far = f"travelled {fill.travelled.median():.2f}, 1 would be as far as two fills are apart"
+    far = f"travelled {fill.travelled.median():.2g}, 1 would be as far as two fills are apart"
     print(f"  accepted moves {fill.acceptance.mean():.0%}; {far}")
     print("  Each fill is near the similar image that it came from. How it looks is the flow's,")
     print("  how many of the fills are a 4, say, is the similar images'.")
@@ -182,7 +182,7 @@ def report_pictures(problems: dict[str, Problem], fills: dict[str, Fill], args) 
     ((problem, fill),) = zip(problems.values(), fills.values())
     low, high = fill.interval(0.9)
     mean, best, samples = fill.mean(), fill.grey(fill.map), fill.grey(fill.samples)
-    title = "Orange: missing. Below MAP: its log p, nats. Below the mean: which digit."
+    title = "Orange: missing. Below: log p in nats, which digit, how far the chains moved."
     rows = {}
     for i, name in enumerate(problem.names):
         picture, typical = problem.pictures[i], fill.typical[i].item()

@@ -19,7 +19,8 @@ def plot_fills(
 
     A row shows the truth where it is known, the masked image, the MAP estimate, the samples' mean,
     some samples, and the width of the 90 % intervals. Below the MAP estimate is its log p, minus
-    the truth's where that is known. Below the mean is which digits the samples are.
+    the truth's where that is known. Below the mean is which digits the samples are, below the
+    uncertainty how far the chains have travelled.
     """
     tables = {}
     for kind, (problem, fill) in results.items():
@@ -53,7 +54,8 @@ def describe_fill(problem: Problem, fill: Fill, samples: int) -> list[tuple[str,
         cells.append((f"sample {k}", sample.expand(3, -1, -1), ""))
     low, high = fill.interval(0.9)
     colors = matplotlib.colormaps["inferno"]((high - low)[0, 0].clamp(0, 1).numpy())[..., :3]
-    cells.append(("uncertainty", torch.from_numpy(colors).permute(2, 0, 1).float(), ""))
+    width, far = torch.from_numpy(colors).permute(2, 0, 1).float(), fill.travelled[0]
+    cells.append(("uncertainty", width, f"travelled {far:.2g}"))
     return cells
 
 
