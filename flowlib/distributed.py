@@ -57,8 +57,8 @@ class Processes:
         """The model, ready to train on inputs of these shapes.
 
         Several processes average its gradients, and start with the first one's weights. One GPU
-        records all kernels of a step and launches them at once (a CUDA graph): the kernels of a
-        small model end sooner than Python starts them one by one.
+        records the kernels of a loss and its gradient and launches them at once (a CUDA graph): the
+        kernels of a small model end sooner than Python starts them one by one.
         """
         if self.count > 1:
             return DistributedDataParallel(model)
