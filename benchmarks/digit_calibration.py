@@ -35,7 +35,7 @@ from flowlib.inpainting.masks import describe_mask
 
 KINDS = ("square:18", "noise:0.9", "top")
 METHODS = {"ours": "our samples", "neighbors": "similar images", "unet": "U-Net and classifier"}
-BINS, LEAST = 10, 8
+BINS, LEAST = 10, 8  # bins of p, and the digits in a bin that is drawn
 
 
 def probabilities(votes: Tensor, classes: int = 10) -> Tensor:
@@ -74,7 +74,7 @@ def reliability(p: Tensor, label: Tensor) -> list[dict[str, float]]:
 def plot_reliability(rows: list[dict]) -> Figure:
     """How often it was right over how likely it was said to be, a panel a mask.
 
-    Bins of less than LEAST digits are left out: their share means little.
+    Bins of fewer than LEAST digits are left out: their share means little.
     """
     figure = Figure(figsize=(10, 4.6), layout="constrained")
     panels = figure.subplots(1, len(KINDS), sharey=True)
@@ -110,7 +110,7 @@ def parse_args(argv=None):
 def main(argv=None) -> None:
     args = parse_args(argv)
     with processes(args.device) as group:
-        make_chunks(group, args.data_dir, KINDS, args.images)
+        make_chunks(group, args.data_dir, KINDS, args.images, parts=("others", "samples"))
         if not group.first:
             return
     rows = []

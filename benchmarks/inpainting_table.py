@@ -171,7 +171,7 @@ def make_chunks(
 ) -> None:
     """Measures the first `count` test images under these masks, where that has not been done yet.
 
-    The first `map_images` of them get a MAP estimate too. `parts` are among PARTS.
+    The chunks that begin below `map_images` get a MAP estimate too. `parts` are among PARTS.
     """
     images = load_images("mnist", data_dir)
     glow = load_glow(default_checkpoint("mnist"), group.device)
@@ -220,7 +220,7 @@ def load_chunks(kind: str, count: int) -> list[dict]:
         paths = [path_of(kind, first, part) for part in PARTS]
         parts = [torch.load(path, weights_only=True) for path in paths if path.is_file()]
         joined = {name: {k: v for part in parts for k, v in part[name].items()} for name in BOTH}
-        chunks.append(parts[-1] | joined)
+        chunks.append(parts[-1] | joined)  # the samples, the last part, hold more than the others
     return chunks
 
 

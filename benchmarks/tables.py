@@ -275,7 +275,7 @@ def inpainting_sampler_table() -> str:
         kind = row["what"].removeprefix("test images, ")
         covered = [f"{row[f'coverage_{c}']:.1%}" for c in (50, 80, 90, 95)]
         sample = samples[kind]
-        rest = [f"{sample['ink_ratio']:.2f}", f"{row['travelled']:.2f}"]
+        rest = [f"{sample['ink_ratio']:.2f}", f"{row['travelled']:.3f}"]
         rows.append([kind, *covered, *rest])
     header = ["mask", "50 % interval", "80 %", "90 %", "95 %", "ink", "travelled"]
     return table(header, rows) + measured_on(results["about"], images_of("posterior, sample"))
