@@ -171,7 +171,7 @@ def fit_glow(
 def run_training(
     images: Images, settings: Settings, group: Processes, checkpoint: Path, args
 ) -> Glow | None:
-    """Trains, evaluates and saves a Glow, as the flags say that leave the weights as they are.
+    """Trains, evaluates and saves a Glow. `args` are the flags of the command line.
 
     Returns the averaged model; None if the run is not complete, and in all processes but the first.
     """

@@ -118,13 +118,14 @@ def test_a_model_comes_back_as_it_was_even_after_an_error():
 
 
 @pytest.mark.parametrize(
-    ("x", "mask"),
+    ("x", "mask", "options", "named"),
     [
-        (torch.rand(2, 3), torch.ones(2, 3)),
-        (torch.rand(2, 3), torch.ones(2, 4, dtype=torch.bool)),
-        (torch.rand(4, 2, 3), torch.ones(2, 3, dtype=torch.bool)),
+        (torch.rand(2, 3), torch.ones(2, 3), {}, "mask"),
+        (torch.rand(2, 3), torch.ones(2, 4, dtype=torch.bool), {}, "mask"),
+        (torch.rand(4, 2, 3), torch.ones(2, 3, dtype=torch.bool), {}, "mask"),
+        (torch.rand(2, 3), torch.ones(2, 3, dtype=torch.bool), {"chunk": 0}, "chunk"),
     ],
 )
-def test_a_mask_that_does_not_fit_is_refused(x, mask):
-    with pytest.raises(ValueError, match="mask must be bool"):
-        HoleDensity(coupled, x, mask)
+def test_bad_arguments_are_named(x, mask, options, named):
+    with pytest.raises(ValueError, match=named):
+        HoleDensity(coupled, x, mask, **options)

@@ -123,7 +123,7 @@ class Glow(nn.Module):
         return self
 
     def compile_couplings(self) -> None:
-        """Compiles the couplings' way from data to latent: fewer and larger kernels, to train with.
+        """Makes training faster: the couplings' `inverse` becomes a few large kernels.
 
         Needs a C compiler, and half a minute at the first use.
         """

@@ -235,15 +235,14 @@ class Dequantizer(nn.Module):
     """Spreads each grey level over its bin: v = (image + u) / levels with u in (0, 1).
 
     u = sigmoid(μ(image) + σ(image) · ε), ε ~ N(0, I), with μ and log σ from a ConvNet that has
-    `hidden` channels inside. It starts at μ = 0, σ = 1.7, where u is nearly uniform. Source: Ho et
-    al. (2019), section 3.1.
+    `hidden` channels inside. At first u is nearly uniform. Source: Ho et al. (2019), section 3.1.
     """
 
     def __init__(self, levels: int, hidden: int):
         super().__init__()
         self.levels = levels
         self.net = ConvNet(1, hidden, 2)
-        self.net.last.bias.data[1] = math.log(1.7)
+        self.net.last.bias.data[1] = math.log(1.7)  # log σ where u is nearly uniform
 
     def forward(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """v in (0, 1), of the images' shape, and log q(v | image) in nats, (B,).

@@ -53,6 +53,8 @@ class HoleDensity:
         if mask.dtype != torch.bool or batched[:, 0].shape != mask.shape:
             shapes = f"{mask.dtype} of shape {tuple(mask.shape)} for x of shape {tuple(x.shape)}"
             raise ValueError(f"mask must be bool and of the examples' shape, not {shapes}")
+        if chunk is not None and chunk < 1:
+            raise ValueError(f"chunk must be at least 1, not {chunk}")
         self.log_prob, self.unit_interval = log_prob, unit_interval
         self.progress = progress or (lambda work: None)
         self.chunk = chunk or (128 if x.device.type == "cpu" else 2048)

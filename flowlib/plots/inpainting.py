@@ -55,7 +55,7 @@ def describe_fill(problem: Problem, fill: Fill, samples: int) -> list[tuple[str,
     low, high = fill.interval(0.9)
     colors = matplotlib.colormaps["inferno"]((high - low)[0, 0].clamp(0, 1).numpy())[..., :3]
     width, far = torch.from_numpy(colors).permute(2, 0, 1).float(), fill.travelled[0]
-    cells.append(("uncertainty", width, f"travelled {far:.2g}"))
+    cells.append(("uncertainty", width, f"travelled {far:.3f}"))
     return cells
 
 
