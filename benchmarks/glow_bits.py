@@ -204,7 +204,7 @@ def training_figure(results: dict):
     panel.set_ylabel("bits per dimension")
     what = "averaged weights on 1,000 held-out images (lines), on the test images (dots)"
     panel.set_title(f"MNIST: {what}, published values (dashed)", fontsize=10)
-    panel.legend(fontsize=9, loc="upper right")
+    panel.legend(fontsize=9, loc="lower left", bbox_to_anchor=(0, 0.04))
     panel.spines[["top", "right"]].set_visible(False)
     return figure
 
