@@ -169,7 +169,7 @@ def print_table(metrics: dict) -> None:
 
 def print_chains(fill: Fill) -> None:
     """Prints how the chains fared."""
-    far = f"travelled {fill.travelled.median():.2g}, 1 would be as far as two fills are apart"
+    far = f"travelled {fill.travelled.median():.3f}, 1 would be as far as two fills are apart"
     print(f"  accepted moves {fill.acceptance.mean():.0%}; {far}")
     print("  Each fill is near the similar image that it came from. How it looks is the flow's,")
     print("  how many of the fills are a 4, say, is the similar images'.")
