@@ -42,7 +42,7 @@ from flowlib.images import user_images
 from flowlib.images.classifier import default_classifier, load_classifier
 from flowlib.images.datasets import Images, add_dataset_flags, load_images, load_together
 from flowlib.images.glow import PRECISIONS, Glow, default_checkpoint, load_glow, precision_for
-from flowlib.inpainting.fill import Fill, Problem
+from flowlib.inpainting.fill import Fill, Problem, Truth
 from flowlib.inpainting.inpainter import FillSettings, Inpainter
 from flowlib.inpainting.masks import describe_mask, draw_masks
 from flowlib.inpainting.scores import COVERAGES
@@ -90,7 +90,7 @@ def make_problems(args, inpainter: Inpainter, images: Images | None) -> dict[str
     else:
         v = glow.sample(count, rng(args.seed, "samples with holes")).cpu()
         grey = glow.quantize(v)
-        truth = inpainter.truth_of_v(v, grey)
+        truth = Truth(grey / (glow.levels - 1), v, inpainter.log_prob(v))
     problems = {}
     for kind in args.mask or [f"square:{glow.shape[1] // 2}", "noise:0.5"]:
         if file := user_images.find_mask(kind, Path(kind)):
@@ -222,7 +222,7 @@ def parse_args(argv=None):
     add("--output", type=Path, metavar="FOLDER", default=Path("filled"), help="of --image (filled)")
     add("--source", choices=("test", "samples"), default="test", help="holes in what (test images)")
     add("--count", type=whole, default=4, help="images for each mask (4)")
-    add("--steps", type=number(int, 0, 100_000), default=100, help="of the ascent (100)")
+    add("--steps", type=number(int, 0, 100_000), default=50, help="of the MAP ascent (50)")
     add("--chains", type=whole, default=12, help="each gives one sample (12)")
     add("--precision", choices=PRECISIONS, default="auto", help="auto: bf16 where it is native")
     parser.add_common_flags(checkpoint="the Glow to fill with (checkpoints/glow_DATASET.pt)")
