@@ -58,7 +58,7 @@ def measure_ranks(inpainter: Inpainter, kind: str, count: int, seed: int) -> dic
             (grey * mask.unsqueeze(1)).flatten(2).sum(2)
             for grey in (found["samples_v"], v[:, None])
         ]
-        log_p = inpainter.truth_of_v(v, glow.quantize(v)).log_prob
+        log_p = inpainter.log_prob(v)
         images = torch.cat([glow.quantize(v)[:, None], found["samples"]], 1)  # the truth first
         digit = inpainter.classifier.classify(images.flatten(0, 1)).argmax(1)
         digit = digit.unflatten(0, images.shape[:2])  # (B, 1 + S)

@@ -1,5 +1,6 @@
 """Random numbers by purpose, so that no two parts of a run ever draw the same ones."""
 
+import copy
 import hashlib
 from collections.abc import Sequence
 
@@ -30,6 +31,12 @@ class Streams:
     def __init__(self, seeds: Sequence[int], purpose: str, like: Tensor):
         self.generators = [rng(seed, purpose) for seed in seeds]
         self.like = like
+
+    def __getitem__(self, rows: Sequence[int]) -> "Streams":
+        """The same of some of the examples: they go on drawing from their own generators."""
+        part = copy.copy(self)
+        part.generators = [self.generators[row] for row in rows]
+        return part
 
     def rand(self, *size: int) -> Tensor:
         """Uniform in [0, 1), (B, *size)."""

@@ -174,3 +174,26 @@ def test_an_image_without_a_hole_but_for_one_pixel_is_most_similar_to_itself(dig
 def test_there_are_no_more_similar_images_than_references(k, digits):
     mask = make_masks("noise:0.5", 2, 8, 8)
     assert similar_images(digits.train[:2], mask, digits.train[:3], k).shape[1] == min(k, 3)
+
+
+def test_an_example_is_done_once_its_patches_gain_little():
+    # Two examples, all missing. In the first every patch of the bright fill is worth a lot, in the
+    # second all fills are alike, so there is nothing to gain.
+    fills = torch.full((2, 4, 1, 4, 4), 0.5)
+    fills[0] = torch.tensor([0.1, 0.2, 0.3, 0.9])[:, None, None, None]
+    images, told = [], []
+
+    def log_prob(v):
+        images.append(v[:, 0, 0, 0])
+        return 100 * v.flatten(1).sum(1)
+
+    density = HoleDensity(log_prob, torch.zeros(2, 1, 4, 4), ALL, progress=told.append)
+    y, streams = density.encode(fills), Streams([1, 2], "test", fills)
+    options = dict(rounds=5, crossovers=20, steps=1, lr=1e-3)
+    found = refine_fills(density, y, y, streams, **options)
+    assert (density.decode(found)[0] > 0.8).float().mean() > 0.9
+    evaluated = torch.cat(images)
+    second = ((evaluated - 0.5).abs() < 0.05).sum()
+    assert second == 4 * (20 + 1 + 1 + 20 + 1)  # a round of four fills, and patches in vain
+    assert len(evaluated) - second > 2 * second
+    assert sum(told) == 2 * 5 * 4 * (20 + 1 + 3)  # as if none had been done early

@@ -7,7 +7,7 @@ from flowlib.inpainting.inpainter import STARTS, FillSettings, Inpainter
 from flowlib.inpainting.masks import draw_masks
 from flowlib.rng import rng
 
-QUICK = FillSettings(map_steps=3, chains=4, rounds=2, crossovers=4, ascent=2, moves=2)
+QUICK = FillSettings(3, chains=4, rounds=2, crossovers=4, ascent=2, last_ascent=2, moves=2)
 
 
 @pytest.fixture

@@ -5,8 +5,7 @@ bin, v = (image + u) / levels in (0, 1). The logit of v is unbounded, and normfl
 flow takes it to Gaussian latents. All densities are those of v.
 
 Directions: in normflows `forward` is latent to data and `inverse` data to latent, the reverse of
-the rest of this project. Outside this file and glow_layers.py they are called `Glow.decode` and
-`Glow.encode`.
+the rest of this project. Elsewhere they are called `Glow.decode` and `Glow.encode`.
 
 Papers: Kingma and Dhariwal (2018), arXiv:1807.03039 (Glow); Dinh et al. (2017), arXiv:1605.08803
 (multi-scale, logit); Theis et al. (2016), arXiv:1511.01844 (why dequantize).

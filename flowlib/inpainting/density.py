@@ -6,6 +6,7 @@ entry is *missing*. What lies there in x is never looked at.
 """
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterator
 
 import torch
@@ -62,6 +63,12 @@ class HoleDensity:
         self.hole = mask.flatten(1)[:, None]  # (B, 1, D)
         # Whatever lay in the hole is gone from here on.
         self.observed = torch.where(self.hole, 0.5, batched.flatten(2))  # (B, 1 or C, D)
+
+    def __getitem__(self, rows: Tensor) -> "HoleDensity":
+        """The same of some of the examples."""
+        part = copy.copy(self)
+        part.hole, part.observed = self.hole[rows], self.observed[rows]
+        return part
 
     def encode(self, x: Tensor) -> Tensor:
         """Fills x (B, C, *shape) -> y (B, C, D); what x holds outside the hole is ignored."""

@@ -6,8 +6,7 @@ with probability min(1, exp(H - H')), H = U + |r|² / 2 the energy. This leaves 
 as the step size does not depend on where the chain has been. So the first half of the moves adapts
 it, towards an acceptance of 65 %, and the second half keeps it.
 
-Source: Neal (2011), arXiv:1206.1901, sections 2, 4.2 (another step size for each entry) and 5.4.4
-(the acceptance).
+Source: Neal (2011), arXiv:1206.1901, sections 2, 4.2 (a step size for each entry) and 5.4.4.
 """
 
 import math
@@ -26,7 +25,6 @@ class Chains(NamedTuple):
     """Where C chains for each of B examples have come to."""
 
     y: Tensor  # (B, C, D), the last state of each chain: its sample
-    log_p: Tensor  # (B, C) log p(y), nats
     acceptance: Tensor  # (B,) share of the moves that were accepted, in the second half
 
 
@@ -37,8 +35,8 @@ def sample_hmc(
     width: Tensor,
     streams: Streams,
     *,
-    moves: int = 8,
-    leapfrog: int = 3,
+    moves: int = 4,
+    leapfrog: int = 2,
 ) -> Chains:
     """Moves C chains for each of B examples from y (B, C, D).
 
@@ -77,4 +75,4 @@ def sample_hmc(
             step = (step * (surplus / 2).exp()).clamp(1e-4, 1.5)
         else:
             accepted_moves.append(accepted.float().mean(1))
-    return Chains(y, log_p, torch.stack(accepted_moves).mean(0))
+    return Chains(y, torch.stack(accepted_moves).mean(0))

@@ -9,8 +9,10 @@ starts from the result has less to do. This is a search, not a sampler: an ascen
 import torch
 from torch import Tensor, nn
 
-from flowlib.inpainting.density import HoleDensity
+from flowlib.inpainting.density import GRADIENT_WORK, VALUE_WORK, HoleDensity
 from flowlib.rng import Streams
+
+LEAST_GAIN = 4.0  # nats, on average over an example's fills
 
 
 def nearest_images(
@@ -47,8 +49,8 @@ def refine_fills(
     similar: Tensor,
     streams: Streams,
     *,
-    rounds: int = 4,
-    crossovers: int = 12,
+    rounds: int = 7,
+    crossovers: int = 8,
     steps: int = 5,
     lr: float = 0.4,
 ) -> Tensor:
@@ -57,23 +59,36 @@ def refine_fills(
     In each round every fill is offered `crossovers` patches, in the first round of the `similar`
     (B, K, D), later of the other fills. An ascent of `steps` steps follows. A patch costs one
     evaluation of the density, a step one gradient.
+
+    An example has at most `rounds` rounds, and no more once the other fills' patches gain less than
+    LEAST_GAIN. Those are not taken: so small a gain says little about the observed pixels, and much
+    about what the density likes best. The fills would grow alike and lose ink.
     """
+    ascent = y.shape[1] * steps * GRADIENT_WORK
+    work = y.shape[1] * (crossovers + 1) * VALUE_WORK + ascent  # of a round
+    y, left = y.clone(), torch.arange(len(y), device=y.device)  # which examples have another round
     for i in range(rounds):
-        y = cross_over(density, y, similar if i == 0 else None, streams, crossovers)
-        y = climb(density, y, steps, lr)
+        givers = similar if i == 0 else None
+        part, random = density[left], streams[left.tolist()]
+        crossed, gain = cross_over(part, y[left], givers, random, crossovers)
+        more = (gain >= LEAST_GAIN) | (i == 0)
+        density.progress(int((~more).sum()) * ((rounds - 1 - i) * work + ascent))  # not needed
+        left = left[more]
+        if not len(left):
+            break
+        y[left] = climb(density[left], crossed[more], steps, lr)
     return y
 
 
 def cross_over(
     density: HoleDensity, y: Tensor, similar: Tensor | None, streams: Streams, count: int
-) -> Tensor:
-    """Offers each fill `count` patches, of the `similar` images or, if None, of the other fills.
+) -> tuple[Tensor, Tensor]:
+    """Offers each fill (B, C, D) `count` patches, of `similar` (B, K, D) or of the other fills.
 
-    A fill takes a patch with the Metropolis probability min(1, p(new) / p(old)).
+    A fill takes a patch with the Metropolis probability min(1, p(new) / p(old)). Returns the fills
+    and what they gained in log p, in nats, on average over an example's: (B,).
     """
-    if similar is None and y.shape[1] == 1:
-        return y  # it could only be offered patches of itself
-    log_p = density(y)
+    log_p = first = density(y)
     for _ in range(count):
         givers = y if similar is None else similar
         giver = (streams.rand(y.shape[1]) * givers.shape[1]).long()  # (B, C)
@@ -84,7 +99,7 @@ def cross_over(
         taken = streams.rand(y.shape[1]).log() < gain
         y = torch.where(taken[..., None], candidate, y)
         log_p = torch.where(taken, value, log_p)
-    return y
+    return y, (log_p - first).mean(1)
 
 
 def climb(density: HoleDensity, y: Tensor, steps: int, lr: float) -> Tensor:

@@ -13,7 +13,7 @@ from flowlib.inpainting import scores
 from flowlib.inpainting.density import GRADIENT_WORK, VALUE_WORK, HoleDensity
 from flowlib.inpainting.fill import Fill, Problem, Truth
 from flowlib.inpainting.hmc import Chains, sample_hmc
-from flowlib.inpainting.initial_fills import refine_fills, similar_images
+from flowlib.inpainting.initial_fills import climb, refine_fills, similar_images
 from flowlib.inpainting.map_estimate import MapEstimate, find_map
 from flowlib.rng import Streams
 
@@ -25,24 +25,22 @@ STARTS = ("black", "neighbor")  # of the MAP ascent, see `Inpainter.starts`
 class FillSettings:
     """How much work goes into a fill; see `find_map`, `refine_fills` and `sample_hmc`."""
 
-    map_steps: int = 100  # of the MAP ascent
+    map_steps: int = 50  # of the MAP ascent
     chains: int = 12  # each gives one sample
     similar: int = 5  # similar images for each chain, from which it takes patches
-    rounds: int = 4
-    crossovers: int = 12
-    ascent: int = 5
-    moves: int = 8
-    leapfrog: int = 3
+    rounds: int = 7  # at most
+    crossovers: int = 8
+    ascent: int = 5  # steps in a round
+    last_ascent: int = 15
+    moves: int = 4
+    leapfrog: int = 2
 
     def work(self) -> int:
-        """What one image costs, in the units of `HoleDensity`'s progress."""
+        """What one image costs at most, in the units of `HoleDensity`'s progress."""
         ascents = len(STARTS) * (self.map_steps + 1) * GRADIENT_WORK
-        # A single chain has no other fill to take patches from, so only in the first round.
-        crossing_rounds = self.rounds if self.chains > 1 else min(self.rounds, 1)
-        refinement = self.chains * crossing_rounds * (self.crossovers + 1) * VALUE_WORK
-        refinement += self.chains * self.rounds * self.ascent * GRADIENT_WORK
-        moves = self.chains * (1 + self.moves * self.leapfrog) * GRADIENT_WORK
-        return ascents + refinement + moves
+        a_round = (self.crossovers + 1) * VALUE_WORK + self.ascent * GRADIENT_WORK
+        after = (self.last_ascent + 1 + self.moves * self.leapfrog) * GRADIENT_WORK
+        return ascents + self.chains * (self.rounds * a_round + after)
 
 
 def run_engine(
@@ -61,6 +59,7 @@ def run_engine(
     """
     search = {"rounds": settings.rounds, "crossovers": settings.crossovers}
     y = refine_fills(density, y, similar, streams, steps=settings.ascent, lr=lr, **search)
+    y = climb(density, y, settings.last_ascent, lr)  # near to the top of each fill's mode
     width = widths(y) * density.hole
     y = y + width * streams.randn(*y.shape[1:])
     moves = {"moves": settings.moves, "leapfrog": settings.leapfrog}
@@ -122,9 +121,8 @@ class Inpainter:
         """Samples of the missing pixels given the observed ones, and how the chains fared.
 
         A chain starts near a similar reference image that has been refined to fit what is observed.
-        Where in its grey level's bin an observed pixel lies, each chain draws for itself, unless
-        `problem.observed` says. Returns `samples`, `samples_v`, `log_prob`, `acceptance` and
-        `travelled` as in `Fill`.
+        Where in its bin an observed pixel lies, each chain draws for itself, unless
+        `problem.observed` says. Returns the `Fill`'s fields from `samples` to `travelled`.
         """
         settings, seeds, observed = self.settings, problem.seeds, problem.observed
         if observed is None:
@@ -154,8 +152,7 @@ class Inpainter:
     def starts(self, problem: Problem) -> Tensor:
         """Guesses to climb from, (B, 2, 1, H, W) in (0, 1), none of which sees the truth.
 
-        Black, and the most similar reference image; each pixel in the middle of its bin. (An ascent
-        from noise ends 900 to 2,800 nats lower than either.)
+        Black, and the most similar reference image; each pixel in the middle of its bin.
         """
         similar = similar_images(problem.masked, problem.mask, self.references, 1)  # (B, 1, ...)
         grey = torch.cat([torch.zeros_like(similar), similar], 1)
@@ -163,10 +160,7 @@ class Inpainter:
 
     def truth(self, images: Tensor, seeds: Sequence[int]) -> Truth:
         """The truth of uint8 images (B, 1, H, W), dequantized with noise of its own."""
-        return self.truth_of_v(self._dequantize(images[:, None], seeds, "truth")[:, 0], images)
-
-    def truth_of_v(self, v: Tensor, images: Tensor) -> Truth:
-        """Likewise, of images whose v (B, 1, H, W) is known."""
+        v = self._dequantize(images[:, None], seeds, "truth")[:, 0]
         return Truth(images / (self.glow.levels - 1), v.cpu(), self.log_prob(v))
 
     @torch.no_grad()

@@ -29,8 +29,7 @@ def make_masks(
 ) -> Tensor:
     """n masks: "square:14", "noise:0.5", or the half of the image that is missing, say "left".
 
-    A square lies at a uniformly random place. Noise is exactly round(fraction · height · width)
-    pixels at random places.
+    A square's place is random. Noise is exactly round(fraction · height · width) random pixels.
 
     Raises:
         ValueError: if the kind is not understood, or such a hole does not fit into the image.
