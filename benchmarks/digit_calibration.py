@@ -10,11 +10,11 @@ fill of the U-Net that was trained for the task. A method is calibrated if, of a
 says 70 %, 70 % come true.
 
 The fills are those of inpainting_table.py, from its folder where they are there; those that are
-missing are made, 160 images at a time, so a run that was stopped goes on.
+missing are made, 32 images at a time, so a run that was stopped goes on.
 
 Writes   benchmarks/results/digit_calibration.json, figures/digit_calibration.png
-Takes    some 10 seconds for each image and mask on one core of an AMD EPYC without AVX-512, where
-         the fill is not there yet
+Takes    five seconds for each image and mask on one core of an AMD EPYC without AVX-512, where the
+         fill is not there yet
 """
 
 import os

@@ -8,7 +8,7 @@ the mean over the images of the hole's mean squared error, grey values in [0, 1]
 95 % of bootstraps over the images. No method was trained for the task but the U-Net, which shows
 what training for it gains.
 
-160 images at a time are filled and kept in benchmarks/runs/inpainting/: a run that was stopped goes
+32 images at a time are filled and kept in benchmarks/runs/inpainting/: a run that was stopped goes
 on, and one with more --images adds to what is there. With other weights the flow's fills begin
 anew; after a change of a method delete that folder. A machine with a GPU can make the flow's fills,
 and another one the rest:
@@ -16,9 +16,8 @@ and another one the rest:
     python benchmarks/inpainting_table.py --data-dir DATA --flow-only
 
 Writes   benchmarks/results/inpainting.json
-Takes    some 10 seconds for each image and mask on one core of an AMD EPYC without AVX-512, the
-         MAP estimate a quarter more, after half an hour for the fits; two to three minutes on an
-         NVIDIA H200 for 160 images under all masks
+Takes    five seconds for each image and mask on one core of an AMD EPYC without AVX-512, under
+         noise:0.5 ten, the MAP estimate 1.5 more, after half an hour for the fits
 """
 
 import functools
@@ -54,7 +53,7 @@ from flowlib.inpainting.initial_fills import similar_images
 from flowlib.inpainting.scores import COVERAGES, crps, hole_mse, inside, psnr, ranks
 from flowlib.rng import rng
 
-CHUNK = 160  # images
+CHUNK = 32  # images
 FLAGS = ("images", "map-images")  # what decides the results
 BOTH = ("methods", "digits")  # what every part of a chunk has
 
