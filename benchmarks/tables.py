@@ -60,7 +60,7 @@ def table(header: list[str], rows: list[list[str]]) -> str:
 def measured_on(about: dict, *more: str) -> str:
     """The line below a table: on what it was measured."""
     torch, where = f"torch {about['versions']['torch']}", [about["hardware"]]
-    if "flow_hardware" in about:
+    if not about["hardware"].startswith(about.get("flow_hardware", "")):
         where.append(f"the flow's fills on {about['flow_hardware']}")
     return f"\n{'; '.join([*where, *more, torch, about['date']])}.\n"
 
