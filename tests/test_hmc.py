@@ -42,6 +42,7 @@ def test_on_a_gaussian_mean_and_covariance_are_the_closed_form_conditional_ones(
     assert ((samples.mean(0) - mean).abs() < 0.064 * deviation).all()
     scaled = [matrix / deviation[:, None] / deviation for matrix in (samples.T.cov(), spread)]
     torch.testing.assert_close(*scaled, rtol=0, atol=0.09)
+    torch.testing.assert_close(chains.log_p[0], gauss.log_prob(filled[0]))
     assert 0.5 < chains.acceptance.item() < 0.9
 
 

@@ -25,6 +25,7 @@ class Chains(NamedTuple):
     """Where C chains for each of B examples have come to."""
 
     y: Tensor  # (B, C, D), the last state of each chain: its sample
+    log_p: Tensor  # (B, C) log p(y), nats
     acceptance: Tensor  # (B,) share of the moves that were accepted, in the second half
 
 
@@ -75,4 +76,4 @@ def sample_hmc(
             step = (step * (surplus / 2).exp()).clamp(1e-4, 1.5)
         else:
             accepted_moves.append(accepted.float().mean(1))
-    return Chains(y, torch.stack(accepted_moves).mean(0))
+    return Chains(y, log_p, torch.stack(accepted_moves).mean(0))

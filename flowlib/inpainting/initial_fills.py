@@ -68,9 +68,8 @@ def refine_fills(
     work = y.shape[1] * (crossovers + 1) * VALUE_WORK + ascent  # of a round
     y, left = y.clone(), torch.arange(len(y), device=y.device)  # which examples have another round
     for i in range(rounds):
-        givers = similar if i == 0 else None
         part, random = density[left], streams[left.tolist()]
-        crossed, gain = cross_over(part, y[left], givers, random, crossovers)
+        crossed, gain = cross_over(part, y[left], None if i else similar, random, crossovers)
         more = (gain >= LEAST_GAIN) | (i == 0)
         density.progress(int((~more).sum()) * ((rounds - 1 - i) * work + ascent))  # not needed
         left = left[more]
