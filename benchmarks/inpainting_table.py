@@ -182,13 +182,13 @@ def make_chunks(
         dist.barrier()
     methods = Methods(images, glow)
     # All masks of one chunk before the next: a run that is stopped early has the same images
-    # under every mask.
+    # under every mask. Part by part, so that each process gets as many of the slow ones.
     starts = range(0, count, CHUNK)
     jobs = [
         (kind, first, part)
         for first in starts
-        for kind in kinds
         for part in parts
+        for kind in kinds
         if part != "map" or first < map_images
     ]
     for kind, first, part in tqdm(jobs[group.rank :: group.count], disable=not group.first):
