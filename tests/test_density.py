@@ -2,9 +2,8 @@ import math
 
 import pytest
 import torch
-from torch import nn
 
-from flowlib.inpainting.density import GRADIENT_WORK, VALUE_WORK, HoleDensity, eval_mode
+from flowlib.inpainting.density import GRADIENT_WORK, VALUE_WORK, HoleDensity
 
 
 def coupled(x):
@@ -101,20 +100,6 @@ def test_progress_adds_up_and_chunks_do_not_matter(problem):
     assert sum(told) == 15 * (GRADIENT_WORK + VALUE_WORK)
     whole = HoleDensity(coupled, *problem).value_and_grad(y)
     torch.testing.assert_close((value, grad), whole)
-
-
-def test_a_model_comes_back_as_it_was_even_after_an_error():
-    model = nn.Sequential(nn.Linear(2, 2), nn.Dropout()).train()
-    model[1].eval()
-
-    def fails():
-        with eval_mode(model.forward):
-            assert not any(part.training for part in model.modules())
-            raise KeyError
-
-    with pytest.raises(KeyError):
-        fails()
-    assert (model.training, model[0].training, model[1].training) == (True, True, False)
 
 
 @pytest.mark.parametrize(

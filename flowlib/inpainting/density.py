@@ -5,9 +5,8 @@ None knows a model, so each is tested where the answer has a closed form. A mask
 entry is *missing*. What lies there in x is never looked at.
 """
 
-import contextlib
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -23,10 +22,9 @@ class HoleDensity:
 
         log p(y) = log p(x) + Σ log dx/dy,   dx/dy = x (1 - x),   summed over the hole.
 
-    A module whose method `log_prob` is gets into eval mode for each call.
-
     Args:
-        log_prob: (N, *shape) -> (N,), nats, differentiable; a density of x.
+        log_prob: (N, *shape) -> (N,), nats, differentiable; a density of x. A model with dropout
+            must be in eval mode, which `load_model` returns.
         x: (B, *shape), or (B, C, *shape) where each fill has its own observed entries.
         mask: (B, *shape) bool, True where missing.
         unit_interval: x is in (0, 1); False takes it from the real line.
@@ -113,10 +111,9 @@ class HoleDensity:
     def _evaluate(self, y: Tensor, function: Callable, work: int) -> Tensor:
         """function(x) of each fill, chunk by chunk: (B, C, D) -> (B, C, ...)."""
         parts = []
-        with eval_mode(self.log_prob):
-            for part in self.decode(y).flatten(0, 1).split(self.chunk):  # (chunk, *shape)
-                parts.append(function(part))
-                self.progress(work * len(part))
+        for part in self.decode(y).flatten(0, 1).split(self.chunk):  # (chunk, *shape)
+            parts.append(function(part))
+            self.progress(work * len(part))
         return torch.cat(parts).unflatten(0, y.shape[:2])
 
     def log_jacobian(self, y: Tensor) -> Tensor:
@@ -125,19 +122,3 @@ class HoleDensity:
             return y.new_zeros(y.shape[:2])
         log_slope = nn.functional.logsigmoid(y) + nn.functional.logsigmoid(-y)
         return torch.where(self.hole, log_slope, 0).sum(2)
-
-
-@contextlib.contextmanager
-def eval_mode(log_prob: Callable) -> Iterator[None]:
-    """Puts the module behind `log_prob`, if any, in eval mode, and all its parts back."""
-    module = log_prob if isinstance(log_prob, nn.Module) else getattr(log_prob, "__self__", None)
-    if not isinstance(module, nn.Module):
-        yield
-        return
-    modes = [(part, part.training) for part in module.modules()]
-    try:
-        module.eval()
-        yield
-    finally:
-        for part, training in modes:
-            part.training = training
