@@ -155,8 +155,6 @@ def report_tests(problems: dict[str, Problem], fills: dict[str, Fill], args) -> 
 
 def print_table(metrics: dict) -> None:
     """Prints the metrics of one kind of hole, a row for each way to fill it."""
-    won = ", ".join(f"{name} {count}" for name, count in metrics["map"]["won_by"].items())
-    print(f"  MAP estimates by the start of their ascent: {won}")
     rows = {"mean of the samples": "mean", "one sample": "sample"}
     for label, name in ({"MAP estimate": "map"} | rows).items():
         line = "  {label:20} hole PSNR {hole_psnr:5.1f} dB   ink {ink_ratio:.2f}"

@@ -13,7 +13,7 @@ from flowlib.images.classifier import default_classifier, load_classifier
 from flowlib.images.datasets import Images
 from flowlib.images.glow import Glow
 from flowlib.inpainting.fill import Problem
-from flowlib.inpainting.inpainter import STARTS, Inpainter
+from flowlib.inpainting.inpainter import Inpainter
 from flowlib.inpainting.masks import draw_masks
 from flowlib.rng import rng
 
@@ -73,15 +73,16 @@ class Methods:
         return found | mixture | {"Gaussian mixture, sample": (drawn[:, 0], drawn)}
 
     def ascents(self, problem: Problem) -> dict[str, tuple]:
-        """Likewise for the MAP estimate, and for where each start led."""
-        found, levels = self.inpainter.find_map(problem), self.inpainter.glow.levels
+        """Likewise for the MAP estimate, and for where a similar image alone leads."""
+        inpainter, similar = self.inpainter, self.inpainter.starts(problem)[:, 1:]
+        found = {"MAP": inpainter.find_map(problem)}
+        found |= {"MAP from neighbor": inpainter.find_map(problem, starts=similar)}
 
         def grey(v: Tensor) -> Tensor:
-            filled = self.inpainter.glow.quantize(v).cpu()
-            return torch.where(problem.mask, filled, problem.masked) / (levels - 1)
+            filled = torch.where(problem.mask, inpainter.glow.quantize(v).cpu(), problem.masked)
+            return filled / (inpainter.glow.levels - 1)
 
-        each = {f"MAP from {name}": (grey(found.all_x[:, i]),) for i, name in enumerate(STARTS)}
-        return {"MAP": (grey(found.x),), **each}
+        return {name: (grey(v),) for name, v in found.items()}
 
     def sampled(self, problem: Problem) -> tuple[dict[str, tuple], dict[str, Tensor]]:
         """Likewise for the samples; and what `Inpainter.sample` returns."""

@@ -26,7 +26,6 @@ def fill(truth):
         white=torch.full((3,), 16.0),
         map=levels,
         map_log_prob=truth.log_prob + torch.tensor([1.0, -1.0, 1.0]),
-        map_start=["black", "noise", "black"],
         map_atypical=torch.tensor([True, False, False]),
         typical=torch.tensor([0.0, -1.0, 1.0]),
         samples=samples,
@@ -53,7 +52,6 @@ def test_the_metrics_are_those_of_the_scores(fill, truth):
     assert metrics["map"]["hole_mse"] == pytest.approx(0, abs=1e-12)
     assert metrics["map"]["likelier_than_truth"] == pytest.approx(2 / 3)
     assert metrics["map"]["atypical"] == pytest.approx(1 / 3)
-    assert metrics["map"]["won_by"] == {"black": 2, "noise": 1}
     expected = psnr(hole_mse(fill.mean(), truth.grey, fill.mask).mean().item())
     assert metrics["mean"]["hole_psnr"] == pytest.approx(expected)
     score = crps(fill.samples / 16, truth.grey, fill.mask).mean().item()

@@ -47,7 +47,6 @@ def test_holes_in_test_images_give_a_figure_a_table_and_metrics(tmp_path, tiny_g
     assert list(masks) == ["square:4", "noise:0.5"]
     for metrics in masks.values():
         assert metrics["images"] == 3
-        assert sum(metrics["map"]["won_by"].values()) == 3
         assert metrics["map"]["log_prob"] > metrics["sample"]["log_prob"]
         assert metrics["mean"]["hole_mse"] <= metrics["sample"]["hole_mse"]
         assert metrics["coverage_50"] <= metrics["coverage_95"]

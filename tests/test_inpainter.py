@@ -3,7 +3,7 @@ import torch
 
 from flowlib.images.glow import load_glow
 from flowlib.inpainting.fill import Problem
-from flowlib.inpainting.inpainter import STARTS, FillSettings, Inpainter
+from flowlib.inpainting.inpainter import FillSettings, Inpainter
 from flowlib.inpainting.masks import draw_masks
 from flowlib.rng import rng
 
@@ -119,9 +119,21 @@ def test_the_neighbor_start_is_a_reference_image_that_fits_the_observed_pixels(g
 
 def test_starts_lie_inside_and_are_always_the_same(glow, digits, problem):
     starts = Inpainter(glow, digits.train).starts(problem)
-    assert starts.shape == (4, len(STARTS), 1, 8, 8)
+    assert starts.shape == (4, 2, 1, 8, 8)
     assert ((starts > 0) & (starts < 1)).all()
     assert torch.equal(starts, Inpainter(glow, digits.train).starts(problem))
+
+
+def test_the_likelier_start_climbs_and_others_take_its_place_if_they_are_given(
+    glow, digits, problem
+):
+    inpainter = Inpainter(glow, digits.train, settings=FillSettings(map_steps=0))
+    mask, starts = problem.mask, inpainter.starts(problem)
+    found = inpainter.find_map(problem)  # with no step: the start itself
+    for i in range(2):
+        alone = inpainter.find_map(problem, starts=starts[:, [i]])
+        torch.testing.assert_close(alone[mask], starts[:, i][mask])
+        assert (inpainter.log_prob(found) >= inpainter.log_prob(alone)).all()
 
 
 def test_samples_with_holes_are_not_among_the_samples_that_fill_them(glow):

@@ -87,7 +87,6 @@ class Fill(Batch):
     white: Tensor  # (B,) the highest grey level
     map: Tensor  # uint8 (B, 1, H, W)
     map_log_prob: Tensor  # (B,)
-    map_start: list[str]  # the start that the MAP estimate was reached from
     map_atypical: Tensor  # bool (B,), likelier than nearly all reference images
     typical: Tensor  # (B,) likeliest sample's log p minus the reference images' mean, in their σ
     samples: Tensor  # uint8 (B, S, 1, H, W)
@@ -134,20 +133,18 @@ class Fill(Batch):
         """Image i's log-densities, digits and diagnostics, as plain numbers."""
         names = ("map_log_prob", "map_atypical", "log_prob", "acceptance", "travelled", "digits")
         values = {name: getattr(self, name) for name in names}
-        numbers = {name: value[i].tolist() for name, value in values.items() if value is not None}
-        return {"map_start": self.map_start[i]} | numbers
+        return {name: value[i].tolist() for name, value in values.items() if value is not None}
 
     def compare(self, truth: Truth) -> dict:
         """The fills' metrics, over the missing pixels alone."""
         grey = self.grey(self.samples)
         rank = scores.ranks(self.samples_v, truth.v, rng(0, "ties"))[self.mask]
-        won = {name: self.map_start.count(name) for name in sorted(set(self.map_start))}
-        best = {"atypical": self.map_atypical.float().mean().item(), "won_by": won}
+        atypical = {"atypical": self.map_atypical.float().mean().item()}
         covered = {c: scores.inside(rank, c).float().mean().item() for c in scores.COVERAGES}
         return {
             "images": len(self),
             "truth_log_prob": truth.log_prob.mean().item(),
-            "map": self._metrics(self.grey(self.map), truth, self.map_log_prob) | best,
+            "map": self._metrics(self.grey(self.map), truth, self.map_log_prob) | atypical,
             "mean": self._metrics(self.mean(), truth),
             "sample": self._metrics(grey[:, 0], truth, self.log_prob[:, 0]),
             "crps": scores.crps(grey, truth.grey, self.mask).mean().item(),

@@ -1,21 +1,11 @@
 """The maximum a posteriori (MAP) estimate: the missing entries that maximize the likelihood."""
 
 import math
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from flowlib.inpainting.density import HoleDensity
-
-
-class MapEstimate(NamedTuple):
-    """What `find_map` found for B examples, each from S starts."""
-
-    x: Tensor  # (B, *shape) completed: the likeliest of what the starts led to
-    log_prob: Tensor  # (B,) log p(x), nats
-    start: Tensor  # (B,) which start led there
-    all_x: Tensor  # (B, S, *shape) where each start led: local maxima
 
 
 def find_map(
@@ -25,13 +15,14 @@ def find_map(
     steps: int = 50,
     lr: float = 0.3,
     final_lr: float = 0.03,
-) -> MapEstimate:
-    """The missing entries that maximize the likelihood: argmax over δ of log p(x_observed + δ · M).
+) -> Tensor:
+    """The likeliest completion of each example: argmax over δ of log p(x_observed + δ · M).
 
     Gradient ascent (Adam, learning rate falling along a cosine) on the missing entries alone, in
     y = logit(x). What is maximized is the density of x: the density of y has another maximum, since
     densities, unlike probabilities, depend on the coordinate. Each start climbs by itself, and the
-    likeliest point on its way is kept, so no result is worse than its start.
+    likeliest point on its way is kept, so no result is worse than its start. Returns the likeliest
+    point that an example's starts led to, (B, *shape).
 
     Args:
         starts: (B, S, *shape), guesses at the missing entries; elsewhere they are ignored.
@@ -42,7 +33,7 @@ def find_map(
 
     Example:
         >>> density = HoleDensity(flow.log_prob, x, mask, unit_interval=False)
-        >>> find_map(density, torch.zeros(len(x), 1, 2)).x
+        >>> find_map(density, torch.zeros(len(x), 1, 2))  # (B, 2)
     """
     if starts.shape[2:] != density.shape or 0 in starts.shape[:2]:
         shape = ", ".join(map(str, density.shape))
@@ -65,5 +56,4 @@ def find_map(
             share = (1 + math.cos(math.pi * step / steps)) / 2
             optimizer.param_groups[0]["lr"] = final_lr + (lr - final_lr) * share
             optimizer.step()
-    all_x, start, example = density.decode(best_y), best.argmax(1), torch.arange(len(best))
-    return MapEstimate(all_x[example, start], best[example, start], start, all_x)
+    return density.decode(best_y)[torch.arange(len(best)), best.argmax(1)]
