@@ -114,7 +114,8 @@ class Inpainter:
         """The likeliest fill of each image, v (B, 1, H, W); see `map_estimate.find_map`.
 
         The likelier of `starts` (B, S, 1, H, W), else of black and the most similar reference
-        image, climbs. An ascent from both took twice as long, for at most 10 nats more.
+        image, climbs. Ascents from both took twice as long, for 12 nats more under noise:0.75 (120
+        held-out images) and less than 1 under five other masks (24 to 96).
         """
         observed = self._dequantize(problem.masked[:, None], problem.seeds, "observed")
         density = self._density(problem, observed, progress)
