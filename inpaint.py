@@ -23,7 +23,7 @@ test images alone; where it cannot be had, scikit-learn's digits take its place.
 Writes   figures/batch_inpainting_result.png. With --image instead, in filled/: results.json, and
          of each picture NAME.png (all at one glance), NAME_filled.png (the picture itself, its hole
          filled with the likeliest sample), and NAME_mean.png and so on, as the model sees it
-Takes    90 seconds on one CPU core (AMD EPYC without AVX-512)
+Takes    75 seconds on one CPU core (AMD EPYC without AVX-512)
 """
 
 import textwrap
