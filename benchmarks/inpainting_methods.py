@@ -77,12 +77,7 @@ class Methods:
         inpainter, similar = self.inpainter, self.inpainter.starts(problem)[:, 1:]
         found = {"MAP": inpainter.find_map(problem)}
         found |= {"MAP from neighbor": inpainter.find_map(problem, starts=similar)}
-
-        def grey(v: Tensor) -> Tensor:
-            filled = torch.where(problem.mask, inpainter.glow.quantize(v).cpu(), problem.masked)
-            return filled / (inpainter.glow.levels - 1)
-
-        return {name: (grey(v),) for name, v in found.items()}
+        return {name: (inpainter.to_levels(v, problem) / 255,) for name, v in found.items()}
 
     def sampled(self, problem: Problem) -> tuple[dict[str, tuple], dict[str, Tensor]]:
         """Likewise for the samples; and what `Inpainter.sample` returns."""

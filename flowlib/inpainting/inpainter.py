@@ -100,7 +100,7 @@ class Inpainter:
             masked=problem.masked,
             mask=problem.mask,
             white=torch.full((len(problem),), float(self.glow.levels - 1)),
-            map=self._levels(best, problem),
+            map=self.to_levels(best, problem),
             map_log_prob=best_log_prob,
             map_atypical=best_log_prob > mean + 3 * std,
             typical=(sampled["log_prob"].amax(1) - mean) / std,
@@ -153,7 +153,7 @@ class Inpainter:
         found = {"samples_v": v, "log_prob": log_prob, "acceptance": chains.acceptance}
         found |= {"travelled": scores.travelled(density.decode(start), v)}
         found = {name: value.cpu() for name, value in found.items()}
-        return {"samples": self._levels(v, problem), **found}
+        return {"samples": self.to_levels(v, problem), **found}
 
     def starts(self, problem: Problem) -> Tensor:
         """Guesses to climb from, (B, 2, 1, H, W) in (0, 1), none of which sees the truth.
@@ -214,6 +214,12 @@ class Inpainter:
         counts = torch.bincount(pixel, minlength=levels).to(grad.dtype)
         return ((near @ squares + 1) / (near @ counts + 1)).rsqrt()
 
+    def to_levels(self, v: Tensor, problem: Problem) -> Tensor:
+        """v (B, ..., 1, H, W) as grey levels, with the observed pixels as they were given."""
+        shape = (len(v), *(1,) * (v.ndim - 4), *v.shape[-3:])
+        mask, masked = problem.mask.reshape(shape), problem.masked.reshape(shape)
+        return torch.where(mask, self.glow.quantize(v).cpu(), masked)
+
     def _dequantize(self, images: Tensor, seeds: Sequence[int], purpose: str) -> Tensor:
         """v of uint8 images (B, K, 1, H, W), with noise that belongs to each image's seed."""
         streams = Streams(seeds, f"dequantize {purpose}", torch.zeros((), device=self.glow.device))
@@ -226,9 +232,3 @@ class Inpainter:
         device = self.glow.device
         hole = problem.mask.to(device)
         return HoleDensity(self.glow.log_prob, observed.to(device), hole, progress=progress)
-
-    def _levels(self, v: Tensor, problem: Problem) -> Tensor:
-        """v (B, ..., 1, H, W) as grey levels, with the observed pixels as they were given."""
-        shape = (len(v), *(1,) * (v.ndim - 4), *v.shape[-3:])
-        mask, masked = problem.mask.reshape(shape), problem.masked.reshape(shape)
-        return torch.where(mask, self.glow.quantize(v).cpu(), masked)
