@@ -191,7 +191,10 @@ def make_chunks(
         for kind in kinds
         if part != "map" or first < map_images
     ]
-    for kind, first, part in tqdm(jobs[group.rank :: group.count], disable=not group.first):
+    # A process that is done takes over from the end of the others' shares, which may be slower.
+    mine = jobs[group.rank :: group.count]
+    others = [job for job in reversed(jobs) if job not in mine]
+    for kind, first, part in tqdm(mine + others, disable=not group.first):
         file = path_of(kind, first, part)
         if not file.is_file():
             result = PARTS[part](kind, first, images, methods)
