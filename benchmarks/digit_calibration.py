@@ -44,11 +44,30 @@ def probabilities(votes: Tensor, classes: int = 10) -> Tensor:
     return (counts + 1 / classes) / (votes.shape[1] + 1)
 
 
-def score(p: Tensor, label: Tensor) -> dict[str, float]:
-    """Log-loss in nats, Brier score and accuracy of p (B, classes) against labels (B,)."""
+def log_losses(p: Tensor, label: Tensor) -> Tensor:
+    """-log p(label) of each image in nats: (B, classes), (B,) -> (B,)."""
+    return -p.gather(1, label[:, None]).squeeze(1).clamp(min=1e-12).log()
+
+
+def mean_and_error(values: Tensor) -> tuple[float, float]:
+    """The mean of (B,) and its standard error."""
+    return values.mean().item(), (values.std() / len(values) ** 0.5).item()
+
+
+def score(p: Tensor, label: Tensor, other: Tensor) -> dict[str, float]:
+    """The scores of p (B, classes) against labels (B,).
+
+    Log-loss in nats, how much lower it is than that of `other` (B, classes) on the same images,
+    both with standard errors; Brier score; accuracy.
+    """
     right = nn.functional.one_hot(label, p.shape[1])
+    loss, error = mean_and_error(log_losses(p, label))
+    gain, gain_error = mean_and_error(log_losses(other, label) - log_losses(p, label))
     return {
-        "log_loss": -(p * right).sum(1).clamp(min=1e-12).log().mean().item(),
+        "log_loss": loss,
+        "log_loss_error": error,
+        "gain": gain,
+        "gain_error": gain_error,
         "brier": (p - right).square().sum(1).mean().item(),
         "accuracy": (p.argmax(1) == label).double().mean().item(),
     }
@@ -120,10 +139,15 @@ def main(argv=None) -> None:
             name: torch.cat([part[name] for part in parts])[: args.images] for name in parts[0]
         }
         label = found["label"]
+        said = {
+            name: votes if votes.is_floating_point() else probabilities(votes)
+            for name, votes in found.items()
+            if name in METHODS
+        }
         for name, method in METHODS.items():
-            said = found[name]
-            p = said if said.is_floating_point() else probabilities(said)
-            row = {"mask": kind, "method": method, "images": len(label)} | score(p, label)
+            p = said[name]
+            row = {"mask": kind, "method": method, "images": len(label)}
+            row |= score(p, label, said["neighbors"])
             print("   ".join(f"{key} {value}" for key, value in row.items()))
             rows.append(row | {"reliability": reliability(p, label)})
     command = ["python", "benchmarks/digit_calibration.py", "--images", str(args.images)]

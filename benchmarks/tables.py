@@ -327,10 +327,12 @@ def processes_table() -> str:
 def digit_calibration_table() -> str:
     """p(digit | observed pixels) against the labels."""
     results = load("digit_calibration")
-    header = ["mask", "method", "log-loss, nats", "Brier score", "accuracy"]
+    header = ["mask", "method", "log-loss, nats", "lower than similar images' by"]
+    header += ["Brier score", "accuracy"]
     rows = [
-        [row["mask"], row["method"], f"{row['log_loss']:.3f}", f"{row['brier']:.3f}"]
-        + [f"{row['accuracy']:.1%}"]
+        [row["mask"], row["method"], f"{row['log_loss']:.2f} ± {row['log_loss_error']:.2f}"]
+        + [f"{row['gain']:.3f} ± {row['gain_error']:.3f}" if row["gain_error"] else "-"]
+        + [f"{row['brier']:.3f}", f"{row['accuracy']:.1%}"]
         for row in results["rows"]
     ]
     count = f"the first {results['rows'][0]['images']} test images"

@@ -23,8 +23,14 @@ def test_votes_become_probabilities_of_which_none_is_zero():
 
 def test_scores_are_those_of_the_definitions():
     p, label = torch.tensor([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1]]), torch.tensor([0, 2])
-    found = score(p, label)
+    other = torch.full((2, 3), 1 / 3)
+    found = score(p, label, other)
     assert found["log_loss"] == pytest.approx((math.log(2) + math.log(10)) / 2)
+    # Of two numbers a and b the standard error is |a - b| / 2.
+    assert found["log_loss_error"] == pytest.approx((math.log(10) - math.log(2)) / 2)
+    assert found["gain"] == pytest.approx(math.log(3) - found["log_loss"])
+    assert found["gain_error"] == pytest.approx(found["log_loss_error"])
+    assert score(other, label, other)["gain_error"] == 0
     assert found["brier"] == pytest.approx((0.25 + 2 * 0.0625 + 0.01 + 0.64 + 0.81) / 2)
     assert found["accuracy"] == 0.5
 
