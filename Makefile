@@ -44,6 +44,7 @@ tables: .venv/ready
 # Measures ours against the peers, for hours. Nothing else should run meanwhile.
 benchmarks: .venv/ready-dev
 	$(BIN)/python benchmarks/moons_peers.py
+	$(BIN)/python benchmarks/moons_steps.py
 	$(BIN)/python benchmarks/glow_speed.py
 	$(BIN)/python benchmarks/glow_bits.py --data-dir $(DATA_DIR)
 	$(BIN)/python benchmarks/inpainting_table.py --data-dir $(DATA_DIR)

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 # A script's own folder is on the path; the modules lie one folder above.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.about import provenance
-from benchmarks.moons_models import LINEAR_LAYERS, MODELS, STEP_TIME_PAIRS, Builder
+from benchmarks.moons_models import LINEAR_LAYERS, MODELS, Builder
 from flowlib.cli import Parser, number, one_line_errors
 from flowlib.files import ROOT, UserError, versions, write_json
 from flowlib.grids import evaluate, finite, grid, kl_flow_truth, kl_truth_flow
@@ -156,28 +156,6 @@ def samples_per_second(model: nn.Module, batch: int = 10_000, repeats: int = 10)
     return batch / median(times)
 
 
-def time_steps(data: Data, rounds: int, steps: int = 50) -> list[dict]:
-    """CPU time of a training step in ms, ours and normflows' in turn: medians over the rounds."""
-    torch.manual_seed(data.seed)
-    rows = []
-    for pair, builders in STEP_TIME_PAIRS.items():
-        models = [build(data.mean, data.std) for build in builders]
-        optimizers = [make_optimizer(model) for model in models]  # at Adam's own rate of 0.001
-        batches, times = data.batches(), ([], [])
-        for i in range(rounds + 1):
-            for model, optimizer, taken in zip(models, optimizers, times):
-                drawn = [next(batches) for _ in range(steps if i else 3)]
-                start = time.process_time()
-                for batch in drawn:
-                    take_step(model, optimizer, batch)
-                if i:  # the first round only warms up
-                    taken.append((time.process_time() - start) / steps * 1000)
-        row = {"pair": pair, "ours_ms": median(times[0]), "normflows_ms": median(times[1])}
-        ratio = median(normflows / ours for ours, normflows in zip(*times))
-        rows.append(row | {"ratio": ratio, "rounds": rounds})
-    return rows
-
-
 # ---------------------------------------------------------------- results
 
 
@@ -186,7 +164,7 @@ def load_results(path: Path, about: dict) -> dict:
 
     Raises UserError if the file is another's.
     """
-    results = {"about": about, "rows": [], "step_times": [], "learning_rates": []}
+    results = {"about": about, "rows": [], "learning_rates": []}
     if not path.is_file():
         return results
     remedy = "move it away or choose another --output"
@@ -219,9 +197,6 @@ def print_table(results: dict, sigmas: list[float], models: list[str]) -> None:
                 middle, low, high = (format(f(values), form) for f in (median, min, max))
                 cells.append(f"{f'{middle} ({low}-{high})':>24}")
             print(f"{name:23}" + "".join(cells))
-    for row in results["step_times"]:
-        times = f"{row['ours_ms']:.2f} ms, normflows {row['normflows_ms']:.2f} ms"
-        print(f"{row['pair']}: a step takes {times}; ratio {row['ratio']:.2f}")
 
 
 # ---------------------------------------------------------------- command line
@@ -237,7 +212,6 @@ def parse_args(argv=None):
     add("--sigmas", **noise, help="noise levels (0.05 0.1)")
     names = dict(choices=MODELS, nargs="+", default=list(MODELS), metavar="NAME")
     add("--models", **names, help=f"some of: {'; '.join(MODELS)}")
-    add("--rounds", type=number(int, 1), default=7, help="rounds of 50 steps to time (7)")
     add("--core", type=number(int, 0), default=0, help="the CPU core to run on (0)")
     results = ROOT / "benchmarks/results/moons.json"
     add("--output", type=Path, metavar="FILE", default=results, help="(benchmarks/results/...)")
@@ -290,9 +264,6 @@ def main(argv=None) -> None:
                 write_json(args.output, results)
                 kl = f"KL {rows[-1]['kl_truth_flow']}, {rows[-1]['kl_flow_truth']}"
                 print(f"seed {seed}  sigma {sigma}  {name:25} lr {lr}  {kl}", flush=True)
-    if not find(results["step_times"], rounds=args.rounds):
-        results["step_times"] = time_steps(Data(args.sigmas[0], 0), args.rounds)
-        write_json(args.output, results)
     print_table(results, args.sigmas, args.models)
     print(f"wrote {args.output}")
 

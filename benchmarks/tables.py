@@ -160,13 +160,16 @@ def moons_table() -> str:
 
 def steps_table() -> str:
     """The cost of a training step, beside normflows' couplings of the same widths and depth."""
-    moons = load("moons")
+    results = load("moons_steps")
     rows = [
         [row["pair"], *(f"{row[f'{name}_ms']:.1f}" for name in ("ours", "normflows"))]
-        + [f"{row['ratio']:.2f}"]
-        for row in moons["step_times"]
+        + [f"{row['ratio']:.2f} ({row['ratio_low']:.2f} to {row['ratio_high']:.2f})"]
+        for row in results["rows"]
     ]
-    return table(["12 couplings, 2x64, batch 512", "ours, ms", "normflows, ms", "ratio"], rows)
+    about = results["about"]
+    header = [f"12 couplings, 2x64, batch {about['batch']}", "ours, ms", "normflows, ms", "ratio"]
+    rounds = f"medians and ranges of {about['rounds']} rounds"
+    return table(header, rows) + measured_on(about, rounds)
 
 
 # ---------------------------------------------------------------- Glow

@@ -17,6 +17,7 @@ from benchmarks import (
     known_answer,
     moons_failures,
     moons_peers,
+    moons_steps,
     processes,
     train_classifier,
 )
@@ -30,7 +31,7 @@ PARSERS = {
     **{
         f"benchmarks/{module.__name__.partition('.')[2]}.py": module
         for module in (glow_bits, glow_speed, inpainting_calibration, inpainting_table)
-        + (digit_calibration, known_answer, moons_failures, moons_peers, processes)
+        + (digit_calibration, known_answer, moons_failures, moons_peers, moons_steps, processes)
         + (train_classifier,)
     },
 }
