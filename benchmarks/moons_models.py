@@ -1,4 +1,4 @@
-"""The models of moons_peers.py and moons_steps.py: the two flows of this repository, and their peers."""
+"""The models of moons_peers.py and moons_steps.py: this repository's two flows, and their peers."""
 
 import warnings
 from collections.abc import Callable
