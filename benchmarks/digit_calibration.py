@@ -61,8 +61,9 @@ def score(p: Tensor, label: Tensor, other: Tensor) -> dict[str, float]:
     both with standard errors; Brier score; accuracy.
     """
     right = nn.functional.one_hot(label, p.shape[1])
-    loss, error = mean_and_error(log_losses(p, label))
-    gain, gain_error = mean_and_error(log_losses(other, label) - log_losses(p, label))
+    losses = log_losses(p, label)
+    loss, error = mean_and_error(losses)
+    gain, gain_error = mean_and_error(log_losses(other, label) - losses)
     return {
         "log_loss": loss,
         "log_loss_error": error,
@@ -138,11 +139,10 @@ def main(argv=None) -> None:
         found = {
             name: torch.cat([part[name] for part in parts])[: args.images] for name in parts[0]
         }
-        label = found["label"]
+        label = found.pop("label")
         said = {
             name: votes if votes.is_floating_point() else probabilities(votes)
             for name, votes in found.items()
-            if name in METHODS
         }
         for name, method in METHODS.items():
             p = said[name]
