@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from flowlib.inpainting.density import HoleDensity
-from flowlib.inpainting.map_estimate import find_map
+from flowlib.inpainting.map_estimate import BETAS, Adam, find_map
 from flowlib.inpainting.masks import make_masks
 from flows2d import realnvp
 
@@ -163,3 +163,22 @@ def test_bad_arguments_are_named(starts, options, named):
     density = HoleDensity(bumps, torch.rand(2, 1, 8, 8), make_masks("square:4", 2, 8, 8))
     with pytest.raises(ValueError, match=named):
         find_map(density, starts, **options)
+
+
+@pytest.mark.parametrize("eps", [1e-8, 1e-3])
+def test_adam_takes_the_steps_of_torchs_own_uphill(eps):
+    y = torch.randn(3, 4, 50, dtype=torch.float64)
+    weights = y.clone().requires_grad_()
+    optimizer = torch.optim.Adam([weights], betas=BETAS, eps=eps, maximize=True)
+    adam = Adam(y, eps)
+    for lr in (0.3, 0.2, 0.1, 0.05):
+        grad = torch.randn_like(y) * 10 ** torch.randn_like(y)
+        weights.grad, optimizer.param_groups[0]["lr"] = grad.clone(), lr
+        optimizer.step()
+        y = adam.step(y, grad, lr)
+        torch.testing.assert_close(y, weights.detach(), rtol=1e-12, atol=1e-12)
+
+
+def test_an_entry_without_a_finite_gradient_stays_where_it_is():
+    y, grad = torch.zeros(4), torch.tensor([math.nan, math.inf, -math.inf, 1.0])
+    assert Adam(y).step(y, grad, lr=0.1).tolist() == pytest.approx([0, 0, 0, 0.1])

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from flowlib.inpainting.density import GRADIENT_WORK, VALUE_WORK, HoleDensity
+from flowlib.inpainting.map_estimate import Adam
 from flowlib.rng import Streams
 
 LEAST_GAIN = 4.0  # nats, on average over an example's fills
@@ -103,15 +104,11 @@ def cross_over(
 
 def climb(density: HoleDensity, y: Tensor, steps: int, lr: float) -> Tensor:
     """A few steps of Adam up the density, the learning rate falling to a tenth."""
-    y = y.clone().requires_grad_()
-    # A short memory (betas) for a short ascent; eps keeps nearly flat pixels from moving far.
-    optimizer = torch.optim.Adam([y], lr=lr, betas=(0.8, 0.95), eps=1e-3, maximize=True)
+    adam = Adam(y, eps=1e-3)
     for step in range(steps):
-        _, grad = density.value_and_grad(y.detach())
-        y.grad = torch.nan_to_num(grad, nan=0.0, posinf=0.0, neginf=0.0)
-        optimizer.param_groups[0]["lr"] = lr * (1 - 0.9 * step / steps)
-        optimizer.step()
-    return y.detach()
+        _, grad = density.value_and_grad(y)
+        y = adam.step(y, grad, lr * (1 - 0.9 * step / steps))
+    return y
 
 
 def random_patches(hole: Tensor, count: int, shape: tuple[int, ...], streams: Streams) -> Tensor:
