@@ -44,15 +44,9 @@ def make_masks(
         raise ValueError(f"{kind}: {error}") from None
     if kind not in HALVES:
         raise ValueError(f"a mask is {KINDS} or a file, not {kind!r}")
-    mask = torch.zeros(n, 1, height, width, dtype=torch.bool)
-    half = {
-        "top": mask[..., : height // 2, :],
-        "bottom": mask[..., height // 2 :, :],
-        "left": mask[..., : width // 2],
-        "right": mask[..., width // 2 :],
-    }
-    half[kind].fill_(True)  # a view: it writes to the mask
-    return mask
+    top, left = torch.arange(height)[:, None] < height // 2, torch.arange(width) < width // 2
+    half = {"top": top, "bottom": ~top, "left": left, "right": ~left}[kind]
+    return half.expand(n, 1, height, width).clone()
 
 
 def _square_masks(n: int, height: int, width: int, side: int, generator) -> Tensor:
