@@ -69,7 +69,7 @@ def find_conditional(flows: dict, truth, index: int, value: float) -> Conditiona
         starts = points[::400].to(flow.base_mean)[None]  # (1, 11, 2), all over the range
         mask = torch.arange(2, device=flow.device)[None] == missing
         density = HoleDensity(flow.log_prob, starts[:, 0], mask, unit_interval=False)
-        best = find_map(density, starts, steps=120, lr=0.05, final_lr=1e-4)[0, missing].item()
+        best = find_map(density, starts, steps=40, lr=0.1, final_lr=1e-3)[0, missing].item()
         mode = mode_around(exact, places, best)
         kl = torch.trapezoid(exact * (log_exact - log_density), places).item()
         mass = torch.trapezoid(log_density.exp()[mode], places[mode]).item()
