@@ -23,7 +23,7 @@ test images alone; where it cannot be had, scikit-learn's digits take its place.
 Writes   figures/batch_inpainting_result.png. With --image instead, in filled/: results.json, and
          of each picture NAME.png (all at one glance), NAME_filled.png (the picture itself, its hole
          filled with the likeliest sample), and NAME_mean.png and so on, as the model sees it
-Takes    75 seconds on one CPU core (AMD EPYC without AVX-512)
+Takes    90 seconds on one CPU core (AMD EPYC without AVX-512)
 """
 
 import textwrap
@@ -220,7 +220,7 @@ def parse_args(argv=None):
     add("--output", type=Path, metavar="FOLDER", default=Path("filled"), help="of --image (filled)")
     add("--source", choices=("test", "samples"), default="test", help="holes in what (test images)")
     add("--count", type=whole, default=4, help="images for each mask (4)")
-    add("--steps", type=number(int, 0, 100_000), default=50, help="of the MAP ascent (50)")
+    add("--steps", type=number(int, 0, 100_000), default=40, help="of the MAP ascent (40)")
     add("--chains", type=whole, default=12, help="each gives one sample (12)")
     add("--precision", choices=PRECISIONS, default="auto", help="auto: bf16 where it is native")
     parser.add_common_flags(checkpoint="the Glow to fill with (checkpoints/glow_DATASET.pt)")

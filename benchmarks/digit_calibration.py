@@ -130,7 +130,7 @@ def parse_args(argv=None):
 def main(argv=None) -> None:
     args = parse_args(argv)
     with processes(args.device) as group:
-        make_chunks(group, args.data_dir, KINDS, args.images, parts=("others", "samples"))
+        make_chunks(group, args.data_dir, KINDS, args.images)
         if not group.first:
             return
     rows = []

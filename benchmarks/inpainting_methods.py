@@ -72,12 +72,11 @@ class Methods:
         mixture = {"Gaussian mixture, mean": (mean,)}
         return found | mixture | {"Gaussian mixture, sample": (drawn[:, 0], drawn)}
 
-    def ascents(self, problem: Problem) -> dict[str, tuple]:
-        """Likewise for the MAP estimate, and for where a similar image alone leads."""
-        inpainter, similar = self.inpainter, self.inpainter.starts(problem)[:, 1:]
-        found = {"MAP": inpainter.find_map(problem)}
-        found |= {"MAP from neighbor": inpainter.find_map(problem, starts=similar)}
-        return {name: (inpainter.to_levels(v, problem) / 255,) for name, v in found.items()}
+    def ascents(self, problem: Problem, sampled: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Name -> v (B, 1, H, W) of the MAP estimate, and of where the likeliest sample leads."""
+        starts = self.inpainter.starts(sampled)
+        found = {"MAP": starts, "MAP from sample": starts[:, 1:]}
+        return {name: self.inpainter.find_map(problem, start) for name, start in found.items()}
 
     def sampled(self, problem: Problem) -> tuple[dict[str, tuple], dict[str, Tensor]]:
         """Likewise for the samples; and what `Inpainter.sample` returns."""

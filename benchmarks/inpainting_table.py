@@ -17,7 +17,7 @@ and another one the rest:
 
 Writes   benchmarks/results/inpainting.json
 Takes    five seconds for each image and mask on one core of an AMD EPYC without AVX-512, under
-         noise:0.5 ten, the MAP estimate 1.5 more, after half an hour for the fits
+         noise:0.5 ten, the MAP estimates 1.5 more, after half an hour for the fits
 """
 
 import functools
@@ -54,7 +54,7 @@ from flowlib.inpainting.scores import COVERAGES, crps, hole_mse, inside, psnr, r
 from flowlib.rng import rng
 
 CHUNK = 32  # images
-FLAGS = ("images", "map-images")  # what decides the results
+MAP_IMAGES = 64  # of which MAP estimates are made, too
 BOTH = ("methods", "digits")  # what every part of a chunk has
 
 
@@ -95,27 +95,25 @@ def coverage(rank: Tensor, mask: Tensor) -> dict[str, Tensor]:
 
 
 def measure_samples(kind: str, first: int, images: Images, methods: Methods) -> dict:
-    """One chunk of test images under one kind of mask, filled with samples of the flow.
+    """One chunk of test images under one kind of mask, filled by the flow.
 
-    Returns every score, how the chains fared, and which digits the fills are.
+    Returns every score of the samples and, of the first MAP_IMAGES, of the MAP estimates; how the
+    chains fared; and which digits the samples are.
     """
     problem, labels = problem_of(kind, first, images, methods)
     fills, sampled = methods.sampled(problem)
+    ascents = methods.ascents(problem, sampled) if first < MAP_IMAGES else {}  # name -> v
+    fills |= {name: (methods.inpainter.to_levels(v, problem) / 255,) for name, v in ascents.items()}
     rank = ranks(sampled["samples_v"], problem.truth.v, rng(0, "ties", first))
     table = score_all(kind, fills, problem, labels, methods)
     # Of the density of v, so before quantization.
     table["posterior, sample"] |= coverage(rank, problem.mask)
+    for name, v in ascents.items():
+        table[name]["above_truth"] = methods.inpainter.log_prob(v) - problem.truth.log_prob
     chains = {name: sampled[name] for name in ("acceptance", "travelled")}
     digits = {"ours": vote(255 * fills["posterior, sample"][1], methods), "label": labels}
     found = {"methods": table, "sampler": chains, "ranks": rank[problem.mask], "digits": digits}
     return found | {"hardware": hardware(methods.inpainter.glow.device)}
-
-
-def measure_map(kind: str, first: int, images: Images, methods: Methods) -> dict:
-    """Likewise with the MAP estimate: every score."""
-    problem, labels = problem_of(kind, first, images, methods)
-    fills = methods.ascents(problem)
-    return {"methods": score_all(kind, fills, problem, labels, methods), "digits": {}}
 
 
 def measure_others(kind: str, first: int, images: Images, methods: Methods) -> dict:
@@ -157,7 +155,7 @@ def vote(fills: Tensor, methods: Methods) -> Tensor:
     return methods.classifier.classify(fills.flatten(0, 1)).argmax(1).unflatten(0, fills.shape[:2])
 
 
-PARTS = {"others": measure_others, "map": measure_map, "samples": measure_samples}
+PARTS = {"others": measure_others, "samples": measure_samples}
 
 
 def make_chunks(
@@ -165,12 +163,11 @@ def make_chunks(
     data_dir: Path,
     kinds: Sequence[str],
     count: int,
-    map_images: int = 64,
     parts: Sequence[str] = tuple(PARTS),
 ) -> None:
     """Measures the first `count` test images under these masks, where that has not been done yet.
 
-    The chunks that begin below `map_images` get a MAP estimate too. `parts` are among PARTS.
+    `parts` are among PARTS.
     """
     images = load_images("mnist", data_dir)
     glow = load_glow(default_checkpoint("mnist"), group.device)
@@ -184,13 +181,7 @@ def make_chunks(
     # All masks of one chunk before the next: a run that is stopped early has the same images
     # under every mask. Part by part, so that each process gets as many of the slow ones.
     starts = range(0, count, CHUNK)
-    jobs = [
-        (kind, first, part)
-        for first in starts
-        for part in parts
-        for kind in kinds
-        if part != "map" or first < map_images
-    ]
+    jobs = [(kind, first, part) for first in starts for part in parts for kind in kinds]
     # A process that is done takes over from the end of the others' shares, which may be slower.
     mine = jobs[group.rank :: group.count]
     others = [job for job in reversed(jobs) if job not in mine]
@@ -219,8 +210,7 @@ def load_chunks(kind: str, count: int) -> list[dict]:
     """What all parts found for the first `count` test images."""
     chunks = []
     for first in range(0, count, CHUNK):
-        paths = [path_of(kind, first, part) for part in PARTS]
-        parts = [torch.load(path, weights_only=True) for path in paths if path.is_file()]
+        parts = [torch.load(path_of(kind, first, part), weights_only=True) for part in PARTS]
         joined = {name: {k: v for part in parts for k, v in part[name].items()} for name in BOTH}
         chunks.append(parts[-1] | joined)  # the samples, the last part, hold more than the others
     return chunks
@@ -251,7 +241,8 @@ def rows_of(spec: str, chunks: list[dict]) -> list[dict]:
             "digit_accuracy": per_image["correct"].mean().item(),
         }
         row["ink_ratio"] = (per_image["ink"].sum() / per_image["true_ink"].sum()).item()
-        for key in ("crps", "energy_score", *(f"coverage_{100 * c:.0f}" for c in COVERAGES)):
+        more = ("crps", "energy_score", "above_truth")
+        for key in (*more, *(f"coverage_{100 * c:.0f}" for c in COVERAGES)):
             row[key] = per_image[key].mean().item() if key in per_image else None
         rows.append(row)
     return rows
@@ -278,12 +269,6 @@ def parse_args(argv=None):
     add, output = parser.add_argument, ROOT / "benchmarks/results/inpainting.json"
     add("--data-dir", type=Path, default=ROOT / "data", help="where MNIST lies (default data/)")
     add("--images", type=number(int, 1), default=320, help="test images (default %(default)s)")
-    add(
-        "--map-images",
-        type=number(int, 0),
-        default=64,
-        help="of them get MAP (default %(default)s)",
-    )
     add("--output", type=Path, metavar="FILE", default=output, help="the results file")
     add("--device", type=device, default="auto", help="cpu, cuda, ...; auto: a GPU if any")
     add("--flow-only", action="store_true", help="only fill with the flow, and write no table")
@@ -293,9 +278,9 @@ def parse_args(argv=None):
 @one_line_errors()
 def main(argv=None) -> None:
     args = parse_args(argv)
-    parts = ["map", "samples"] if args.flow_only else list(PARTS)
+    parts = ["samples"] if args.flow_only else list(PARTS)
     with processes(args.device) as group:
-        make_chunks(group, args.data_dir, MASKS, args.images, args.map_images, parts)
+        make_chunks(group, args.data_dir, MASKS, args.images, parts)
         if group.first and not args.flow_only:
             write(args, group.count)
 
@@ -304,9 +289,8 @@ def write(args, count: int) -> None:
     """Puts the chunks together."""
     chunks = {kind: load_chunks(kind, args.images) for kind in MASKS}
     launcher = ["python"] if count == 1 else ["torchrun", "--nproc-per-node", str(count)]
-    flags = {f"--{name}": getattr(args, name.replace("-", "_")) for name in FLAGS}
-    words = [str(word) for flag in flags.items() for word in flag]
-    about = provenance([*launcher, "benchmarks/inpainting_table.py", *words], torch.device("cpu"))
+    command = [*launcher, "benchmarks/inpainting_table.py", "--images", str(args.images)]
+    about = provenance(command, torch.device("cpu"))
     about["hardware"] += f", {count} process{'' if count == 1 else 'es'}"
     about |= {"cores": os.cpu_count(), "weights": fingerprint()}
     about["flow_hardware"] = chunks[MASKS[0]][0]["hardware"]

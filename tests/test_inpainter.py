@@ -3,7 +3,7 @@ import torch
 
 from flowlib.images.glow import load_glow
 from flowlib.inpainting.fill import Problem
-from flowlib.inpainting.inpainter import FillSettings, Inpainter
+from flowlib.inpainting.inpainter import FIRST_STEPS, FillSettings, Inpainter
 from flowlib.inpainting.masks import draw_masks
 from flowlib.rng import rng
 
@@ -111,29 +111,34 @@ def test_a_pixel_of_a_level_that_the_density_is_steep_at_may_move_less(glow, dig
     torch.testing.assert_close(widths[0], expected)
 
 
-def test_the_neighbor_start_is_a_reference_image_that_fits_the_observed_pixels(glow, digits):
-    truth = digits.train[:3]  # their own nearest neighbors
-    starts = Inpainter(glow, digits.train).starts(problem_of(truth, "noise:0.5"))
-    assert torch.equal((starts[:, 1] * 17).floor().to(torch.uint8), truth)
+def test_what_lies_under_the_hole_changes_no_fill(glow, digits, problem):
+    mask, fills = problem.mask, []
+    for under_the_hole in (0, 15):
+        grey = torch.where(mask, under_the_hole, digits.test[:4])
+        cut = Problem.cut(grey, mask, range(4), v=(grey + 0.5) / glow.levels)
+        fills.append(Inpainter(glow, digits.train, settings=QUICK).fill(cut))
+    assert torch.equal(fills[0].map, fills[1].map)
+    assert torch.equal(fills[0].samples_v, fills[1].samples_v)
 
 
-def test_starts_lie_inside_and_are_always_the_same(glow, digits, problem):
-    starts = Inpainter(glow, digits.train).starts(problem)
-    assert starts.shape == (4, 2, 1, 8, 8)
-    assert ((starts > 0) & (starts < 1)).all()
-    assert torch.equal(starts, Inpainter(glow, digits.train).starts(problem))
+def test_the_ascent_starts_from_black_and_from_the_likeliest_sample(glow, digits, problem):
+    inpainter = Inpainter(glow, digits.train, settings=QUICK)
+    sampled = inpainter.sample(problem)
+    black, likeliest = inpainter.starts(sampled).unbind(1)  # (B, 1, H, W) each
+    assert (glow.quantize(black) == 0).all()
+    for i, chosen in enumerate(sampled["log_prob"].tolist()):
+        assert torch.equal(likeliest[i], sampled["samples_v"][i, chosen.index(max(chosen))])
 
 
-def test_the_likelier_start_climbs_and_others_take_its_place_if_they_are_given(
-    glow, digits, problem
-):
-    inpainter = Inpainter(glow, digits.train, settings=FillSettings(map_steps=0))
-    mask, starts = problem.mask, inpainter.starts(problem)
-    found = inpainter.find_map(problem)  # with no step: the start itself
-    for i in range(2):
-        alone = inpainter.find_map(problem, starts=starts[:, [i]])
-        torch.testing.assert_close(alone[mask], starts[:, i][mask])
-        assert (inpainter.log_prob(found) >= inpainter.log_prob(alone)).all()
+def test_the_likeliest_ascent_goes_on(glow, digits, problem):
+    for steps in (0, FIRST_STEPS):  # the ascents end before one would go on alone
+        inpainter = Inpainter(glow, digits.train, settings=FillSettings(map_steps=steps))
+        starts = inpainter.starts(inpainter.sample(problem))
+        found = inpainter.log_prob(inpainter.find_map(problem, starts))
+        alone = [inpainter.log_prob(inpainter.find_map(problem, s)) for s in starts.split(1, 1)]
+        torch.testing.assert_close(found, torch.stack(alone).amax(0), rtol=0, atol=1e-2)
+    longer = Inpainter(glow, digits.train, settings=FillSettings(map_steps=FIRST_STEPS + 20))
+    assert (longer.log_prob(longer.find_map(problem, starts)) > found).all()
 
 
 def test_samples_with_holes_are_not_among_the_samples_that_fill_them(glow):
