@@ -14,7 +14,7 @@ def find_map(
     density: HoleDensity,
     starts: Tensor,
     *,
-    steps: int = 50,
+    steps: int = 40,
     lr: float = 0.3,
     final_lr: float = 0.03,
 ) -> Tensor:
