@@ -124,7 +124,11 @@ def test_what_lies_under_the_hole_changes_no_fill(glow, digits, problem):
 def test_the_ascent_starts_from_black_and_from_the_likeliest_sample(glow, digits, problem):
     inpainter = Inpainter(glow, digits.train, settings=QUICK)
     sampled = inpainter.sample(problem)
-    black, likeliest = inpainter.starts(sampled).unbind(1)  # (B, 1, H, W) each
+    starts = inpainter.starts(sampled)
+    assert starts.shape == (4, 2, 1, 8, 8)
+    assert ((starts > 0) & (starts < 1)).all()
+    assert torch.equal(starts, inpainter.starts(inpainter.sample(problem)))
+    black, likeliest = starts.unbind(1)  # (B, 1, H, W) each
     assert (glow.quantize(black) == 0).all()
     for i, chosen in enumerate(sampled["log_prob"].tolist()):
         assert torch.equal(likeliest[i], sampled["samples_v"][i, chosen.index(max(chosen))])
@@ -135,8 +139,12 @@ def test_the_likeliest_ascent_goes_on(glow, digits, problem):
         inpainter = Inpainter(glow, digits.train, settings=FillSettings(map_steps=steps))
         starts = inpainter.starts(inpainter.sample(problem))
         found = inpainter.log_prob(inpainter.find_map(problem, starts))
-        alone = [inpainter.log_prob(inpainter.find_map(problem, s)) for s in starts.split(1, 1)]
-        torch.testing.assert_close(found, torch.stack(alone).amax(0), rtol=0, atol=1e-2)
+        alone = [inpainter.find_map(problem, start) for start in starts.split(1, 1)]
+        likelier = torch.stack([inpainter.log_prob(v) for v in alone]).amax(0)
+        torch.testing.assert_close(found, likelier, rtol=0, atol=1e-2)
+        if steps == 0:  # the starts themselves
+            for v, start in zip(alone, starts.unbind(1)):
+                torch.testing.assert_close(v[problem.mask], start[problem.mask])
     longer = Inpainter(glow, digits.train, settings=FillSettings(map_steps=FIRST_STEPS + 20))
     assert (longer.log_prob(longer.find_map(problem, starts)) > found).all()
 

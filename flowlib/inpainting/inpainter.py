@@ -114,8 +114,8 @@ class Inpainter:
     def find_map(self, problem: Problem, starts: Tensor, progress: Progress = None) -> Tensor:
         """The likeliest fill of each image, v (B, 1, H, W); see `map_estimate.find_map`.
 
-        All `starts` (B, S, 1, H, W) climb for FIRST_STEPS, then the likeliest goes on alone. Black
-        overtakes a sample only then: chosen at once, the start cost 130 nats under square:14.
+        All `starts` (B, S, 1, H, W) climb for FIRST_STEPS, then the likeliest goes on alone. Under
+        squares black overtakes a sample on the way: choosing at once cost 130 nats (square:14).
         """
         observed = self._dequantize(problem.masked[:, None], problem.seeds, "observed")
         density = self._density(problem, observed, progress)

@@ -57,15 +57,15 @@ def find_map(
 
 
 class Adam:
-    """The steps of torch.optim.Adam, uphill. That one would first import a compiler, for 2 seconds.
+    """Takes the steps of torch.optim.Adam, uphill. torch's own imports a compiler first: 2 seconds.
 
-    A larger eps keeps entries y that are nearly flat from moving far. Source: Kingma and Ba (2015),
-    arXiv:1412.6980.
+    A larger eps keeps entries of y whose gradient is nearly 0 from moving far. Source: Kingma and
+    Ba (2015), arXiv:1412.6980.
     """
 
     def __init__(self, y: Tensor, eps: float = 1e-8):
         self.eps, self.steps = eps, 0
-        self.mean = self.square = torch.zeros_like(y)  # of the gradient so far, and of its square
+        self.mean = self.square = torch.zeros_like(y)  # means of the gradient, of its square
 
     def step(self, y: Tensor, grad: Tensor, lr: float) -> Tensor:
         """Where the next step leads from y. A gradient that is infinite or NaN counts as 0."""
@@ -73,7 +73,7 @@ class Adam:
         (first, second), self.steps = BETAS, self.steps + 1
         self.mean = self.mean.lerp(grad, 1 - first)
         self.square = (self.square * second).addcmul(grad, grad, value=1 - second)
-        # Both began at 0, so the weights in them do not yet sum to 1, but to this.
+        # Both means began at 0. So the weights in them do not sum to 1 yet, but to these.
         mean_weight, square_weight = 1 - first**self.steps, 1 - second**self.steps
         scale = self.square.sqrt() / math.sqrt(square_weight) + self.eps
         return y.addcdiv(self.mean, scale, value=lr / mean_weight)
