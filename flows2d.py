@@ -77,7 +77,7 @@ class Flow(nn.Module):
     def _apply_in_turn(self, steps: Iterable[Callable], x: Tensor, name: str):
         if x.ndim != 2 or x.shape[1] != self.dim:
             raise ValueError(f"{name} must be of shape (B, {self.dim}), not {tuple(x.shape)}")
-        total = x.new_zeros(len(x))
+        total = x.new_zeros(x.shape[0])
         for step in steps:
             x, log_det = step(x)
             total = total + log_det
@@ -178,10 +178,10 @@ class InvertibleLinear(nn.Module):
         return self.permutation @ lower @ upper
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return x @ self._weight().T, self.log_diagonal.sum().expand(len(x))
+        return x @ self._weight().T, self.log_diagonal.sum().expand(x.shape[0])
 
     def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        return z @ self._weight().inverse().T, -self.log_diagonal.sum().expand(len(z))
+        return z @ self._weight().inverse().T, -self.log_diagonal.sum().expand(z.shape[0])
 
 
 class PermutationTransform(nn.Module):
@@ -203,10 +203,10 @@ class PermutationTransform(nn.Module):
         self.register_buffer("permutation", order)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return x.index_select(1, self.permutation), x.new_zeros(len(x))
+        return x.index_select(1, self.permutation), x.new_zeros(x.shape[0])
 
     def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        return z.index_select(1, self.permutation.argsort()), z.new_zeros(len(z))
+        return z.index_select(1, self.permutation.argsort()), z.new_zeros(z.shape[0])
 
 
 class Standardize(nn.Module):
@@ -223,10 +223,10 @@ class Standardize(nn.Module):
         self.register_buffer("std", std)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return (x - self.mean) / self.std, -self.std.log().sum().expand(len(x))
+        return (x - self.mean) / self.std, -self.std.log().sum().expand(x.shape[0])
 
     def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        return z * self.std + self.mean, self.std.log().sum().expand(len(z))
+        return z * self.std + self.mean, self.std.log().sum().expand(z.shape[0])
 
 
 def realnvp(

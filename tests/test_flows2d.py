@@ -375,3 +375,13 @@ def test_a_damaged_checkpoint_is_refused(tmp_path):
     path.write_bytes(path.read_bytes()[:-500])
     with pytest.raises(UserError, match="damaged or not a checkpoint"):
         load_model(path, Flow)
+
+
+@pytest.mark.parametrize("make", [realnvp, permutation_flow])
+def test_a_flow_is_exported_with_a_free_batch_size(make):
+    flow = make(3, layers=4, mean=[1.0, 2.0, 3.0])
+    free = ({0: torch.export.Dim("batch")},)
+    exported = torch.export.export(flow, (torch.randn(7, 3),), dynamic_shapes=free).module()
+    x = torch.randn(50, 3)
+    for found, expected in zip(exported(x), flow(x)):
+        torch.testing.assert_close(found, expected)
