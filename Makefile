@@ -7,7 +7,7 @@ BIN := .venv/bin
 REQUIREMENTS := $(if $(LOCKED),--require-hashes -r requirements.lock,-r requirements.txt)
 OLDEST := .venv-oldest/bin
 
-.PHONY: figures test test-browser test-oldest notebooks tables benchmarks torture lock audit
+.PHONY: figures test test-browser test-oldest notebooks tables ship benchmarks torture lock audit
 
 figures: .venv/ready
 	$(BIN)/python train_moons.py
@@ -40,6 +40,12 @@ notebooks: .venv/ready-dev
 # Writes the tables of README.md and benchmarks/README.md from benchmarks/results.
 tables: .venv/ready
 	$(BIN)/python benchmarks/tables.py
+
+# Publishes weights that a run made here: `make ship NAME=glow_mnist`. Nothing else writes there.
+# Then the notebooks, figures and tables that show them: `make figures notebooks tables`.
+ship:
+	test -f "checkpoints/$(NAME).pt"
+	cp "checkpoints/$(NAME).pt" "checkpoints/shipped/$(NAME).pt"
 
 # Measures ours against the peers, for hours. Nothing else should run meanwhile.
 benchmarks: .venv/ready-dev

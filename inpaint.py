@@ -20,7 +20,8 @@ the training image that it started from, so the share of a digit among them is a
 A mask is square:SIDE, noise:FRACTION, top, bottom, left, right, or a picture. MNIST is needed for
 test images alone; where it cannot be had, scikit-learn's digits take its place.
 
-Writes   figures/batch_inpainting_result.png. With --image instead, in filled/: results.json, and
+Writes   figures/batch_inpainting_result.png (of other data than MNIST its name comes first).
+         With --image instead, in filled/: results.json, and
          of each picture NAME.png (all at one glance), NAME_filled.png (the picture itself, its hole
          filled with the likeliest sample), and NAME_mean.png and so on, as the model sees it
 Takes    90 seconds on one CPU core (AMD EPYC without AVX-512)
@@ -35,13 +36,20 @@ from torch import Tensor
 from tqdm import tqdm
 
 from flowlib import files
-from flowlib.cli import Parser, number, one_line_errors
+from flowlib.cli import Parser, number, one_line_errors, threads
 from flowlib.distributed import Processes, processes
 from flowlib.files import UserError
 from flowlib.images import user_images
-from flowlib.images.classifier import default_classifier, load_classifier
-from flowlib.images.datasets import Images, add_dataset_flags, load_images, load_together
-from flowlib.images.glow import PRECISIONS, Glow, default_checkpoint, load_glow, precision_for
+from flowlib.images.classifier import load_classifier
+from flowlib.images.datasets import (
+    Images,
+    add_dataset_flags,
+    data_name,
+    figure_name,
+    load_images,
+    load_together,
+)
+from flowlib.images.glow import PRECISIONS, Glow, choose_glow, precision_for
 from flowlib.inpainting.fill import Fill, Problem, Truth
 from flowlib.inpainting.inpainter import FillSettings, Inpainter
 from flowlib.inpainting.masks import describe_mask, draw_masks
@@ -54,14 +62,13 @@ RESULTS = ("_mean", "_map", "_uncertainty", *(f"_sample_{i}" for i in range(1, 9
 FILLED = "_filled"  # the picture itself, in its own size, with the likeliest sample in its hole
 
 
-def make_inpainter(args, images: Images | None, device: torch.device) -> Inpainter:
-    """The Glow that the flags name, with reference images and a classifier of such images."""
-    name = images.name if images else Path(args.dataset.replace("auto", "mnist")).name
-    shape, levels = (images.shape, images.levels) if images else (None, None)
-    glow = load_glow(args.checkpoint or default_checkpoint(name), device, shape, levels)
+def make_inpainter(args, name: str, images: Images | None, device: torch.device) -> Inpainter:
+    """The Glow that the flags or the data's name say, with reference images and a classifier."""
+    glow = choose_glow(args.checkpoint, name, device, images)
     glow.set_precision(precision_for(args.precision, device))
+
     references = images.train if images else reference_images(glow, args)
-    file = default_classifier(glow.metrics.get("data", ""))
+    file = files.find_checkpoint(f"classifier_{glow.made_from.get('name')}.pt")
     classifier = load_classifier(file, device) if file.is_file() else None
     return Inpainter(glow, references, classifier, FillSettings(args.steps, args.chains))
 
@@ -71,10 +78,11 @@ def reference_images(glow: Glow, args) -> Tensor:
     if args.source == "test":
         try:
             images = load_images(glow.metrics.get("data", ""), args.data_dir, download=False)
-            if (images.shape, images.levels) == (glow.shape, glow.levels):
+            if images.made_from == glow.made_from:
                 return images.train
         except UserError:
-            print("the training images are not here: samples of the flow take their place")
+            pass
+        print("the training images are not here: samples of the flow take their place")
     return glow.quantize(glow.sample(SAMPLES, rng(args.seed, "reference images"))).cpu()
 
 
@@ -136,8 +144,11 @@ def fill_holes(inpainter: Inpainter, problem: Problem, kind: str, group: Process
     return Fill.cat([part for part in group.gather(fill) if part is not None])
 
 
-def report_tests(problems: dict[str, Problem], fills: dict[str, Fill], args) -> dict:
-    """Prints a table for each kind of hole, draws the figure, and returns the metrics."""
+def report_tests(problems: dict[str, Problem], fills: dict[str, Fill], name: str, args) -> dict:
+    """Prints a table for each kind of hole, draws the figure, and returns the metrics.
+
+    `name` is the data's.
+    """
     from flowlib.plots.inpainting import plot_fills
 
     metrics, results = {}, {}
@@ -149,7 +160,8 @@ def report_tests(problems: dict[str, Problem], fills: dict[str, Fill], args) -> 
         print_table(metrics[kind])
         print_chains(fill)
     title = "Orange: missing. Below: log p minus the truth's, the digit, how far the chains moved."
-    files.save_figure(plot_fills(results, title), args.figures, "batch_inpainting_result.png")
+    file = figure_name("batch_inpainting_result.png", name)
+    files.save_figure(plot_fills(results, title), args.figures, file)
     return {"source": args.source, "masks": metrics}
 
 
@@ -233,12 +245,14 @@ def parse_args(argv=None):
 
 
 @one_line_errors()
+@threads()
 def main(argv=None) -> None:
     args, start = parse_args(argv), time.perf_counter()
     with processes(args.device) as group:
         from_data = args.source == "test" and not args.image
         images = load_together(group, args.dataset, args.data_dir) if from_data else None
-        inpainter = make_inpainter(args, images, group.device)
+        name = images.name if images else data_name(args.dataset)
+        inpainter = make_inpainter(args, name, images, group.device)
         if args.image:
             problems = read_pictures(args, inpainter.glow)
         else:
@@ -248,9 +262,11 @@ def main(argv=None) -> None:
         with files.lock(folder / "results.json", group.first and args.image is not None):
             fills = {kind: fill_holes(inpainter, problems[kind], kind, group) for kind in problems}
             if group.first:
-                report = report_pictures if args.image else report_tests
-                data = {"data": inpainter.glow.metrics.get("data")}
-                metrics = data | report(problems, fills, args)
+                if args.image:
+                    metrics = report_pictures(problems, fills, args)
+                else:
+                    metrics = report_tests(problems, fills, name, args)
+                metrics = {"data": inpainter.glow.metrics.get("data")} | metrics
     if group.first and args.metrics:
         run = {"seconds": time.perf_counter() - start, "device": group.device}
         files.write_metrics(args.metrics, metrics, seed=args.seed, **run)

@@ -13,10 +13,11 @@ read from data/, and downloaded if it is missing.
     python train_glow_mnist.py --resume              continues a run that was killed or stopped
     torchrun --nproc-per-node 2 train_glow_mnist.py  trains with two processes: GPUs, or CPUs
 
-Writes   checkpoints/glow_mnist.pt (glow_NAME.pt of another data set), figures/Gen.png and
-         figures/glow_interpolation.png
-Takes    39 minutes on one CPU core (AMD EPYC without AVX-512), half an hour on two; ends at 1.054
-         bits/dim. More --steps lower it, and an NVIDIA H200 takes 25 times as many in that time
+Writes   checkpoints/glow_mnist.pt, figures/Gen.png, figures/glow_interpolation.png; of another
+         data set checkpoints/glow_NAME.pt, figures/NAME_Gen.png and so on
+Takes    39 minutes on one CPU core (AMD EPYC without AVX-512), half an hour on two, which
+         OMP_NUM_THREADS=2 takes; ends at 1.054 bits/dim. More --steps lower it, and an NVIDIA
+         H200 takes 25 times as many in that time
 """
 
 import math
@@ -31,11 +32,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from flowlib import files, training
-from flowlib.cli import Parser, number, one_line_errors
+from flowlib.cli import Parser, number, one_line_errors, threads
 from flowlib.distributed import Processes, processes
-from flowlib.files import UserError
-from flowlib.images.datasets import Images, add_dataset_flags, load_together
-from flowlib.images.glow import PRECISIONS, Glow, default_checkpoint, load_glow, precision_for
+from flowlib.files import CHECKPOINTS, UserError
+from flowlib.images.datasets import Images, add_dataset_flags, figure_name, load_together
+from flowlib.images.glow import PRECISIONS, Glow, choose_glow, precision_for
 from flowlib.inpainting.inpainter import Inpainter
 from flowlib.muon import muon_and_adam
 from flowlib.rng import rng
@@ -154,13 +155,13 @@ def fit_glow(
                 break
             if group.first and now - saved > 60 * save_minutes:
                 with training.goes_on():
-                    training.save_resume(state, resume_file, asdict(settings))
+                    training.save_resume(state, resume_file, asdict(settings), images.made_from)
                 saved = now
         bar.close()
         complete = state.step >= settings.steps
         if group.first:
             with training.goes_on() if complete else nullcontext():
-                training.save_resume(state, resume_file, asdict(settings))
+                training.save_resume(state, resume_file, asdict(settings), images.made_from)
         if not complete:
             why = "stopped" if stop.is_set() else f"{max_minutes:g} minutes are over"
             where = f"step {state.step} of {settings.steps}"
@@ -183,7 +184,7 @@ def run_training(
     if args.compile:
         glow.compile_couplings()
     if args.resume:
-        found = training.load_resume(state, file, asdict(settings))
+        found = training.load_resume(state, file, asdict(settings), images.made_from)
         print(f"resuming from {file}" if found else f"no resume file at {file}: starting anew")
         if len(set(group.gather(state.step))) > 1:
             raise UserError(f"{file} must be the same file on every machine")
@@ -197,7 +198,14 @@ def run_training(
     metrics |= {"training_seconds": seconds, "hardware": hardware}
     metrics |= {"processes": group.count, "skipped": state.skipped, "curve": state.curve}
     glow.metrics = metrics
-    files.save_model(glow, checkpoint, step=state.step, seed=settings.seed, metrics=metrics)
+    files.save_model(
+        glow,
+        checkpoint,
+        step=state.step,
+        seed=settings.seed,
+        metrics=metrics,
+        made_from=images.made_from,
+    )
     return glow
 
 
@@ -266,16 +274,17 @@ def parse_args(argv=None):
 
 
 @one_line_errors()
+@threads()
 def main(argv=None) -> None:
     args = parse_args(argv)
     start = time.perf_counter()
     with processes(args.device) as group:
         images = load_together(group, args.dataset, args.data_dir)
-        checkpoint = args.checkpoint or default_checkpoint(images.name)
         if args.evaluate or args.figure_only:
-            shape, levels = images.shape, images.levels
-            glow = load_glow(checkpoint, group.device, shape, levels) if group.first else None
+            name, device = images.name, group.device
+            glow = choose_glow(args.checkpoint, name, device, images) if group.first else None
         else:
+            checkpoint = args.checkpoint or CHECKPOINTS / f"glow_{images.name}.pt"
             files.require_writable(args.figures, files=(checkpoint, args.metrics))
             given = {field.name: getattr(args, field.name, None) for field in fields(Settings)}
             steps = args.steps or default_steps(images)
@@ -289,9 +298,10 @@ def main(argv=None) -> None:
     else:
         from flowlib.plots.glow import interpolation_figure, sample_figure
 
-        files.save_figure(sample_figure(glow, images.train, args.seed), args.figures, "Gen.png")
-        figure = interpolation_figure(glow, images.test, args.seed)
-        files.save_figure(figure, args.figures, "glow_interpolation.png")
+        samples = sample_figure(glow, images.train, args.seed)
+        files.save_figure(samples, args.figures, figure_name("Gen.png", images.name))
+        line = interpolation_figure(glow, images.test, args.seed)
+        files.save_figure(line, args.figures, figure_name("glow_interpolation.png", images.name))
     if not args.figure_only:
         line = "test {test_bits_per_dim:.4f} ± {test_bits_per_dim_se:.4f} bits/dim"
         if "draws" in glow.metrics:

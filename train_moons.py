@@ -16,8 +16,8 @@ Writes   figures/loss_plot.png              negative log-likelihood over epochs,
          figures/density_contours.png       densities and samples
          figures/moons.gif                  noise becomes moons
          checkpoints/moons_realnvp.pt, checkpoints/moons_permutation.pt
-         (other --data: their names start with its name; files have no known density to compare,
-         and pairs.png instead of the contours if there are more than two columns)
+         (of other data and another --noise the names start with its name; files have no known
+         density to compare, and pairs.png, not contours, if there are more than two columns)
 Takes    about 4 minutes on one CPU core (AMD EPYC without AVX-512), less for a short file; ends at
          KL(truth || flow) = 0.0057 nats (RealNVP) and 0.0041 nats (permutation)
 """
@@ -35,10 +35,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from flowlib import files
-from flowlib.cli import Parser, number, one_line_errors
-from flowlib.files import ROOT, UserError
+from flowlib.cli import Parser, number, one_line_errors, threads
+from flowlib.files import CHECKPOINTS, UserError
 from flowlib.grids import evaluate, kl_flow_truth, kl_truth_flow
-from flowlib.points import Points, make_file_points, make_shape, score_points
+from flowlib.points import NOISE, Points, make_file_points, make_shape, score_points
 from flowlib.toy2d import SHAPES
 from flowlib.user_points import read_points
 from flows2d import Flow, InvertibleLinear, permutation_flow, realnvp
@@ -217,8 +217,14 @@ def save_run(fits: dict[str, Fit], points: Points, seed: int, folder: Path, figu
     flows = {name: fit.flow for name, fit in fits.items()}
     metrics = {name: fit.metrics for name, fit in fits.items()}
     for name, flow in flows.items():
-        run = dict(step=metrics[name]["steps"], seed=seed, metrics=metrics[name])
-        files.save_model(flow, folder / f"{points.name}_{name}.pt", **run)
+        files.save_model(
+            flow,
+            folder / f"{points.name}_{name}.pt",
+            step=metrics[name]["steps"],
+            seed=seed,
+            metrics=metrics[name],
+            made_from=points.made_from,
+        )
     prefix = "" if points.name == "moons" else f"{points.name}_"
     losses = plots.plot_losses({name: fit.history for name, fit in fits.items()}, points)
     files.save_figure(losses, figures, f"{prefix}loss_plot.png")
@@ -234,20 +240,25 @@ def score_file(path: Path, points: Points, folder: Path, figures: Path) -> None:
     """Writes the log p of a file's points under both fitted flows, the least likely ones first."""
     import pandas  # here, for it takes half a second to import
 
+    fit_first = "fit it with the same command without --score"
+    flows = {}
+    for name in ARCHITECTURES:
+        file = folder / f"{points.name}_{name}.pt"
+        flow = flows[name] = files.load_model(file, Flow, hint=fit_first)
+        files.require_same_data(file, flow.made_from, points.made_from, fit_first)
+        print(f"{files.short(file)}: test NLL {flow.metrics['test_nll']:.4f} nats")
+
     table = read_points(path, points.columns, to_fit=False)
     rows = torch.from_numpy(table.points)
     scores = {"row": range(1, len(rows) + 1)}
-    for name in ARCHITECTURES:
-        file = folder / f"{points.name}_{name}.pt"
-        flow = files.load_model(file, Flow, hint="the same command without --score makes it")
-        if flow.dim != rows.shape[1]:
-            raise UserError(f"{file} was fitted to {flow.dim} columns, not {rows.shape[1]}")
+    for name, flow in flows.items():
         log_p, share = score_points(flow, points.train, rows)
         scores |= {f"log_p_{name}": log_p.numpy(), f"less_likely_{name}": share.numpy()}
     scores = pandas.DataFrame(scores).sort_values(f"log_p_{name}")
-    print(scores.head(10).to_string(index=False, float_format="{:,.3f}".format))
+
     file = figures / f"{path.stem}_scores.csv"
     files.write_atomically(file, lambda temporary: scores.to_csv(temporary, index=False))
+    print(scores.head(10).to_string(index=False, float_format="{:,.3f}".format))
     print(f"wrote {file}: log p in nats, and the share of the training points with less")
 
 
@@ -267,7 +278,7 @@ def parse_args(argv=None):
         add(f"--{name}", type=kind, default=default, help="(%(default)s)")
     add("--seeds", type=number(int, 1, 1000), default=1, metavar="N", help="runs, from --seed on")
     parser.add_common_flags(checkpoint="folder for the two checkpoints (checkpoints/)")
-    parser.set_defaults(checkpoint=ROOT / "checkpoints")
+    parser.set_defaults(checkpoint=CHECKPOINTS)
     args = parser.parse_args(argv)
     if args.noise is not None and args.data not in ("moons", "spirals"):
         parser.error(f"--noise has no meaning with --data {args.data}")
@@ -280,6 +291,7 @@ def parse_args(argv=None):
 
 
 @one_line_errors()
+@threads(1)
 def main(argv=None) -> None:
     args = parse_args(argv)
     patience = math.inf if args.data in SHAPES else 10  # a shape's points are always new
@@ -287,7 +299,7 @@ def main(argv=None) -> None:
     start, runs = time.perf_counter(), []
     for seed in range(args.seed, args.seed + args.seeds):
         if args.data in SHAPES:
-            points = make_shape(args.data, args.noise or 0.05, seed)
+            points = make_shape(args.data, args.noise or NOISE, seed)
         else:
             points = make_file_points(Path(args.data), args.columns, seed)
         if args.score:
@@ -297,9 +309,9 @@ def main(argv=None) -> None:
         with files.lock(args.checkpoint / points.name):
             fits = {name: fit_flow(name, points, training, *sizes, seed) for name in ARCHITECTURES}
             runs.append({name: fit.metrics for name, fit in fits.items()})
-            report_run(runs[-1], points, seed)
             if seed == args.seed:
                 save_run(fits, points, seed, args.checkpoint, args.figures)
+            report_run(runs[-1], points, seed)
     metrics = {"data": points.name, "floor": points.floor, "models": runs[0], "seeds": args.seeds}
     metrics["spread"] = summarize_runs(runs)
     if args.metrics:

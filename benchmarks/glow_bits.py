@@ -31,10 +31,18 @@ from benchmarks.about import provenance
 from benchmarks.stock_glow import StockGlow
 from flowlib.cli import Parser, one_line_errors
 from flowlib.distributed import processes
-from flowlib.files import ROOT, UserError, read_checkpoint, save_figure, write_json, write_metrics
-from flowlib.images.classifier import Classifier, default_classifier, load_classifier
+from flowlib.files import (
+    ROOT,
+    SHIPPED,
+    UserError,
+    read_checkpoint,
+    save_figure,
+    write_json,
+    write_metrics,
+)
+from flowlib.images.classifier import Classifier, load_classifier
 from flowlib.images.datasets import load_images
-from flowlib.images.glow import default_checkpoint, load_glow
+from flowlib.images.glow import load_glow
 from flowlib.rng import rng
 from flowlib.training import TrainingState, load_resume, resume_path
 
@@ -73,7 +81,7 @@ def run(name: str, data_dir: Path) -> dict:
 
 def evaluate_shipped(data_dir: Path) -> dict:
     """The metrics of the run that made the shipped weights, and their bound with more draws."""
-    checkpoint, file = default_checkpoint("mnist"), FOLDER / "shipped.test.json"
+    checkpoint, file = SHIPPED / "glow_mnist.pt", FOLDER / "shipped.test.json"
     metrics = read_checkpoint(checkpoint, "glow")["metrics"]
     test = json.loads(file.read_text()) if file.is_file() else {}
     if test.get("training_seconds") != metrics["training_seconds"]:  # of other weights
@@ -121,7 +129,7 @@ def sure_share(images: Tensor, classifier: Classifier) -> float:
 
 def sure_samples(checkpoint: Path) -> float:
     """`sure_share` of a model's samples at temperature 1."""
-    glow, classifier = load_glow(checkpoint), load_classifier(default_classifier("mnist"))
+    glow, classifier = load_glow(checkpoint), load_classifier(SHIPPED / "classifier_mnist.pt")
     return sure_share(glow.quantize(glow.sample(SAMPLES, rng(0, "sure samples"))), classifier)
 
 
@@ -169,7 +177,7 @@ def measure_all(data_dir: Path) -> dict:
     }
     about = provenance(["python", "benchmarks/glow_bits.py"], torch.device("cpu"))
     about["runs"] = {name: shlex.join(["train_glow_mnist.py", *RUNS[name]]) for name in RUNS}
-    about["sure_test_images"] = sure_share(test, load_classifier(default_classifier("mnist")))
+    about["sure_test_images"] = sure_share(test, load_classifier(SHIPPED / "classifier_mnist.pt"))
     return {"about": about | {"published": published}, "rows": rows, "race": race(rows)}
 
 

@@ -26,9 +26,9 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the modules lie one folder up
 from benchmarks.about import provenance
 from flowlib.cli import Parser, number, one_line_errors
-from flowlib.files import ROOT, save_figure, write_json
-from flowlib.images.classifier import default_classifier, load_classifier
-from flowlib.images.glow import default_checkpoint, load_glow, precision_for
+from flowlib.files import ROOT, SHIPPED, save_figure, write_json
+from flowlib.images.classifier import load_classifier
+from flowlib.images.glow import load_glow, precision_for
 from flowlib.inpainting.fill import Problem
 from flowlib.inpainting.inpainter import Inpainter
 from flowlib.inpainting.masks import draw_masks
@@ -139,9 +139,9 @@ def parse_args(argv=None):
 @one_line_errors()
 def main(argv=None) -> None:
     args, device = parse_args(argv), torch.device("cpu")
-    glow = load_glow(default_checkpoint("mnist")).set_precision(precision_for("auto", device))
+    glow = load_glow(SHIPPED / "glow_mnist.pt").set_precision(precision_for("auto", device))
     references = glow.quantize(glow.sample(REFERENCES, rng(args.seed, "calibration references")))
-    inpainter = Inpainter(glow, references, load_classifier(default_classifier("mnist")))
+    inpainter = Inpainter(glow, references, load_classifier(SHIPPED / "classifier_mnist.pt"))
     found = {kind: measure_ranks(inpainter, kind, args.images, args.seed) for kind in KINDS}
     rows = [make_row(kind, values) for kind, values in found.items()]
     command = ["python", "benchmarks/inpainting_calibration.py", "--images", str(args.images)]

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.baselines import Mixture, UNet, biharmonic, nearest_mean, opencv, train_unet
-from flowlib.files import ROOT, write_atomically
-from flowlib.images.classifier import default_classifier, load_classifier
+from flowlib.files import ROOT, SHIPPED, write_atomically
+from flowlib.images.classifier import load_classifier
 from flowlib.images.datasets import Images
 from flowlib.images.glow import Glow
 from flowlib.inpainting.fill import Problem
@@ -37,7 +37,7 @@ class Methods:
         self.images, self.inpainter = images, Inpainter(glow, images.train)
         self.grey = images.train.float() / 255
         self.pixel_mean = self.grey.mean(0)
-        self.classifier = load_classifier(default_classifier(images.name))
+        self.classifier = load_classifier(SHIPPED / f"classifier_{images.name}.pt")
 
     @cached_property
     def mixture(self) -> Mixture:

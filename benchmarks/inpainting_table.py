@@ -45,9 +45,9 @@ from benchmarks.inpainting_methods import (
 )
 from flowlib.cli import Parser, device, number, one_line_errors
 from flowlib.distributed import Processes, processes
-from flowlib.files import ROOT, hardware, write_atomically, write_json
+from flowlib.files import ROOT, SHIPPED, hardware, write_atomically, write_json
 from flowlib.images.datasets import Images, load_images
-from flowlib.images.glow import default_checkpoint, load_glow, precision_for
+from flowlib.images.glow import load_glow, precision_for
 from flowlib.inpainting.fill import Problem
 from flowlib.inpainting.initial_fills import similar_images
 from flowlib.inpainting.scores import COVERAGES, crps, hole_mse, inside, psnr, ranks
@@ -170,7 +170,7 @@ def make_chunks(
     `parts` are among PARTS.
     """
     images = load_images("mnist", data_dir)
-    glow = load_glow(default_checkpoint("mnist"), group.device)
+    glow = load_glow(SHIPPED / "glow_mnist.pt", group.device)
     glow.set_precision(precision_for("auto", group.device))
     if group.first and "others" in parts:
         fitted_mixture(images)
@@ -197,7 +197,7 @@ def make_chunks(
 @functools.cache
 def fingerprint() -> str:
     """Which weights the Glow has; chunks of other weights are in another folder."""
-    return hashlib.sha256(default_checkpoint("mnist").read_bytes()).hexdigest()[:8]
+    return hashlib.sha256((SHIPPED / "glow_mnist.pt").read_bytes()).hexdigest()[:8]
 
 
 def path_of(kind: str, first: int, part: str) -> Path:

@@ -2,9 +2,10 @@
 
     python benchmarks/moons_failures.py
 
-reads the flows that train_moons.py has fitted. One figure shows the log-ratio of their densities to
-the true one. The other is inpainting in 2-D, where the exact answer is known: the distribution of
-one coordinate given the other, the flows' own, and the value that maximizes the likelihood.
+reads the flows that train_moons.py has fitted here, otherwise those that are shipped. One figure
+shows the log-ratio of their densities to the true one. The other is inpainting in 2-D, where the
+exact answer is known: the distribution of one coordinate given the other, the flows' own, and the
+value that maximizes the likelihood.
 
 Writes   figures/density_error.png, figures/moons_conditional.png
 Takes    about half a minute on one CPU core
@@ -22,13 +23,13 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the modules lie one folder up
 from flowlib.cli import Parser, one_line_errors
-from flowlib.files import ROOT, load_model, save_figure
+from flowlib.files import ROOT, find_checkpoint, load_model, save_figure, short
 from flowlib.grids import evaluate
 from flowlib.inpainting.density import HoleDensity
 from flowlib.inpainting.map_estimate import find_map
 from flowlib.plots.moons import COLORS, TITLES, log_density, picture_grid
 from flows2d import Flow
-from train_moons import make_shape
+from train_moons import NOISE, make_shape
 
 OBSERVED = ((0, -0.8), (0, 0.4), (1, 0.25))  # which coordinate, and its value
 
@@ -190,9 +191,13 @@ def parse_args(argv=None):
 @one_line_errors()
 def main(argv=None) -> None:
     args = parse_args(argv)
-    points, hint = make_shape("moons", 0.05, 0), "`python train_moons.py` makes it"
-    files = {name: ROOT / f"checkpoints/moons_{name}.pt" for name in TITLES}
-    flows = {name: load_model(file, Flow, hint=hint) for name, file in files.items()}
+    points = make_shape("moons", NOISE, 0)
+    flows = {}
+    for name in TITLES:
+        file = find_checkpoint(f"moons_{name}.pt")
+        flow = flows[name] = load_model(file, Flow, hint="`python train_moons.py` makes it")
+        print(f"{short(file)}, KL(truth || flow) {flow.metrics['kl_truth_flow']:.4f} nats")
+
     save_figure(plot_errors(flows, points), args.figures, "density_error.png")
     cases = [find_conditional(flows, points.truth, *place) for place in OBSERVED]
     save_figure(plot_conditionals(cases, points), args.figures, "moons_conditional.png")

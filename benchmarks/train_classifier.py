@@ -20,8 +20,8 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the modules lie one folder up
 from flowlib.cli import Parser, number, one_line_errors
-from flowlib.files import save_model, write_metrics
-from flowlib.images.classifier import Classifier, default_classifier
+from flowlib.files import CHECKPOINTS, save_model, write_metrics
+from flowlib.images.classifier import Classifier
 from flowlib.images.datasets import Images, add_dataset_flags, load_images
 from flowlib.rng import rng
 from flowlib.training import batches
@@ -85,8 +85,9 @@ def main(argv=None) -> None:
     metrics = {"data": images.name, "held_out_accuracy": held_out}
     metrics["test_accuracy"] = measure_accuracy(model, images.test, images.test_labels)
     metrics["parameters"] = sum(parameter.numel() for parameter in model.parameters())
-    path = args.checkpoint or default_classifier(images.name)
-    save_model(model, path, step=record["step"], seed=args.seed, metrics=metrics)
+    path = args.checkpoint or CHECKPOINTS / f"classifier_{images.name}.pt"
+    run = {"step": record["step"], "seed": args.seed, "metrics": metrics}
+    save_model(model, path, **run, made_from=images.made_from)
     print(f"test accuracy {metrics['test_accuracy']:.2%}   wrote {path}")
     if args.metrics:
         run = {"seconds": time.perf_counter() - start, "device": args.device, "seed": args.seed}

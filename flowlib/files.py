@@ -22,8 +22,11 @@ except ImportError:  # Windows: there two runs on one checkpoint are not kept ap
     fcntl = None
 
 ROOT = Path(__file__).resolve().parent.parent
+CHECKPOINTS = ROOT / "checkpoints"  # what runs make here
+SHIPPED = CHECKPOINTS / "shipped"  # the weights that we publish: `make ship` alone writes there
 FORMAT = 2  # of checkpoints and resume files; raise it when the code cannot read older ones
-PARTS = ("config", "state_dict", "metrics", "settings", "state")  # of a file, each a dict
+# Of a checkpoint or a resume file, each a dict.
+PARTS = ("config", "state_dict", "metrics", "made_from", "settings", "state")
 Model = TypeVar("Model", bound=nn.Module)
 
 
@@ -36,12 +39,32 @@ def readable(name: str) -> str:
     return name.encode(errors="replace").decode()
 
 
+def find_checkpoint(name: str) -> Path:
+    """checkpoints/NAME if a run has made it here, otherwise the shipped one of that name."""
+    own = CHECKPOINTS / name
+    return own if own.exists() else SHIPPED / name
+
+
+def short(path: str | Path) -> str:
+    """A path as it is printed: from the project's folder on, if it is in there."""
+    path = Path(path)
+    inside = path.resolve()
+    return readable(str(inside.relative_to(ROOT) if inside.is_relative_to(ROOT) else path))
+
+
+def _refuse_shipped(path: Path) -> None:
+    """Raises UserError if a path is among the shipped files."""
+    if path.resolve().is_relative_to(SHIPPED):
+        raise UserError(f"{short(path)} is published with the project: write elsewhere")
+
+
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Calls write(temporary path), then moves the file into place: a crash leaves the old one.
 
-    Raises UserError if the file cannot be written.
+    Raises UserError if the file cannot be written, or is one of the shipped files.
     """
     path = Path(path)
+    _refuse_shipped(path)
     # Two runs may write the same file, so each has a temporary one of its own.
     temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
@@ -104,6 +127,7 @@ def require_writable(*folders: Path, files: Sequence[Path | None] = ()) -> None:
     files = [file for file in files if file]
     for place in (*folders, *files):
         folder = place.parent if place in files else place
+        _refuse_shipped(place)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=folder).close()
@@ -115,10 +139,13 @@ def require_writable(*folders: Path, files: Sequence[Path | None] = ()) -> None:
             raise UserError(f"cannot write to {place}: {error.strerror or error}") from None
 
 
-def save_model(model: nn.Module, path: Path, *, step=0, seed=None, metrics=None) -> None:
+def save_model(
+    model: nn.Module, path: Path, *, step=0, seed=None, metrics=None, made_from=None
+) -> None:
     """Writes one dict of plain types, from which `load_model` rebuilds the model.
 
     The model has a `config`; `step`, `seed` and `metrics` are those of the run that made it.
+    `made_from` is the fingerprint of its data, which `require_same_data` compares.
     """
     if not is_finite(model.state_dict()):
         raise UserError(f"{path} is not written: the weights are not finite (try a lower --lr)")
@@ -127,7 +154,11 @@ def save_model(model: nn.Module, path: Path, *, step=0, seed=None, metrics=None)
         "format": FORMAT,
         "config": model.config,
         "state_dict": {name: value.cpu() for name, value in model.state_dict().items()},
-        **{"step": step, "seed": seed, "metrics": metrics or {}, "versions": versions()},
+        "step": step,
+        "seed": seed,
+        "metrics": metrics or {},
+        "made_from": made_from or {},
+        "versions": versions(),
     }
     write_atomically(path, lambda temporary: torch.save(checkpoint, temporary))
 
@@ -135,7 +166,9 @@ def save_model(model: nn.Module, path: Path, *, step=0, seed=None, metrics=None)
 def load_model(
     path: str | Path, kind: type[Model], device: str | torch.device = "cpu", hint: str = ""
 ) -> Model:
-    """The `kind` of model that `save_model` wrote, in eval mode; `model.metrics` are its run's.
+    """The `kind` of model that `save_model` wrote, in eval mode.
+
+    `model.metrics` are those of its run, `model.made_from` is the fingerprint of its data.
 
     Args:
         kind: is built by `kind.from_config(config)`, or by `kind(**config)` if it has none.
@@ -144,7 +177,7 @@ def load_model(
         UserError: if the file is missing, damaged, or holds something else.
 
     Example:
-        >>> flow = load_model("checkpoints/moons_realnvp.pt", Flow)
+        >>> flow = load_model("checkpoints/shipped/moons_realnvp.pt", Flow)
     """
     checkpoint, name = read_checkpoint(path, kind.__name__.lower(), hint), kind.__name__
     try:
@@ -163,7 +196,47 @@ def load_model(
     if not is_finite(weights):
         raise UserError(f"{path} is damaged: its weights are not finite")
     model.metrics = checkpoint.get("metrics", {})
+    model.made_from = checkpoint.get("made_from", {})
     return model.to(device).eval()
+
+
+def require_same_data(path: Path, made_from: dict, found: dict, advice: str) -> None:
+    """Raises UserError, which names the difference, if a file was made from other data.
+
+    Args:
+        made_from: the fingerprint in the file, plain types; empty where it has none.
+        found: the fingerprint of the data at hand.
+        advice: what to do; it ends the message.
+    """
+    if made_from == found:
+        return
+    if not made_from:
+        raise UserError(f"{short(path)} does not say which data it was made from: {advice}")
+
+    if made_from.keys() != found.keys():
+        names = [data.get("name", "files of one's own") for data in (made_from, found)]
+        difference = ", now ".join(map(str, names))
+    else:
+        name = next(name for name in found if made_from[name] != found[name])
+        difference = _difference(name, made_from[name], found[name])
+    raise UserError(f"{short(path)} was made from other data ({difference}): {advice}")
+
+
+def _difference(name: str, earlier: Any, now: Any) -> str:
+    """How one entry of a fingerprint differs, in words."""
+    if name in ("values", "pixels"):  # a hash
+        return f"other {name}"
+    if not (isinstance(earlier, list) and isinstance(now, list)):
+        return f"{name} {earlier}, now {now}"
+
+    earlier, now = [list(map(str, items)) for items in (earlier, now)]
+    if max(len(earlier), len(now)) < 10:
+        return f"{name} {', '.join(earlier)}, now {', '.join(now)}"
+    new = [item for item in now if item not in set(earlier)]
+    gone = [item for item in earlier if item not in set(now)]
+    parts = [f"{len(new)} new, such as {new[0]}"] if new else []
+    parts += [f"{len(gone)} gone, such as {gone[0]}"] if gone else []
+    return f"{name}: {', '.join(parts) or 'in another order'}"
 
 
 def is_finite(weights: dict[str, torch.Tensor]) -> bool:

@@ -1,7 +1,8 @@
 """The points that a flow is fitted to: a shape's, whose density is known, or those of a file."""
 
+import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from flowlib.grids import evaluate
 from flowlib.rng import rng
 from flowlib.toy2d import SHAPES, Checkerboard, NoisyCurves
 from flowlib.user_points import read_points
+
+NOISE = 0.05  # of a shape, if no other is asked for
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ class Points:
     truth: NoisyCurves | Checkerboard | None = None  # the exact distribution, where it is known
     floor: float | None = None  # its entropy, nats
     gaussian: MultivariateNormal | None = None  # otherwise one with the points' mean and covariance
+    made_from: dict = field(default_factory=dict)  # a fingerprint of the data, plain types
 
     @property
     def labels(self) -> list[str]:
@@ -43,9 +47,19 @@ def make_shape(shape: str, noise: float, seed: int) -> Points:
     held_out = truth.sample(5_000, rng(seed, f"{shape} held-out"))
     test = truth.sample(20_000, rng(seed, f"{shape} test"))
     title = {"checkerboard": "a checkerboard"}.get(shape, f"two {shape}")
-    draw = partial(truth.sample, generator=train)
-    known = {"truth": truth, "floor": truth.entropy()}
-    return Points(shape, title, ["$x_1$", "$x_2$"], draw, held_out, test, **known)
+    # The files of the default noise are called after the shape alone.
+    name = shape if noise == NOISE else f"{shape}_noise_{noise:g}"
+    return Points(
+        name=name,
+        title=title,
+        columns=["$x_1$", "$x_2$"],
+        draw=partial(truth.sample, generator=train),
+        held_out=held_out,
+        test=test,
+        truth=truth,
+        floor=truth.entropy(),
+        made_from={"name": shape, "noise": noise},
+    )
 
 
 def make_file_points(path: Path, columns: list[str], seed: int) -> Points:
@@ -53,20 +67,33 @@ def make_file_points(path: Path, columns: list[str], seed: int) -> Points:
     table = read_points(path, columns)
     print("; ".join([f"{path.name}: columns {', '.join(table.names)}", *table.notes]))
     points = torch.from_numpy(table.points)  # float64
+    made_from = {"columns": table.names, "rows": len(points)}
+    made_from["values"] = hashlib.sha256(table.points.tobytes()).hexdigest()[:16]
     if (points.abs().amax(0) / points.std(0)).max() < 1000:
         points = points.float()  # twice as fast; with a larger offset its rounding would show
     points = points[torch.randperm(len(points), generator=rng(seed, "file shuffle"))]
     tenth, generator = len(points) // 10, rng(seed, "file train")
     held_out, test, train = points.split([tenth, tenth, len(points) - 2 * tenth])
     # Files of a shape's name would otherwise replace the files that are shipped.
-    name = f"points_{path.stem}" if path.stem in SHAPES else readable(path.stem)
+    name = readable(path.stem)
+    name = f"points_{name}" if name.lower() in SHAPES else name
 
     def draw(n: int) -> Tensor:
         return train[torch.randint(len(train), (n,), generator=generator)]
 
     gaussian = MultivariateNormal(train.double().mean(0), train.double().T.cov())
     title = readable(path.name).replace("$", r"\$")
-    return Points(name, title, table.names, draw, held_out, test, train, gaussian=gaussian)
+    return Points(
+        name=name,
+        title=title,
+        columns=table.names,
+        draw=draw,
+        held_out=held_out,
+        test=test,
+        train=train,
+        gaussian=gaussian,
+        made_from=made_from,
+    )
 
 
 def score_points(flow, train: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:

@@ -19,7 +19,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from tqdm import tqdm
 
-from flowlib.files import FORMAT, UserError, is_finite, read_checkpoint, write_atomically
+from flowlib.cli import handle_signals
+from flowlib.files import (
+    FORMAT,
+    UserError,
+    is_finite,
+    read_checkpoint,
+    require_same_data,
+    write_atomically,
+)
 from flowlib.rng import rng
 
 PROGRESS = ("step", "skipped", "seconds", "curve")
@@ -74,9 +82,15 @@ def resume_path(checkpoint: Path) -> Path:
     return checkpoint.with_name(checkpoint.stem + ".resume.pt")
 
 
-def save_resume(state: TrainingState, path: Path, settings: dict) -> None:
-    """Writes everything that the rest of the run depends on, and the settings it was made with."""
+def save_resume(
+    state: TrainingState, path: Path, settings: dict, made_from: dict | None = None
+) -> None:
+    """Writes everything that the rest of the run depends on.
+
+    That is the state, the run's settings, and the fingerprint of its data.
+    """
     content = {"kind": "resume", "format": FORMAT, "settings": settings}
+    content["made_from"] = made_from or {}
     content["state"] = state.state_dict()
     write_atomically(path, lambda temporary: torch.save(content, temporary))
 
@@ -98,18 +112,27 @@ def extend_curve(state: TrainingState, point: dict, path: Path | None) -> None:
         write_atomically(path, lambda temporary: temporary.write_text(lines))
 
 
-def load_resume(state: TrainingState, path: Path, settings: dict) -> bool:
+def load_resume(
+    state: TrainingState, path: Path, settings: dict, made_from: dict | None = None
+) -> bool:
     """Continues what `save_resume` wrote; False if there is no such file.
 
-    Raises UserError if the file is damaged or was written with other settings.
+    Raises UserError if the file is damaged or was written with other settings or other data.
     """
     if not path.exists():
         return False
     content = read_checkpoint(path, "resume")
+    saved = content["settings"]
+
     for name, value in settings.items():
-        if (earlier := content["settings"].get(name)) != value:
+        if (earlier := saved.get(name)) != value:
             advice = "give the same flags, or leave out --resume"
             raise UserError(f"{path} was written with {name} {earlier}, not {value}: {advice}")
+    # Files from before there were fingerprints say the data's name alone.
+    earlier = content.get("made_from") or {"name": saved.get("data")}
+    if made_from is not None:
+        require_same_data(path, earlier, made_from, "leave out --resume to start anew")
+
     try:
         _check_state(state, content["state"])
         state.load_state_dict(content["state"])
@@ -175,11 +198,7 @@ def stop_requests() -> Iterator[threading.Event]:
         received.append(number)
         stop.set()
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with handle_signals(ask, signal.SIGINT, signal.SIGTERM):
         yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
     if received:
         signal.raise_signal(received[0])

@@ -50,7 +50,11 @@ def read_points(path: Path, columns: Sequence[str] = (), to_fit: bool = True) ->
         places = [place for place, reason in enumerate(reasons) if not reason]
         left_out = [f"{name} ({reason})" for name, reason in zip(names, reasons) if reason]
         notes += [f"left out: {', '.join(left_out)}"] if left_out else []
-    points, names = points[:, places], [names[place] for place in places]
+    taken = [names[place] for place in places]
+    for name in taken:
+        if names.count(name) > 1 or taken.count(name) > 1:
+            raise UserError(f"{path}: two columns are called {name!r}: give each a name of its own")
+    points, names = points[:, places], taken
     if len(bad := np.flatnonzero(~np.isfinite(points).all(1))):
         where = f"first in row {bad[0] + 1} of the data"
         raise UserError(f"{path} holds missing, NaN or infinite values, {where}: remove them")

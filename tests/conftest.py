@@ -93,5 +93,5 @@ def tiny_glow_file(tmp_path, digits):
     """The checkpoint of an untrained, tiny Glow for the digits."""
     glow = Glow(digits.shape, digits.levels, blocks=1, hidden=8, dequantizer=4)
     glow.initialize(digits.train[:64])
-    save_model(glow, tmp_path / "tiny.pt")
+    save_model(glow, tmp_path / "tiny.pt", made_from=digits.made_from)
     return tmp_path / "tiny.pt"

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from benchmarks import train_classifier
-from flowlib.files import UserError
+from flowlib.files import SHIPPED, UserError
 from flowlib.images import classifier
 
 
@@ -19,7 +19,7 @@ def test_it_learns_the_digits_and_comes_back_from_its_file(tmp_path, digits):
 
 
 def test_the_shipped_classifier_knows_mnist(mnist):
-    model = classifier.load_classifier(classifier.default_classifier("mnist"))
+    model = classifier.load_classifier(SHIPPED / "classifier_mnist.pt")
     probabilities = model.classify(mnist.test[:500], chunk=200)
     torch.testing.assert_close(probabilities.sum(1), torch.ones(500))
     images, labels = mnist.test[:500], mnist.test_labels[:500]

@@ -10,12 +10,16 @@ import pytest
 import torch
 from torch import nn
 
+from flowlib import files
 from flowlib.files import (
     FORMAT,
     ROOT,
+    SHIPPED,
     UserError,
+    find_checkpoint,
     load_model,
     lock,
+    require_same_data,
     require_writable,
     save_model,
     write_atomically,
@@ -151,3 +155,48 @@ def test_writability_is_tried_before_the_work_begins(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match="cannot write to"):
         require_writable(files=[tmp_path / "file" / "m.json"])
+
+
+def test_shipped_files_are_only_read(tmp_path):
+    path = SHIPPED / "moons_realnvp.pt"
+    before = path.read_bytes()
+    for other in (path, SHIPPED / ".." / "shipped" / "new.pt", SHIPPED / "folder" / "new.pt"):
+        with pytest.raises(UserError, match="shipped.* is published with the project"):
+            save_model(Model(2), other)
+        with pytest.raises(UserError, match="is published with the project: write elsewhere"):
+            require_writable(files=[other])
+    with pytest.raises(UserError, match="checkpoints/shipped is published"):
+        require_writable(SHIPPED)
+    assert path.read_bytes() == before
+
+
+def test_ones_own_checkpoint_goes_before_the_shipped_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "CHECKPOINTS", tmp_path)
+    assert find_checkpoint("moons_realnvp.pt") == SHIPPED / "moons_realnvp.pt"
+    save_model(Model(2), tmp_path / "moons_realnvp.pt")
+    assert find_checkpoint("moons_realnvp.pt") == tmp_path / "moons_realnvp.pt"
+
+
+MANY = [f"{i}.png" for i in range(12)]
+
+
+@pytest.mark.parametrize(
+    ("earlier", "now", "says"),
+    [
+        ({"columns": ["a", "b"], "rows": 5}, {"columns": ["b", "a"], "rows": 5}, "a, b, now b, a"),
+        ({"columns": ["a"], "rows": 5}, {"columns": ["a"], "rows": 6}, "rows 5, now 6"),
+        ({"rows": 5, "values": "1f"}, {"rows": 5, "values": "2e"}, "other values"),
+        ({"files": MANY}, {"files": [*MANY, "x.png"]}, "files: 1 new, such as x.png"),
+        ({"files": MANY}, {"files": MANY[2:]}, "files: 2 gone, such as 0.png"),
+        ({"files": MANY}, {"files": MANY[::-1]}, "files: in another order"),
+        ({"name": "mnist"}, {"name": "digits"}, "name mnist, now digits"),
+        ({"name": "mnist"}, {"files": MANY}, "mnist, now files of one's own"),
+        ({"rows": [1], "values": 3}, {"rows": 5, "values": "2e"}, "now 5"),  # an edited file
+    ],
+)
+def test_other_data_is_refused_with_the_difference(earlier, now, says, tmp_path):
+    require_same_data(tmp_path / "m.pt", now, dict(now), "fit again")
+    with pytest.raises(UserError, match=f"m.pt was made from other data .*{says}.*: fit again"):
+        require_same_data(tmp_path / "m.pt", earlier, now, "fit again")
+    with pytest.raises(UserError, match="does not say which data it was made from: fit again"):
+        require_same_data(tmp_path / "m.pt", {}, now, "fit again")

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch.distributions import Normal, SigmoidTransform, TransformedDistribution
 
-from flowlib.files import UserError, save_model
-from flowlib.images.glow import Glow, default_checkpoint, load_glow, precision_for
+from flowlib.files import SHIPPED, UserError, save_model
+from flowlib.images.glow import Glow, choose_glow, load_glow, precision_for
 from flowlib.images.glow_layers import ConvNet, Dequantizer
 from flowlib.rng import rng
 
@@ -249,17 +249,29 @@ def test_a_saved_glow_loads_into_a_differently_seeded_one_with_the_same_results(
     assert torch.equal(*(m.bits_per_dim(images, generator=rng(1, "x")) for m in (glow, loaded)))
 
 
-def test_a_model_of_other_images_is_refused(tmp_path):
-    save_model(small_glow(), tmp_path / "glow.pt")
-    assert load_glow(tmp_path / "glow.pt", shape=(1, 8, 8), levels=17).levels == 17
-    for other in ({"shape": (1, 28, 28)}, {"levels": 256}):
-        with pytest.raises(UserError, match="must match"):
-            load_glow(tmp_path / "glow.pt", **other)
+def test_a_script_says_which_glow_it_takes_and_refuses_one_of_other_data(tmp_path, digits, capsys):
+    cpu, path = torch.device("cpu"), tmp_path / "glow.pt"
+    metrics = {"test_bits_per_dim": 2.25, "data": "digits"}
+    save_model(small_glow(), path, metrics=metrics)  # as before there were fingerprints
+    assert choose_glow(path, "digits", cpu, digits).levels == 17
+    assert capsys.readouterr().out == f"{path}, 2.250 bits/dim\n"
+    choose_glow(None, "digits", cpu, digits)
+    assert "glow_digits.pt, " in capsys.readouterr().out
+
+    for made_from, says in (
+        ({"name": "mnist"}, "made from other data .name mnist, now digits.: --dataset"),
+        ({"files": ["a.png"], "pixels": "0"}, "files of one's own, now digits"),
+        ({}, "does not say which data it was made from"),
+    ):
+        save_model(small_glow(), path, made_from=made_from)
+        with pytest.raises(UserError, match=says):
+            choose_glow(path, "digits", cpu, digits)
+    choose_glow(path, "digits", cpu)  # where no data are used there is nothing to compare
 
 
 @pytest.mark.parametrize(("dataset", "pixels"), [("mnist", 784), ("digits", 64)])
 def test_the_shipped_weights_load_and_know_their_metrics(dataset, pixels):
-    glow = load_glow(default_checkpoint(dataset))
+    glow = load_glow(SHIPPED / f"glow_{dataset}.pt")
     assert math.prod(glow.shape) == pixels
     assert glow.metrics["data"] == dataset
     assert glow.metrics["parameters"] == sum(parameter.numel() for parameter in glow.parameters())

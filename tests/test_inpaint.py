@@ -42,7 +42,7 @@ def picture(tmp_path):
 
 def test_holes_in_test_images_give_a_figure_a_table_and_metrics(tmp_path, tiny_glow_file, capsys):
     run(*QUICK, "--checkpoint", tiny_glow_file, *into(tmp_path))
-    assert (tmp_path / "batch_inpainting_result.png").read_bytes().startswith(PNG)
+    assert (tmp_path / "digits_batch_inpainting_result.png").read_bytes().startswith(PNG)
     masks = json.loads((tmp_path / "metrics.json").read_text())["masks"]
     assert list(masks) == ["square:4", "noise:0.5"]
     for metrics in masks.values():
@@ -171,7 +171,7 @@ def test_pictures_need_one_mask(picture, one_line_error):
 
 @pytest.mark.parametrize("damage", ["missing", "truncated", "other kind", "not a checkpoint"])
 def test_bad_checkpoints(damage, tmp_path, tiny_glow_file, one_line_error):
-    path, figure = tmp_path / "bad.pt", tmp_path / "batch_inpainting_result.png"
+    path, figure = tmp_path / "bad.pt", tmp_path / "digits_batch_inpainting_result.png"
     if damage == "truncated":
         path.write_bytes(tiny_glow_file.read_bytes()[:3000])
     elif damage == "other kind":

@@ -53,7 +53,7 @@ def equal(first: dict, second: dict) -> bool:
 def test_it_writes_figures_checkpoint_metrics_and_curve(tmp_path, capsys):
     checkpoint = ["--dataset", "digits", "--checkpoint", tmp_path / "glow.pt"]
     run(*QUICK, *into(tmp_path), *checkpoint)
-    for figure in ("Gen.png", "glow_interpolation.png"):
+    for figure in ("digits_Gen.png", "digits_glow_interpolation.png"):
         assert (tmp_path / figure).read_bytes().startswith(PNG)
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert metrics["data"] == "digits"
@@ -67,13 +67,16 @@ def test_it_writes_figures_checkpoint_metrics_and_curve(tmp_path, capsys):
     assert curve == metrics["curve"]
     assert curve[-1]["step"] == 3
 
-    drawn = (tmp_path / "Gen.png").read_bytes()
-    (tmp_path / "Gen.png").unlink()
+    drawn = (tmp_path / "digits_Gen.png").read_bytes()
+    (tmp_path / "digits_Gen.png").unlink()
     run("--figure-only", *checkpoint, "--figures", tmp_path)
-    assert (tmp_path / "Gen.png").read_bytes() == drawn
+    assert (tmp_path / "digits_Gen.png").read_bytes() == drawn
     capsys.readouterr()
     run("--evaluate", *checkpoint, "--draws", 3, "--metrics", tmp_path / "metrics.json")
-    assert f"test {metrics['test_bits_per_dim']:.4f} ±" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    bits = metrics["test_bits_per_dim"]
+    assert printed.startswith(f"{tmp_path / 'glow.pt'}, {bits:.3f} bits/dim\n")
+    assert f"test {bits:.4f} ±" in printed
     evaluated = json.loads((tmp_path / "metrics.json").read_text())
     assert evaluated["test_bits_per_dim"] == metrics["test_bits_per_dim"]
     assert evaluated["test_bits_per_dim_weighted"] < evaluated["test_bits_per_dim"]
@@ -303,7 +306,7 @@ def test_bad_checkpoints(damage, tmp_path, tiny_glow_file, one_line_error):
         save_model(Classifier((1, 8, 8), width=2), path)
     elif damage == "not a checkpoint":
         torch.save([1, 2, 3], path)
-    figure = tmp_path / "Gen.png"
+    figure = tmp_path / "digits_Gen.png"
     figure.write_bytes(b"the figure of an earlier run")
     argv = ["--dataset", "digits", "--figure-only", "--checkpoint", path, "--figures", tmp_path]
     says = {"missing": "train_glow_mnist.py", "truncated": "damaged"}
@@ -318,6 +321,36 @@ def test_a_model_of_other_images_is_refused(
     monkeypatch.setattr(train_glow_mnist, "load_together", lambda *_: mnist)
     argv = ["--figure-only", "--checkpoint", tiny_glow_file, "--figures", tmp_path]
     assert "must match" in one_line_error(train_glow_mnist.main, *argv)
+
+
+@pytest.fixture
+def pictures(tmp_path, digits):
+    """A folder called mnist, of 120 pictures."""
+    folder = tmp_path / "mnist"
+    folder.mkdir()
+    for i, image in enumerate(digits.train[:120, 0]):
+        Image.fromarray((image * 15).numpy()).save(folder / f"{i}.png")
+    return folder
+
+
+def test_a_folder_that_grew_is_refused_where_test_images_must_stay_unseen(
+    tmp_path, pictures, one_line_error
+):
+    argv = [*QUICK[2:], "--dataset", pictures, "--figures", tmp_path]
+    argv += ["--checkpoint", tmp_path / "glow.pt"]
+    run(*argv, "--save-minutes", 0)
+    assert (tmp_path / "folder_mnist_Gen.png").exists()
+    assert not (tmp_path / "Gen.png").exists()
+
+    Image.new("L", (8, 8), 90).save(pictures / "new.png")
+    error = one_line_error(train_glow_mnist.main, *argv, "--resume")
+    assert "glow.resume.pt was made from other data (files: 1 new, such as new.png)" in error
+    argv = argv[argv.index("--dataset") :]
+    error = one_line_error(train_glow_mnist.main, *argv, "--figure-only")
+    assert "glow.pt was made from other data (files: 1 new, such as new.png)" in error
+    (pictures / "new.png").unlink()
+    Image.new("L", (8, 8), 90).save(pictures / "7.png")
+    assert "(other pixels)" in one_line_error(train_glow_mnist.main, *argv, "--figure-only")
 
 
 def test_an_unreachable_download_is_one_line(tmp_path, monkeypatch, one_line_error):

@@ -24,6 +24,7 @@ MODELS = ("realnvp.pt", "permutation.pt")
 
 def run(folder, *argv):
     """Runs the script with everything it writes in `folder`; returns the metrics."""
+    folder.mkdir(exist_ok=True)
     argv = [*QUICK, *argv, "--checkpoint", folder, "--figures", folder]
     train_moons.main([str(word) for word in [*argv, "--metrics", folder / "metrics.json"]])
     return json.loads((folder / "metrics.json").read_text())
@@ -40,19 +41,19 @@ def files_in(folder):
 
 
 def test_it_writes_figures_checkpoints_and_metrics(tmp_path, capsys):
-    metrics = run(tmp_path, "--noise", 0.1)
+    metrics = run(tmp_path)
     figures = {*FIGURES, "moons.gif"}
     assert files_in(tmp_path) == figures | {f"moons_{name}" for name in MODELS}
     for figure in figures:
         start = b"GIF89a" if figure.endswith("gif") else b"\x89PNG"
         assert (tmp_path / figure).read_bytes().startswith(start)
-    assert metrics["floor"] == pytest.approx(1.0076, abs=1e-3)
+    assert metrics["floor"] == pytest.approx(0.2892, abs=1e-3)
     assert metrics["seed"] == 0
     assert {"torch", "normflows", "python"} <= metrics["versions"].keys()
     printed = capsys.readouterr().out
     for name in ("realnvp", "permutation"):
         flow = load_model(tmp_path / f"moons_{name}.pt", Flow)
-        again = train_moons.evaluate_flow(flow, train_moons.make_shape("moons", 0.1, 0))
+        again = train_moons.evaluate_flow(flow, train_moons.make_shape("moons", 0.05, 0))
         for key in ("test_nll", "kl_truth_flow", "kl_flow_truth"):
             assert metrics["models"][name][key] == pytest.approx(again[key], abs=1e-6)
             assert again[key] > 0
@@ -61,9 +62,15 @@ def test_it_writes_figures_checkpoints_and_metrics(tmp_path, capsys):
 
 def test_another_shape_leaves_the_moons_files_alone(tmp_path, capsys):
     """The flow puts mass where the checkerboard has none, so one KL is infinite."""
-    metrics = run(tmp_path, "--data", "checkerboard")
     names = (*FIGURES, *MODELS)
-    assert files_in(tmp_path) == {f"checkerboard_{name}" for name in names} | {"checkerboard.gif"}
+    metrics = run(tmp_path / "noisy", "--noise", 0.1)
+    assert metrics["floor"] == pytest.approx(1.0076, abs=1e-3)
+    expected = {f"moons_noise_0.1_{name}" for name in names} | {"moons_noise_0.1.gif"}
+    assert files_in(tmp_path / "noisy") == expected
+
+    metrics = run(tmp_path / "other", "--data", "checkerboard")
+    expected = {f"checkerboard_{name}" for name in names} | {"checkerboard.gif"}
+    assert files_in(tmp_path / "other") == expected
     assert metrics["models"]["realnvp"]["kl_truth_flow"] > 0
     assert metrics["models"]["realnvp"]["kl_flow_truth"] is None
     assert "kl_flow_truth" not in metrics["spread"]["realnvp"]
@@ -106,7 +113,49 @@ def test_it_fits_and_scores_tables_of_many_columns(tmp_path, capsys, one_line_er
     assert scores[1].split(",")[0] == "4"  # the outlier comes first
     assert float(scores[1].split(",")[2]) == 0
     error = one_line_error(train_moons.main, *argv, "--columns", "b", "c")
-    assert "was fitted to 8 columns, not 2" in error
+    assert "was made from other data (columns $a^$, b, c, d, e, f, g, h, now b, c): fit it" in error
+
+
+def write_table(path, names: str, points) -> None:
+    np.savetxt(path, points, delimiter=",", header=names, comments="")
+
+
+def test_points_are_scored_by_the_flow_that_was_fitted_to_the_same_table(tmp_path, one_line_error):
+    points = np.random.default_rng(0).normal([1, 5, 50], [1, 2, 9], size=(300, 3))
+    table, new = tmp_path / "t.csv", tmp_path / "new.csv"
+    write_table(table, "a,b,c", points)
+    write_table(new, "c,a,b", points[:20, [2, 0, 1]])  # reordered: they are found by their names
+    argv = ["--checkpoint", tmp_path / "out", "--figures", tmp_path / "out", "--data", table]
+    train_moons.main([str(word) for word in [*QUICK, *argv, "--columns", "a", "b"]])
+    score = [*argv, "--score", new, "--columns"]
+    train_moons.main([str(word) for word in [*score, "a", "b"]])
+    rows = (tmp_path / "out" / "new_scores.csv").read_text().splitlines()[1:]
+    found = {int(row.split(",")[0]): float(row.split(",")[1]) for row in rows}
+    flow = load_model(tmp_path / "out" / "t_realnvp.pt", Flow)
+    expected = flow.log_prob(torch.tensor(points[:20, :2], dtype=flow.dtype)).tolist()
+    assert [found[i] for i in range(1, 21)] == pytest.approx(expected, abs=1e-4)
+
+    for columns, says in (("b a", "columns a, b, now b, a"), ("a c", "columns a, b, now a, c")):
+        error = one_line_error(train_moons.main, *score, *columns.split())
+        assert f"made from other data ({says})" in error
+    write_table(table, "a,b,c", points[:290])
+    assert "(rows 300, now 290)" in one_line_error(train_moons.main, *score, "a", "b")
+    write_table(table, "a,b,c", points + 1)  # another file of the same name
+    assert "(other values)" in one_line_error(train_moons.main, *score, "a", "b")
+    write_table(table, "a,a,c", points)
+    assert "two columns are called 'a'" in one_line_error(train_moons.main, *score, "a", "c")
+    write_table(table, "a,b,c", points)
+    write_table(new, "a,b,b", points)
+    assert "two columns are called 'b'" in one_line_error(train_moons.main, *score, "a", "b")
+
+
+def test_a_flow_that_does_not_say_its_data_is_not_used_to_score(tmp_path, one_line_error):
+    write_table(tmp_path / "t.csv", "a,b", np.random.default_rng(0).normal(size=(200, 2)))
+    for name in ("realnvp", "permutation"):  # as before there were fingerprints
+        save_model(realnvp(2, layers=2), tmp_path / f"t_{name}.pt")
+    argv = ["--data", tmp_path / "t.csv", "--score", tmp_path / "t.csv", "--checkpoint", tmp_path]
+    error = one_line_error(train_moons.main, *argv)
+    assert "does not say which data it was made from: fit it with the same command" in error
 
 
 def test_too_few_layers_for_many_columns_are_one_line(tmp_path, one_line_error):

@@ -25,7 +25,7 @@ import train_glow_mnist
 import train_moons
 from benchmarks.torture.harness import Outcome, attempt, damaged_files, judge, kill_after
 from flowlib import distributed
-from flowlib.files import ROOT
+from flowlib.files import SHIPPED
 from flowlib.images.glow import load_glow
 from flowlib.plots import moons as moons_plots
 
@@ -34,7 +34,7 @@ GLOW = [*DIGITS, "--steps", "30", "--blocks", "1", "--hidden", "8", "--batch", "
 GLOW += ["--save-minutes", "0"]  # a resume file after each step, so that most kills hit one
 MOONS = ["--epochs", "3", "--steps-per-epoch", "20", "--layers", "2", "--hidden", "8"]
 FILL = [*DIGITS, "--steps", "3", "--chains", "3", "--checkpoint"]
-FILL += [str(ROOT / "checkpoints/glow_digits.pt")]
+FILL += [str(SHIPPED / "glow_digits.pt")]
 moons_plots.SIDE, moons_plots.FRAMES = 40, 4  # small figures
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from flowlib.files import ROOT, load_model
+from flowlib.files import load_model
 
 
 class Classifier(nn.Module):
@@ -42,11 +42,6 @@ class Classifier(nn.Module):
         """The classes' probabilities for any number of images, (N, 1, H, W) -> (N, classes)."""
         device = self.net[0].weight.device
         return torch.cat([self(part.to(device)).exp() for part in images.split(chunk)])
-
-
-def default_classifier(dataset: str) -> Path:
-    """Where the shipped classifier of a data set is."""
-    return ROOT / "checkpoints" / f"classifier_{dataset}.pt"
 
 
 def load_classifier(path: str | Path, device: str | torch.device = "cpu") -> Classifier:

@@ -32,6 +32,16 @@ def add_dataset_flags(parser: Parser) -> None:
     parser.add_argument("--data-dir", type=Path, default=ROOT / "data", help=folder)
 
 
+def data_name(dataset: str) -> str:
+    """What checkpoints and figures of a data set are called after."""
+    return Path(dataset.replace("auto", "mnist")).name
+
+
+def figure_name(file: str, name: str) -> str:
+    """The name of a figure of the data `name`: MNIST's figures are the README's."""
+    return file if name == "mnist" else f"{name}_{file}"
+
+
 @dataclass(frozen=True)
 class Images:
     """Images, uint8 (N, 1, H, W), values 0 ... levels - 1, and their classes, int64 (N,)."""

@@ -18,7 +18,8 @@ import normflows as nf
 import torch
 from torch import Tensor, nn
 
-from flowlib.files import ROOT, UserError, load_model
+from flowlib.files import find_checkpoint, load_model, require_same_data, short
+from flowlib.images.datasets import Images
 from flowlib.images.glow_layers import ActNorm, Block, ConvNet, Coupling, Dequantizer, SplitPrior
 
 ALPHA = 1e-6  # keeps the logit finite at v = 0 and v = 1
@@ -55,7 +56,7 @@ class Glow(nn.Module):
         ValueError: names the argument that cannot be used.
 
     Example:
-        >>> glow = load_glow("checkpoints/glow_mnist.pt")
+        >>> glow = load_glow("checkpoints/shipped/glow_mnist.pt")
         >>> v = glow.sample(16, rng(0, "samples"))  # (16, 1, 28, 28), in (0, 1)
         >>> glow.quantize(v), glow.log_prob(v)  # uint8 images; nats, (16,)
     """
@@ -210,21 +211,35 @@ class Glow(nn.Module):
             raise ValueError(f"{name} must be of shape (B, {shape}), not {tuple(x.shape)}")
 
 
-def default_checkpoint(dataset: str) -> Path:
-    """Where the shipped weights for a data set are."""
-    return ROOT / "checkpoints" / f"glow_{dataset}.pt"
-
-
-def load_glow(
-    path: str | Path,
-    device: str | torch.device = "cpu",
-    shape: tuple[int, ...] | None = None,
-    levels: int | None = None,
-) -> Glow:
-    """The Glow that `save_model` wrote; UserError if it is missing, damaged, or of other images."""
+def load_glow(path: str | Path, device: str | torch.device = "cpu") -> Glow:
+    """The Glow that `save_model` wrote; UserError if the file is missing or damaged."""
     hint = "`python train_glow_mnist.py` makes it (--dataset digits: without a download)"
     glow = load_model(path, Glow, device, hint)
-    if (shape or glow.shape, levels or glow.levels) != (glow.shape, glow.levels):
-        model = f"images of shape {glow.shape} with {glow.levels} levels, not {shape} with {levels}"
-        raise UserError(f"{path} is a model of {model}: --dataset and --checkpoint must match")
+    # Files from before there were fingerprints say the data's name alone.
+    if not glow.made_from and "data" in glow.metrics:
+        glow.made_from = {"name": glow.metrics["data"]}
+    return glow
+
+
+def choose_glow(
+    path: Path | None, name: str, device: torch.device, images: Images | None = None
+) -> Glow:
+    """The Glow that a script uses; prints which one it is, and how good.
+
+    Args:
+        path: the file, if the user names one. Otherwise checkpoints/glow_NAME.pt if it was made
+            here, else the shipped one.
+        name: of the data.
+        images: if given, the model must have been made from them.
+    Raises:
+        UserError: if there is no such file, or if it was made from other data.
+    """
+    path = path or find_checkpoint(f"glow_{name}.pt")
+    glow = load_glow(path, device)
+    bits = glow.metrics.get("test_bits_per_dim")
+    print(f"{short(path)}, " + ("not evaluated" if bits is None else f"{bits:.3f} bits/dim"))
+
+    if images is not None:
+        advice = "--dataset and --checkpoint must match; `python train_glow_mnist.py` trains anew"
+        require_same_data(path, glow.made_from, images.made_from, advice)
     return glow
