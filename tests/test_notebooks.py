@@ -13,6 +13,8 @@ nbclient = pytest.importorskip("nbclient")
 nbformat = pytest.importorskip("nbformat")
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+# Jupyter takes the notebook's folder as the working directory, other programs take others.
+WORKING_DIRECTORIES = {"inpaint": ROOT, "train_moons": ROOT / "tests"}
 NUMBER = re.compile(r"(?<![\w.])-?\d+(?:,\d{3})*(?:\.\d+)?(?:e[-+]?\d+)?")
 
 
@@ -28,7 +30,9 @@ def printed(notebook) -> list[str]:
 def alike(old: str, new: str) -> bool:
     """Whether two texts are equal but for numbers that differ by 2 %, or by 1 in the last digit.
 
-    Other processors round otherwise, and training and sampling amplify that.
+    Other processors round otherwise, and training and sampling amplify that. Over eight sets of
+    instructions (of ATen, oneDNN and MKL) and numbers of threads the fills' log p differed by 0.3 %
+    and their PSNR by 1 dB; all other numbers were the same.
     """
     if NUMBER.sub("#", old) != NUMBER.sub("#", new):
         return False
@@ -53,11 +57,12 @@ def test_the_comparison_sees_another_number_and_another_word():
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
 def test_a_notebook_prints_what_is_committed(path, monkeypatch):
     data = Path(os.environ.get("DATA_DIR", ROOT / "data")).resolve()
-    monkeypatch.setenv("DATA_DIR", str(data))
+    monkeypatch.setenv("DATA_DIR", os.path.relpath(data, ROOT))  # as a user may give it
     notebook = nbformat.read(path, as_version=4)
     committed = printed(notebook)
     assert any(committed), "the notebook is committed without its outputs: run `make notebooks`"
-    resources = {"metadata": {"path": str(path.parent)}}
+    folder = WORKING_DIRECTORIES.get(path.stem, path.parent)
+    resources = {"metadata": {"path": str(folder)}}
     nbclient.NotebookClient(notebook, timeout=240, resources=resources).execute()
     if "mnist" in "".join(committed) and not (data / "MNIST" / "raw").is_dir():
         return  # it ran on the digits: the numbers are others
