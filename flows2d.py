@@ -1,19 +1,21 @@
 """Normalizing flows for vectors: the distribution, four invertible transforms, two architectures.
 
-A flow carries data x to Gaussian noise z through invertible transforms f = f_K ∘ ... ∘ f_1. The
-change of variables gives the density of x:
+A flow carries data x to Gaussian noise z through invertible transforms f = f_K ∘ ... ∘
+f_1. The change of variables gives the density of x:
 
     log p(x) = log N(f(x); 0, I) + Σ_k log|det J_k|,   J_k the Jacobian of f_k
 
-Convention: a transform is a module with two methods. Both take (B, dim) and return (B, dim), (B,).
+Convention: a transform is a module with two methods. Both take (B, dim) and return (B,
+dim), (B,).
 
     forward(x) -> (z, log_det)   data to latent
     inverse(z) -> (x, log_det)   latent to data; this log_det is minus that of forward
 
-What a transform needs but does not learn (masks, permutations, signs) is a buffer, so it is saved
-with the weights. An argument that cannot be used raises a ValueError that names it. The file needs
-torch alone: copy it and it works. Papers: Dinh et al. (2017), arXiv:1605.08803 (RealNVP);
-Kingma and Dhariwal (2018), arXiv:1807.03039 (Glow, the linear layer).
+What a transform needs but does not learn (masks, permutations, signs) is a buffer, so
+it is saved with the weights. An argument that cannot be used raises a ValueError that
+names it. The file needs torch alone: copy it and it works. Papers: Dinh et al. (2017),
+arXiv:1605.08803 (RealNVP); Kingma and Dhariwal (2018), arXiv:1807.03039 (Glow, the
+linear layer).
 """
 
 import math
@@ -22,7 +24,8 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-REACH = 10.0  # a coupling's network sees its input cut off here; standardized data reaches about 3
+# a coupling's network sees its input cut off here; standardized data reaches about 3
+REACH = 10.0
 Vector = Sequence[float] | Tensor
 
 
@@ -30,7 +33,8 @@ class Flow(nn.Module):
     """A distribution over vectors of `dim` entries: transforms, data to latent, then N(0, I).
 
     Args:
-        transforms: modules with `forward` and `inverse`, in the order in which data meets them.
+        transforms: modules with `forward` and `inverse`, in the order in which data
+            meets them.
 
     Example:
         >>> flow = realnvp(dim=2, layers=8)
@@ -48,13 +52,18 @@ class Flow(nn.Module):
         self.transforms = nn.ModuleList(transforms)
         for i, transform in enumerate(self.transforms):
             if getattr(transform, "dim", dim) != dim:
-                raise ValueError(f"transforms[{i}] is for dim {transform.dim}, not for dim {dim}")
+                raise ValueError(
+                    f"transforms[{i}] is for dim {transform.dim}, not for dim {dim}"
+                )
         self.register_buffer("base_mean", torch.zeros(dim), persistent=False)
 
     @property
     def config(self) -> dict:
         """Plain types from which `from_config` builds the flow again, without its weights."""
-        transforms = [[type(transform).__name__, transform.config] for transform in self.transforms]
+        transforms = [
+            [type(transform).__name__, transform.config]
+            for transform in self.transforms
+        ]
         return dict(dim=self.dim, transforms=transforms)
 
     @staticmethod
@@ -62,7 +71,9 @@ class Flow(nn.Module):
         """The flow with this `config` and new weights. Raises KeyError for an unknown transform."""
         kinds = (AffineCoupling, InvertibleLinear, PermutationTransform, Standardize)
         by_name = {kind.__name__: kind for kind in kinds}
-        transforms = [by_name[name](**arguments) for name, arguments in config["transforms"]]
+        transforms = [
+            by_name[name](**arguments) for name, arguments in config["transforms"]
+        ]
         return Flow(transforms, config["dim"])
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -76,7 +87,9 @@ class Flow(nn.Module):
 
     def _apply_in_turn(self, steps: Iterable[Callable], x: Tensor, name: str):
         if x.ndim != 2 or x.shape[1] != self.dim:
-            raise ValueError(f"{name} must be of shape (B, {self.dim}), not {tuple(x.shape)}")
+            raise ValueError(
+                f"{name} must be of shape (B, {self.dim}), not {tuple(x.shape)}"
+            )
         total = x.new_zeros(x.shape[0])
         for step in steps:
             x, log_det = step(x)
@@ -86,13 +99,17 @@ class Flow(nn.Module):
     def log_prob(self, x: Tensor) -> Tensor:
         """log p(x) = log N(z; 0, I) + log|det dz/dx| in nats: (B, dim) -> (B,)."""
         z, log_det = self(x)
-        return log_det - 0.5 * z.square().sum(-1) - 0.5 * self.dim * math.log(2 * math.pi)
+        return (
+            log_det - 0.5 * z.square().sum(-1) - 0.5 * self.dim * math.log(2 * math.pi)
+        )
 
     @torch.no_grad()
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """n points, (n, dim), from Gaussian noise, which is drawn on the generator's device."""
         device = self.device if generator is None else generator.device
-        z = torch.randn(n, self.dim, generator=generator, dtype=self.dtype, device=device)
+        z = torch.randn(
+            n, self.dim, generator=generator, dtype=self.dtype, device=device
+        )
         return self.inverse(z.to(self.device))[0]
 
     def trajectory(self, x: Tensor) -> list[Tensor]:
@@ -108,9 +125,10 @@ class AffineCoupling(nn.Module):
 
     z = m ⊙ x + (1 - m) ⊙ (x ⊙ exp s + t),   (s, t) = network(m ⊙ x),   log|det J| = Σ (1 - m) ⊙ s
 
-    The mask m is 1 where an entry passes through unchanged, so the inverse can compute s and t too.
-    The network sees its input cut off at ±10, and s = bound · tanh(...). So no density overflows
-    far from the data. Source: Dinh et al. (2017), arXiv:1605.08803, section 3.4.
+    The mask m is 1 where an entry passes through unchanged, so the inverse can compute
+    s and t too. The network sees its input cut off at ±10, and s = bound · tanh(...).
+    So no density overflows far from the data. Source: Dinh et al. (2017),
+    arXiv:1605.08803, section 3.4.
 
     Args:
         mask: (dim,) of 0 and 1, not all 1.
@@ -118,11 +136,15 @@ class AffineCoupling(nn.Module):
         bound: the largest |s|.
     """
 
-    def __init__(self, mask: Vector, hidden: Sequence[int] = (32, 32), bound: float = 2.0):
+    def __init__(
+        self, mask: Vector, hidden: Sequence[int] = (32, 32), bound: float = 2.0
+    ):
         super().__init__()
         mask = torch.as_tensor(mask)
         if mask.ndim != 1 or mask.all() or not ((mask == 0) | (mask == 1)).all():
-            raise ValueError(f"mask must be a vector of 0 and 1 with a 0, not {mask.tolist()}")
+            raise ValueError(
+                f"mask must be a vector of 0 and 1 with a 0, not {mask.tolist()}"
+            )
         if not 0 < bound < math.inf:
             raise ValueError(f"bound must be positive and finite, not {bound}")
         self.dim, self.bound = len(mask), float(bound)
@@ -137,7 +159,9 @@ class AffineCoupling(nn.Module):
         nn.init.zeros_(self.net[-1].bias)
 
     def _log_scale_and_shift(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        log_scale, shift = self.net((x * self.mask).clamp(-REACH, REACH)).chunk(2, dim=-1)
+        log_scale, shift = self.net((x * self.mask).clamp(-REACH, REACH)).chunk(
+            2, dim=-1
+        )
         transformed = 1 - self.mask
         return log_scale.tanh() * (self.bound * transformed), shift * transformed
 
@@ -155,9 +179,9 @@ class InvertibleLinear(nn.Module):
 
     z = W x,   W = P L U,   diag(U) = sign ⊙ exp d,   log|det W| = Σ d
 
-    P is a fixed permutation, L unit lower and U upper triangular. With these factors the
-    determinant is a sum, and W is never singular. W starts as `weight`, else as a random rotation.
-    Source: Kingma and Dhariwal (2018), arXiv:1807.03039, section 3.2.
+    P is a fixed permutation, L unit lower and U upper triangular. With these factors
+    the determinant is a sum, and W is never singular. W starts as `weight`, else as a
+    random rotation. Source: Kingma and Dhariwal (2018), arXiv:1807.03039, section 3.2.
     """
 
     def __init__(self, dim: int, weight: Tensor | None = None):
@@ -165,11 +189,14 @@ class InvertibleLinear(nn.Module):
         self.dim, self.config = _check_count("dim", dim), dict(dim=dim)
         weight = torch.linalg.qr(torch.randn(dim, dim)).Q if weight is None else weight
         if weight.shape != (dim, dim) or not weight.det().abs() > 0:
-            raise ValueError(f"weight must be an invertible {dim}x{dim} matrix, not {weight}")
+            raise ValueError(
+                f"weight must be an invertible {dim}x{dim} matrix, not {weight}"
+            )
         permutation, lower, upper = torch.linalg.lu(weight)
         self.register_buffer("permutation", permutation)
         self.register_buffer("sign", upper.diagonal().sign())
-        self.off_diagonal = nn.Parameter(lower.tril(-1) + upper.triu(1))  # L and U share a matrix
+        # L and U share a matrix
+        self.off_diagonal = nn.Parameter(lower.tril(-1) + upper.triu(1))
         self.log_diagonal = nn.Parameter(upper.diagonal().abs().log())
 
     def _weight(self) -> Tensor:
@@ -181,13 +208,16 @@ class InvertibleLinear(nn.Module):
         return x @ self._weight().T, self.log_diagonal.sum().expand(x.shape[0])
 
     def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        return z @ self._weight().inverse().T, -self.log_diagonal.sum().expand(z.shape[0])
+        return z @ self._weight().inverse().T, -self.log_diagonal.sum().expand(
+            z.shape[0]
+        )
 
 
 class PermutationTransform(nn.Module):
     """Reorders the entries in a fixed way: z_i = x_permutation[i], log|det J| = 0.
 
-    Without a `permutation` a random one is drawn. It is never the identity, unless dim is 1.
+    Without a `permutation` a random one is drawn. It is never the identity, unless dim
+    is 1.
     """
 
     def __init__(self, dim: int, permutation: Vector | None = None, generator=None):
@@ -197,8 +227,12 @@ class PermutationTransform(nn.Module):
         order = torch.as_tensor(identity if permutation is None else permutation).long()
         while permutation is None and dim > 1 and order.equal(identity):
             order = torch.randperm(dim, generator=generator)
-        if not order.sort().values.equal(identity) or (dim > 1 and order.equal(identity)):
-            raise ValueError(f"permutation must reorder 0 ... {dim - 1}, not be {order.tolist()}")
+        if not order.sort().values.equal(identity) or (
+            dim > 1 and order.equal(identity)
+        ):
+            raise ValueError(
+                f"permutation must reorder 0 ... {dim - 1}, not be {order.tolist()}"
+            )
         self.config = dict(dim=dim, permutation=order.tolist())
         self.register_buffer("permutation", order)
 
@@ -214,7 +248,9 @@ class Standardize(nn.Module):
 
     def __init__(self, mean: Vector, std: Vector):
         super().__init__()
-        mean, std = (torch.as_tensor(v, dtype=torch.get_default_dtype()) for v in (mean, std))
+        mean, std = (
+            torch.as_tensor(v, dtype=torch.get_default_dtype()) for v in (mean, std)
+        )
         usable = mean.ndim == 1 and mean.shape == std.shape
         if not usable or not (mean.isfinite() & std.isfinite() & (std > 0)).all():
             raise ValueError(f"mean must be finite and std positive, not {mean}, {std}")
@@ -230,36 +266,58 @@ class Standardize(nn.Module):
 
 
 def realnvp(
-    dim: int = 2, layers: int = 28, hidden: Sequence[int] = (32, 32), mean=None, std=None
+    dim: int = 2,
+    layers: int = 28,
+    hidden: Sequence[int] = (32, 32),
+    mean=None,
+    std=None,
 ) -> Flow:
     """RealNVP with linear layers: couplings with alternating masks, an `InvertibleLinear` between.
 
     Args:
-        dim, layers: number of entries of a vector; of couplings, enough to miss no dimension.
+        dim, layers: number of entries of a vector; of couplings, enough to miss no
+            dimension.
         hidden: widths of each coupling's network.
-        mean, std: (dim,) each, of the data; given, the flow standardizes x before the couplings.
+        mean, std: (dim,) each, of the data; given, the flow standardizes x before the
+            couplings.
     """
     transforms = []
     for i in range(_check_count("layers", layers)):
         # In one dimension there is nothing to pass through.
-        mask = (torch.arange(dim) + i) % 2 == 0 if _check_count("dim", dim) > 1 else torch.zeros(1)
-        # The linear layers start as the identity, because the alternating masks mix already.
-        transforms += [InvertibleLinear(dim, torch.eye(dim)), AffineCoupling(mask, hidden)]
+        mask = (
+            (torch.arange(dim) + i) % 2 == 0
+            if _check_count("dim", dim) > 1
+            else torch.zeros(1)
+        )
+        # The linear layers start as the identity, because the alternating masks mix
+        # already.
+        transforms += [
+            InvertibleLinear(dim, torch.eye(dim)),
+            AffineCoupling(mask, hidden),
+        ]
     return _build(transforms[1:], dim, mean, std)
 
 
 def permutation_flow(
-    dim: int = 2, layers: int = 28, hidden: Sequence[int] = (32, 32), mean=None, std=None, seed=None
+    dim: int = 2,
+    layers: int = 28,
+    hidden: Sequence[int] = (32, 32),
+    mean=None,
+    std=None,
+    seed=None,
 ) -> Flow:
     """Couplings with one mask, and a fixed random `PermutationTransform` between each two.
 
-    The arguments are those of `realnvp`, and the `seed` of the permutations. Without one, they come
-    from torch's global generator.
+    The arguments are those of `realnvp`, and the `seed` of the permutations. Without
+    one, they come from torch's global generator.
     """
     generator = None if seed is None else torch.Generator().manual_seed(seed)
     mask, transforms = torch.arange(_check_count("dim", dim)) < dim // 2, []
     for _ in range(_check_count("layers", layers)):
-        transforms += [PermutationTransform(dim, None, generator), AffineCoupling(mask, hidden)]
+        transforms += [
+            PermutationTransform(dim, None, generator),
+            AffineCoupling(mask, hidden),
+        ]
     return _build(transforms[1:], dim, mean, std)
 
 

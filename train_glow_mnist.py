@@ -2,12 +2,13 @@
 
     python train_glow_mnist.py
 
-The loss is an upper bound on the bits per pixel that the model needs for a training image. MNIST is
-read from data/, and downloaded if it is missing.
+The loss is an upper bound on the bits per pixel that the model needs for a training
+image. MNIST is read from data/, and downloaded if it is missing.
 
     python train_glow_mnist.py --dataset digits      8x8 digits, without a download
     python train_glow_mnist.py --dataset fashion     or kmnist, letters, balanced, or a folder of
-                                                     pictures of one size, a sub-folder each class
+                                                     pictures of one size, a sub-folder
+                                                     each class
     python train_glow_mnist.py --evaluate            measures the checkpoint on the test images
     python train_glow_mnist.py --figure-only         redraws the figures from the checkpoint
     python train_glow_mnist.py --resume              continues a run that was killed or stopped
@@ -16,8 +17,8 @@ read from data/, and downloaded if it is missing.
 Writes   checkpoints/glow_mnist.pt, figures/Gen.png, figures/glow_interpolation.png; of another
          data set checkpoints/glow_NAME.pt, figures/NAME_Gen.png and so on
 Takes    39 minutes on one CPU core (AMD EPYC without AVX-512), half an hour on two, which
-         OMP_NUM_THREADS=2 takes; ends at 1.054 bits/dim. More --steps lower it, and an NVIDIA
-         H200 takes 25 times as many in that time
+         OMP_NUM_THREADS=2 takes; ends at 1.054 bits/dim. More --steps lower it, and an
+         NVIDIA H200 takes 25 times as many in that time
 """
 
 import math
@@ -35,7 +36,12 @@ from flowlib import files, training
 from flowlib.cli import Parser, number, one_line_errors, threads
 from flowlib.distributed import Processes, processes
 from flowlib.files import CHECKPOINTS, UserError
-from flowlib.images.datasets import Images, add_dataset_flags, figure_name, load_together
+from flowlib.images.datasets import (
+    Images,
+    add_dataset_flags,
+    figure_name,
+    load_together,
+)
 from flowlib.images.glow import PRECISIONS, Glow, choose_glow, precision_for
 from flowlib.inpainting.inpainter import Inpainter
 from flowlib.muon import muon_and_adam
@@ -81,18 +87,23 @@ def build_glow(images: Images, settings: Settings, device: torch.device) -> Glow
 
 
 def train_glow(
-    state: TrainingState, images: Tensor, settings: Settings, group: Processes | None = None
+    state: TrainingState,
+    images: Tensor,
+    settings: Settings,
+    group: Processes | None = None,
 ) -> Iterator[dict]:
     """Minimizes the bits/dim from `state.step` to `settings.steps`; yields a record each step.
 
-    Gradient norm clipped at 1; the learning rates rise for 100 steps, then fall as a cosine to
-    zero. The processes of `group` share each batch. A record holds step, loss (bits/dim), lr,
-    grad_norm and skipped, the number of steps without a finite loss and gradient. Those change
-    nothing, but 20 in a row raise a UserError.
+    Gradient norm clipped at 1; the learning rates rise for 100 steps, then fall as a
+    cosine to zero. The processes of `group` share each batch. A record holds step, loss
+    (bits/dim), lr, grad_norm and skipped, the number of steps without a finite loss and
+    gradient. Those change nothing, but 20 in a row raise a UserError.
     """
     group = group or Processes(0, 1, next(state.model.parameters()).device)
     seed, in_a_row, batch = settings.seed, 0, images[: settings.batch]
-    model = group.wrap(state.model, group.share(batch), group.share(torch.zeros(batch.shape)))
+    model = group.wrap(
+        state.model, group.share(batch), group.share(torch.zeros(batch.shape))
+    )
     for chosen in training.batches(len(images), settings.batch, seed, state.step):
         if state.step >= settings.steps:
             return
@@ -112,9 +123,16 @@ def train_glow(
         else:
             state.skipped, in_a_row = state.skipped + 1, in_a_row + 1
         if in_a_row == PATIENCE:
-            problem = f"the loss or its gradient was not finite {PATIENCE} times in a row"
+            problem = (
+                f"the loss or its gradient was not finite {PATIENCE} times in a row"
+            )
             raise UserError(f"{problem}, up to step {state.step}: try a lower --lr")
-        record = {"step": state.step, "loss": loss, "lr": share * settings.lr, "grad_norm": norm}
+        record = {
+            "step": state.step,
+            "loss": loss,
+            "lr": share * settings.lr,
+            "grad_norm": norm,
+        }
         yield record | {"skipped": state.skipped}
 
 
@@ -130,38 +148,57 @@ def fit_glow(
 ) -> bool:
     """Trains with a progress bar, a held-out curve and resume files; True if the run is complete.
 
-    False: `max_minutes` are over. Ctrl-C and SIGTERM end the training after the step, and then the
+    False: `max_minutes` are over. Ctrl-C and SIGTERM end the training after the step,
+    and then the
     script. The resume file is written every `save_minutes` and at the end.
     """
     start = saved = time.monotonic()
     before, loss = state.seconds, state.curve[-1]["train"] if state.curve else math.nan
     total, done = settings.steps * settings.batch, state.step * settings.batch
-    bar = tqdm(total=total, initial=done, unit="image", mininterval=1, disable=not group.first)
+    bar = tqdm(
+        total=total, initial=done, unit="image", mininterval=1, disable=not group.first
+    )
     with bar, training.stop_requests() as stop:
         for record in train_glow(state, images.train, settings, group):
             now = time.monotonic()
             state.seconds = before + now - start
-            loss = record["loss"] if math.isnan(loss) else 0.98 * loss + 0.02 * record["loss"]
+            loss = (
+                record["loss"]
+                if math.isnan(loss)
+                else 0.98 * loss + 0.02 * record["loss"]
+            )
             bar.update(settings.batch)
-            bar.set_postfix_str(f"{loss:.3f} bits/dim, {state.skipped} skipped", refresh=False)
-            if group.first and (state.step % EVERY == 0 or state.step == settings.steps):
-                held_out, _ = measure_bits(state.averaged, images.held_out[:1000], settings.seed)
+            bar.set_postfix_str(
+                f"{loss:.3f} bits/dim, {state.skipped} skipped", refresh=False
+            )
+            if group.first and (
+                state.step % EVERY == 0 or state.step == settings.steps
+            ):
+                held_out, _ = measure_bits(
+                    state.averaged, images.held_out[:1000], settings.seed
+                )
                 point = {"step": state.step, "seconds": round(state.seconds, 1)}
                 point |= {"train": round(loss, 4), "held_out": round(held_out, 4)}
-                tqdm.write("   ".join(f"{name} {value}" for name, value in point.items()))
+                tqdm.write(
+                    "   ".join(f"{name} {value}" for name, value in point.items())
+                )
                 with training.goes_on():
                     training.extend_curve(state, point, curve_file)
             if group.any(stop.is_set() or now - start > 60 * max_minutes):
                 break
             if group.first and now - saved > 60 * save_minutes:
                 with training.goes_on():
-                    training.save_resume(state, resume_file, asdict(settings), images.made_from)
+                    training.save_resume(
+                        state, resume_file, asdict(settings), images.made_from
+                    )
                 saved = now
         bar.close()
         complete = state.step >= settings.steps
         if group.first:
             with training.goes_on() if complete else nullcontext():
-                training.save_resume(state, resume_file, asdict(settings), images.made_from)
+                training.save_resume(
+                    state, resume_file, asdict(settings), images.made_from
+                )
         if not complete:
             why = "stopped" if stop.is_set() else f"{max_minutes:g} minutes are over"
             where = f"step {state.step} of {settings.steps}"
@@ -174,7 +211,8 @@ def run_training(
 ) -> Glow | None:
     """Trains, evaluates and saves a Glow. `args` are the flags of the command line.
 
-    Returns the averaged model; None if the run is not complete, and in all processes but the first.
+    Returns the averaged model; None if the run is not complete, and in all processes
+    but the first.
     """
     file = training.resume_path(checkpoint)
     if settings.batch % group.count:
@@ -185,18 +223,29 @@ def run_training(
         glow.compile_couplings()
     if args.resume:
         found = training.load_resume(state, file, asdict(settings), images.made_from)
-        print(f"resuming from {file}" if found else f"no resume file at {file}: starting anew")
+        print(
+            f"resuming from {file}"
+            if found
+            else f"no resume file at {file}: starting anew"
+        )
         if len(set(group.gather(state.step))) > 1:
             raise UserError(f"{file} must be the same file on every machine")
     limits = (args.max_minutes, args.save_minutes)
     curve = args.metrics and args.metrics.with_suffix(".jsonl")
-    if not fit_glow(state, images, settings, group, file, *limits, curve) or not group.first:
+    if (
+        not fit_glow(state, images, settings, group, file, *limits, curve)
+        or not group.first
+    ):
         return None
     glow = state.averaged
     metrics = evaluate_glow(glow, images, settings.seed) | asdict(settings)
     seconds, hardware = round(state.seconds, 1), files.hardware(group.device)
     metrics |= {"training_seconds": seconds, "hardware": hardware}
-    metrics |= {"processes": group.count, "skipped": state.skipped, "curve": state.curve}
+    metrics |= {
+        "processes": group.count,
+        "skipped": state.skipped,
+        "curve": state.curve,
+    }
     glow.metrics = metrics
     files.save_model(
         glow,
@@ -210,12 +259,20 @@ def run_training(
 
 
 @torch.no_grad()
-def measure_bits(glow: Glow, images: Tensor, seed: int = 0, draws: int = 1) -> tuple[float, float]:
+def measure_bits(
+    glow: Glow, images: Tensor, seed: int = 0, draws: int = 1
+) -> tuple[float, float]:
     """Mean bits/dim over the images, and its standard error."""
     generator, device = rng(seed, "evaluate"), next(glow.parameters()).device
-    parts = tqdm(images.split(250), desc="evaluating", leave=False, delay=5, disable=None)
-    bits = torch.cat([glow.bits_per_dim(part.to(device), draws, generator) for part in parts])
-    return bits.double().mean().item(), bits.double().std().item() / math.sqrt(len(bits))
+    parts = tqdm(
+        images.split(250), desc="evaluating", leave=False, delay=5, disable=None
+    )
+    bits = torch.cat(
+        [glow.bits_per_dim(part.to(device), draws, generator) for part in parts]
+    )
+    return bits.double().mean().item(), bits.double().std().item() / math.sqrt(
+        len(bits)
+    )
 
 
 def evaluate_glow(glow: Glow, images: Images, seed: int = 0, draws: int = 1) -> dict:
@@ -223,10 +280,16 @@ def evaluate_glow(glow: Glow, images: Images, seed: int = 0, draws: int = 1) -> 
     glow.set_precision(torch.float32)
     bits, error = measure_bits(glow, images.test, seed)
     held_out, _ = measure_bits(glow, images.held_out, seed)
-    metrics = {"data": images.source, "test_images": len(images.test), "test_bits_per_dim": bits}
+    metrics = {
+        "data": images.source,
+        "test_images": len(images.test),
+        "test_bits_per_dim": bits,
+    }
     metrics |= {"test_bits_per_dim_se": error, "held_out_bits_per_dim": held_out}
     metrics["parameters"] = sum(parameter.numel() for parameter in glow.parameters())
-    metrics["held_out_log_prob"] = Inpainter(glow, images.train).measure_log_prob(images.held_out)
+    metrics["held_out_log_prob"] = Inpainter(glow, images.train).measure_log_prob(
+        images.held_out
+    )
     if draws > 1:
         weighted, _ = measure_bits(glow, images.test, seed, draws)
         metrics |= {"draws": draws, "test_bits_per_dim_weighted": weighted}
@@ -236,11 +299,23 @@ def evaluate_glow(glow: Glow, images: Images, seed: int = 0, draws: int = 1) -> 
 def parse_args(argv=None):
     parser = Parser(__doc__)
     add_dataset_flags(parser)
-    parser.add_common_flags("the weights to write or read (default checkpoints/glow_DATASET.pt)")
+    parser.add_common_flags(
+        "the weights to write or read (default checkpoints/glow_DATASET.pt)"
+    )
     add = parser.add_argument
-    add("--evaluate", action="store_true", help="only measure the checkpoint's bits/dim")
-    add("--draws", type=number(int, 1), help="of the noise, for --evaluate's weighted bound (16)")
-    add("--figure-only", action="store_true", help="only redraw the figures from the checkpoint")
+    add(
+        "--evaluate", action="store_true", help="only measure the checkpoint's bits/dim"
+    )
+    add(
+        "--draws",
+        type=number(int, 1),
+        help="of the noise, for --evaluate's weighted bound (16)",
+    )
+    add(
+        "--figure-only",
+        action="store_true",
+        help="only redraw the figures from the checkpoint",
+    )
     default = Settings()
     for name, text in (
         ("blocks", "Glow blocks per level"),
@@ -256,13 +331,41 @@ def parse_args(argv=None):
         add(f"--{name}", type=kind, default=value, help=f"{text} (%(default)s)")
     steps = f"training steps ({STEPS}; with few images two for five of them, or they overfit)"
     add("--steps", type=number(int, 1), help=steps)
-    add("--precision", choices=PRECISIONS, default="auto", help="auto: bf16 where it is native")
-    add("--compile", action="store_true", help="a third faster on a GPU; needs a C compiler")
+    add(
+        "--precision",
+        choices=PRECISIONS,
+        default="auto",
+        help="auto: bf16 where it is native",
+    )
+    add(
+        "--compile",
+        action="store_true",
+        help="a third faster on a GPU; needs a C compiler",
+    )
     add("--resume", action="store_true", help="continue a stopped run")
-    add("--max-minutes", type=number(float, 0), default=math.inf, help="then stop, for --resume")
-    add("--save-minutes", type=number(float, 0), default=5, help="between two resume files (5)")
+    add(
+        "--max-minutes",
+        type=number(float, 0),
+        default=math.inf,
+        help="then stop, for --resume",
+    )
+    add(
+        "--save-minutes",
+        type=number(float, 0),
+        default=5,
+        help="between two resume files (5)",
+    )
     args = parser.parse_args(argv)
-    training = ("blocks", "hidden", "depth", "dequantizer", "batch", "lr", "steps", "precision")
+    training = (
+        "blocks",
+        "hidden",
+        "depth",
+        "dequantizer",
+        "batch",
+        "lr",
+        "steps",
+        "precision",
+    )
     training += ("compile", "resume", "max_minutes", "save_minutes")
     if args.evaluate:
         parser.refuse(args, "with --evaluate", *training, "figure_only", "figures")
@@ -282,11 +385,18 @@ def main(argv=None) -> None:
         images = load_together(group, args.dataset, args.data_dir)
         if args.evaluate or args.figure_only:
             name, device = images.name, group.device
-            glow = choose_glow(args.checkpoint, name, device, images) if group.first else None
+            glow = (
+                choose_glow(args.checkpoint, name, device, images)
+                if group.first
+                else None
+            )
         else:
             checkpoint = args.checkpoint or CHECKPOINTS / f"glow_{images.name}.pt"
             files.require_writable(args.figures, files=(checkpoint, args.metrics))
-            given = {field.name: getattr(args, field.name, None) for field in fields(Settings)}
+            given = {
+                field.name: getattr(args, field.name, None)
+                for field in fields(Settings)
+            }
             steps = args.steps or default_steps(images)
             settings = Settings(**given | {"data": images.source, "steps": steps})
             with files.lock(checkpoint, group.first):
@@ -301,7 +411,9 @@ def main(argv=None) -> None:
         samples = sample_figure(glow, images.train, args.seed)
         files.save_figure(samples, args.figures, figure_name("Gen.png", images.name))
         line = interpolation_figure(glow, images.test, args.seed)
-        files.save_figure(line, args.figures, figure_name("glow_interpolation.png", images.name))
+        files.save_figure(
+            line, args.figures, figure_name("glow_interpolation.png", images.name)
+        )
     if not args.figure_only:
         line = "test {test_bits_per_dim:.4f} ± {test_bits_per_dim_se:.4f} bits/dim"
         if "draws" in glow.metrics:
@@ -309,7 +421,11 @@ def main(argv=None) -> None:
         line += "   {test_images:,} images   {parameters:,} parameters"
         print(line.format(**glow.metrics))
     if args.metrics:
-        run = {"seconds": time.perf_counter() - start, "device": args.device, "seed": args.seed}
+        run = {
+            "seconds": time.perf_counter() - start,
+            "device": args.device,
+            "seed": args.seed,
+        }
         files.write_metrics(args.metrics, glow.metrics, **run)
 
 

@@ -1,7 +1,7 @@
 """What inpainting_table.py compares with: similar images, classical inpainting, a mixture, a U-Net.
 
-Every method takes masked images in [0, 1], (B, 1, H, W) with the missing pixels 0, and the mask,
-True where missing. What a method returns for observed pixels does not count.
+Every method takes masked images in [0, 1], (B, 1, H, W) with the missing pixels 0, and
+the mask, True where missing. What a method returns for observed pixels does not count.
 """
 
 import math
@@ -41,11 +41,17 @@ def biharmonic(masked: Tensor, mask: Tensor) -> Tensor:
 
 def opencv(masked: Tensor, mask: Tensor, flag: int) -> Tensor:
     """OpenCV's inpainting, radius 3: Telea (2004) or Bertalmio et al. (2001), by its flag."""
-    images, holes = (masked * 255).round().to(torch.uint8).numpy(), mask.to(torch.uint8).numpy()
+    images, holes = (
+        (masked * 255).round().to(torch.uint8).numpy(),
+        mask.to(torch.uint8).numpy(),
+    )
     return (
         torch.from_numpy(
             np.stack(
-                [cv2.inpaint(image[0], hole[0], 3, flag) for image, hole in zip(images, holes)]
+                [
+                    cv2.inpaint(image[0], hole[0], 3, flag)
+                    for image, hole in zip(images, holes)
+                ]
             )
         ).float()[:, None]
         / 255
@@ -86,23 +92,29 @@ class Mixture:
         """By expectation maximisation on the principal components of images in [0, 1]."""
         flat = images.flatten(1).double().numpy()
         pca = PCA(dimensions, random_state=seed).fit(flat)
-        mixture = GaussianMixture(components, reg_covar=1e-4, random_state=seed, max_iter=60).fit(
-            pca.transform(flat)
-        )
+        mixture = GaussianMixture(
+            components, reg_covar=1e-4, random_state=seed, max_iter=60
+        ).fit(pca.transform(flat))
         arrays = (mixture.weights_, mixture.means_, mixture.covariances_)
         weights, means, covariances = (torch.from_numpy(array) for array in arrays)
-        basis, mean = torch.from_numpy(pca.components_.T.copy()), torch.from_numpy(pca.mean_)
-        return cls(basis, mean, float(pca.noise_variance_), weights.log(), means, covariances)
+        basis, mean = (
+            torch.from_numpy(pca.components_.T.copy()),
+            torch.from_numpy(pca.mean_),
+        )
+        return cls(
+            basis, mean, float(pca.noise_variance_), weights.log(), means, covariances
+        )
 
     def component_log_prob(self, x: Tensor) -> Tensor:
         """log of w_k N(x; component k), nats: images (N, 1, H, W) -> (N, K).
 
-        The basis is orthonormal, so a component is a Gaussian with covariance C_k + σ² I along the
-        basis, and N(0, σ²) in each of the other directions.
+        The basis is orthonormal, so a component is a Gaussian with covariance C_k + σ²
+        I along the basis, and N(0, σ²) in each of the other directions.
         """
         flat = x.flatten(1) - self.mean
         z = flat @ self.basis  # (N, d)
-        rest = flat.square().sum(1) - z.square().sum(1)  # squared length of what is left
+        # squared length of what is left
+        rest = flat.square().sum(1) - z.square().sum(1)
         noise, left = self.noise, flat.shape[1] - z.shape[1]
         spread = self.covariances + noise * torch.eye(z.shape[1], dtype=z.dtype)
         inside = MultivariateNormal(self.means, spread).log_prob(z[:, None])  # (N, K)
@@ -121,32 +133,45 @@ class Mixture:
     def given(self, image: Tensor, hole: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """p(component | observed), and each component's latent mean and covariance given them."""
         basis = self.basis[~hole]
-        residual = image[~hole] - self.mean[~hole] - self.means @ basis.T  # (K, observed)
+        # (K, observed)
+        residual = image[~hole] - self.mean[~hole] - self.means @ basis.T
         precision = torch.linalg.inv(self.covariances) + basis.T @ basis / self.noise
         covariance = torch.linalg.inv(precision)
         projected = residual @ basis / self.noise
         shift = torch.einsum("kij,kj->ki", covariance, projected)
-        # log N(observed; component) up to a constant, by the determinant lemma and Woodbury's
-        # identity
-        log_p = -0.5 * (residual.square().sum(1) / self.noise - (projected * shift).sum(1))
+        # log N(observed; component) up to a constant, by the determinant lemma and
+        # Woodbury's identity
+        log_p = -0.5 * (
+            residual.square().sum(1) / self.noise - (projected * shift).sum(1)
+        )
         log_p = log_p - 0.5 * (
-            torch.linalg.slogdet(precision)[1] + torch.linalg.slogdet(self.covariances)[1]
+            torch.linalg.slogdet(precision)[1]
+            + torch.linalg.slogdet(self.covariances)[1]
         )
         return (self.log_weights + log_p).softmax(0), self.means + shift, covariance
 
-    def draw(self, image: Tensor, hole: Tensor, n: int, generator: torch.Generator) -> Tensor:
+    def draw(
+        self, image: Tensor, hole: Tensor, n: int, generator: torch.Generator
+    ) -> Tensor:
         """n exact draws of the missing pixels given the others: (D,), (D,) bool -> (n, D)."""
         weights, z, covariance = self.given(image, hole)
         chosen = torch.multinomial(weights, n, replacement=True, generator=generator)
         return torch.where(hole, self._images(z, covariance, chosen, generator), image)
 
     def _images(
-        self, means: Tensor, covariances: Tensor, chosen: Tensor, generator: torch.Generator
+        self,
+        means: Tensor,
+        covariances: Tensor,
+        chosen: Tensor,
+        generator: torch.Generator,
     ) -> Tensor:
         """An image for each of the chosen components k, with z ~ N(m_k, C_k): (n,) -> (n, D)."""
         noise, n = {"dtype": means.dtype, "generator": generator}, len(chosen)
         spread = torch.linalg.cholesky(covariances)[chosen]  # (n, d, d)
-        z = means[chosen] + (spread @ torch.randn(n, means.shape[1], 1, **noise))[..., 0]
+        z = (
+            means[chosen]
+            + (spread @ torch.randn(n, means.shape[1], 1, **noise))[..., 0]
+        )
         pixels = torch.randn(n, len(self.mean), **noise)
         return z @ self.basis.T + self.mean + math.sqrt(self.noise) * pixels
 
@@ -157,7 +182,9 @@ class Mixture:
         means, drawn = [], []
         for image, hole in zip(masked.flatten(1).double(), mask.flatten(1)):
             weights, z, _ = self.given(image, hole)
-            means.append(torch.where(hole, self.basis @ (weights @ z) + self.mean, image))
+            means.append(
+                torch.where(hole, self.basis @ (weights @ z) + self.mean, image)
+            )
             drawn.append(self.draw(image, hole, samples, generator))
         mean, sample = torch.stack(means).float().clamp(0, 1), torch.stack(drawn, 1)
         sample = sample.float().clamp(0, 1).reshape(samples, *masked.shape)
@@ -170,7 +197,8 @@ class Mixture:
 class UNet(nn.Module):
     """A supervised reference: a small U-Net, trained on 192,000 holes of the table's kinds.
 
-    It minimizes the squared error over the hole, so it gives a mean, as blurred as the posterior's.
+    It minimizes the squared error over the hole, so it gives a mean, as blurred as the
+    posterior's.
     """
 
     def __init__(self, width: int = 24):
@@ -187,7 +215,9 @@ class UNet(nn.Module):
             return nn.Sequential(*layers)
 
         wide, wider = 2 * width, 4 * width
-        self.down = nn.ModuleList([block(2, width), block(width, wide), block(wide, wider)])
+        self.down = nn.ModuleList(
+            [block(2, width), block(width, wide), block(wide, wider)]
+        )
         self.up = nn.ModuleList([block(wider + wide, wide), block(wide + width, width)])
         self.last = nn.Conv2d(width, 1, 1)
         self.to(memory_format=torch.channels_last)
@@ -203,7 +233,9 @@ class UNet(nn.Module):
             h = block(h if i == 0 else nn.functional.max_pool2d(h, 2))
             levels.append(h)
         for block, skip in zip(self.up, levels[-2::-1]):
-            h = block(torch.cat([nn.functional.interpolate(h, scale_factor=2), skip], 1))
+            h = block(
+                torch.cat([nn.functional.interpolate(h, scale_factor=2), skip], 1)
+            )
         return self.last(h)
 
     @torch.no_grad()
@@ -223,17 +255,26 @@ def train_unet(
     torch.manual_seed(seed)
     model, generator = UNet(), rng(seed, "U-Net")
     optimizer = torch.optim.Adam(model.parameters(), lr=lr)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.1)
-    native = precision_for("auto", torch.device("cpu")) == torch.bfloat16  # emulation is slow
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, lr, total_steps=steps, pct_start=0.1
+    )
+    # emulation is slow
+    native = precision_for("auto", torch.device("cpu")) == torch.bfloat16
     shares = [chunk.numel() for chunk in torch.arange(batch).tensor_split(len(masks))]
     for _ in tqdm(range(steps), desc="U-Net", mininterval=10):
         truth = images[torch.randint(len(images), (batch,), generator=generator)]
         mask = torch.cat(
-            [make_masks(spec, n, *images.shape[2:], generator) for spec, n in zip(masks, shares)]
+            [
+                make_masks(spec, n, *images.shape[2:], generator)
+                for spec, n in zip(masks, shares)
+            ]
         )
         with torch.autocast("cpu", torch.bfloat16, enabled=native):
             filled = model(
-                torch.where(mask, 0, truth).contiguous(memory_format=torch.channels_last), mask
+                torch.where(mask, 0, truth).contiguous(
+                    memory_format=torch.channels_last
+                ),
+                mask,
             )
         loss = ((filled.float() - truth)[mask]).square().mean()
         optimizer.zero_grad()

@@ -3,14 +3,14 @@
     python benchmarks/digit_calibration.py --data-dir DATA
     torchrun --nproc-per-node 2 benchmarks/digit_calibration.py --data-dir DATA
 
-A method's fills vote: with S fills, of which n are a 4, it says p(4) = (n + 1/10) / (S + 1), as if
-one more fill were shared by all ten digits. So no digit is called impossible. The methods are our
-samples, as many similar training images, and, as a reference, a classifier's probabilities for the
-fill of the U-Net that was trained for the task. A method is calibrated if, of all the times that it
-says 70 %, 70 % come true.
+A method's fills vote: with S fills, of which n are a 4, it says p(4) = (n + 1/10) / (S
++ 1), as if one more fill were shared by all ten digits. So no digit is called
+impossible. The methods are our samples, as many similar training images, and, as a
+reference, a classifier's probabilities for the fill of the U-Net that was trained for
+the task. A method is calibrated if, of all the times that it says 70 %, 70 % come true.
 
-The fills are those of inpainting_table.py, from its folder where they are there; those that are
-missing are made, 32 images at a time, so a run that was stopped goes on.
+The fills are those of inpainting_table.py, from its folder where they are there; those
+that are missing are made, 32 images at a time, so a run that was stopped goes on.
 
 Writes   benchmarks/results/digit_calibration.json, figures/digit_calibration.png
 Takes    five seconds for each image and mask on one core of an AMD EPYC without AVX-512, where the
@@ -25,7 +25,8 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the modules lie one folder up
+# the modules lie one folder up
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.about import provenance
 from benchmarks.inpainting_table import fingerprint, load_chunks, make_chunks
 from flowlib.cli import Parser, device, number, one_line_errors
@@ -34,7 +35,11 @@ from flowlib.files import ROOT, save_figure, write_json
 from flowlib.inpainting.masks import describe_mask
 
 KINDS = ("square:18", "noise:0.9", "top")
-METHODS = {"ours": "our samples", "neighbors": "similar images", "unet": "U-Net and classifier"}
+METHODS = {
+    "ours": "our samples",
+    "neighbors": "similar images",
+    "unet": "U-Net and classifier",
+}
 BINS, LEAST = 10, 8  # bins of p, and the digits in a bin that is drawn
 
 
@@ -57,8 +62,8 @@ def mean_and_error(values: Tensor) -> tuple[float, float]:
 def score(p: Tensor, label: Tensor, other: Tensor) -> dict[str, float]:
     """The scores of p (B, classes) against labels (B,).
 
-    Log-loss in nats, how much lower it is than that of `other` (B, classes) on the same images,
-    both with standard errors; Brier score; accuracy.
+    Log-loss in nats, how much lower it is than that of `other` (B, classes) on the same
+    images, both with standard errors; Brier score; accuracy.
     """
     right = nn.functional.one_hot(label, p.shape[1])
     losses = log_losses(p, label)
@@ -107,9 +112,16 @@ def plot_reliability(rows: list[dict]) -> Figure:
             options = {"marker": "o", "markersize": 3, "linewidth": 1.2}
             label = f"{row['method']}: {row['log_loss']:.2f} nats"
             panel.errorbar(said, right, error, label=label, **options)
-        panel.set(title=describe_mask(kind), xlabel="p that was said", xlim=(0, 1), ylim=(0, 1))
+        panel.set(
+            title=describe_mask(kind),
+            xlabel="p that was said",
+            xlim=(0, 1),
+            ylim=(0, 1),
+        )
         place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.17)}
-        panel.legend(fontsize=9, title="log-loss", title_fontsize=9, frameon=False, **place)
+        panel.legend(
+            fontsize=9, title="log-loss", title_fontsize=9, frameon=False, **place
+        )
         panel.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("share that was right (± standard error)")
     return figure
@@ -117,12 +129,31 @@ def plot_reliability(rows: list[dict]) -> Figure:
 
 def parse_args(argv=None):
     parser = Parser(__doc__)
-    add, output = parser.add_argument, ROOT / "benchmarks/results/digit_calibration.json"
-    add("--data-dir", type=Path, default=ROOT / "data", help="where MNIST lies (default data/)")
+    add, output = (
+        parser.add_argument,
+        ROOT / "benchmarks/results/digit_calibration.json",
+    )
+    add(
+        "--data-dir",
+        type=Path,
+        default=ROOT / "data",
+        help="where MNIST lies (default data/)",
+    )
     add("--images", type=number(int, 1), default=500, help="test images (500)")
-    add("--figures", type=Path, metavar="FOLDER", default=ROOT / "figures", help="(figures/)")
+    add(
+        "--figures",
+        type=Path,
+        metavar="FOLDER",
+        default=ROOT / "figures",
+        help="(figures/)",
+    )
     add("--output", type=Path, metavar="FILE", default=output, help="the results file")
-    add("--device", type=device, default="auto", help="cpu, cuda, ...; auto: a GPU if any")
+    add(
+        "--device",
+        type=device,
+        default="auto",
+        help="cpu, cuda, ...; auto: a GPU if any",
+    )
     return parser.parse_args(argv)
 
 
@@ -137,7 +168,8 @@ def main(argv=None) -> None:
     for kind in KINDS:
         parts = [chunk["digits"] for chunk in load_chunks(kind, args.images)]
         found = {
-            name: torch.cat([part[name] for part in parts])[: args.images] for name in parts[0]
+            name: torch.cat([part[name] for part in parts])[: args.images]
+            for name in parts[0]
         }
         label = found.pop("label")
         said = {
@@ -150,7 +182,12 @@ def main(argv=None) -> None:
             row |= score(p, label, said["neighbors"])
             print("   ".join(f"{key} {value}" for key, value in row.items()))
             rows.append(row | {"reliability": reliability(p, label)})
-    command = ["python", "benchmarks/digit_calibration.py", "--images", str(args.images)]
+    command = [
+        "python",
+        "benchmarks/digit_calibration.py",
+        "--images",
+        str(args.images),
+    ]
     about = provenance(command, torch.device("cpu"))
     about |= {"cores": os.cpu_count(), "weights": fingerprint()}
     about["flow_hardware"] = load_chunks(KINDS[0], 1)[0]["hardware"]

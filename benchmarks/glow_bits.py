@@ -3,11 +3,11 @@
     python benchmarks/glow_bits.py --data-dir DATA
     python benchmarks/glow_bits.py --figure-only     redraws the figure from the results file
 
-It runs the commands of RUNS one after the other. If it is started again, each run goes on where it
-stopped. normflows' own Glow trains as it comes, with Adam, but with our dequantizer and schedule,
-for each of STOCK_STEPS. The shipped weights are not trained again: their checkpoint holds the
-record of the run that made them. A classifier then looks at 1,000 samples of each model of ours: of
-how many is it sure?
+It runs the commands of RUNS one after the other. If it is started again, each run goes
+on where it stopped. normflows' own Glow trains as it comes, with Adam, but with our
+dequantizer and schedule, for each of STOCK_STEPS. The shipped weights are not trained
+again: their checkpoint holds the record of the run that made them. A classifier then
+looks at 1,000 samples of each model of ours: of how many is it sure?
 
 Writes   benchmarks/results/glow_bits.json, figures/glow_training.png; checkpoints and resume files
          in benchmarks/runs/
@@ -25,7 +25,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that flowlib is found
+# so that flowlib is found
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import train_glow_mnist
 from benchmarks.about import provenance
 from benchmarks.stock_glow import StockGlow
@@ -57,14 +58,24 @@ STOCK_LR = 4e-3  # of Adam, as its examples train it, at a rate that suits it
 PUBLISHED = {  # bits/dim and where from
     "Real NVP": (1.06, "Dinh et al. (2017), as given by Chen et al. (2019)"),
     "Glow": (1.05, "Kingma and Dhariwal (2018), as given by Chen et al. (2019)"),
-    "UvA tutorial 11": (1.02, "bound, 8 draws; 1.71M parameters; 58 to 137 min on an RTX 3090"),
+    "UvA tutorial 11": (
+        1.02,
+        "bound, 8 draws; 1.71M parameters; 58 to 137 min on an RTX 3090",
+    ),
     "FFJORD": (0.99, "Grathwohl et al. (2019)"),
-    "Residual Flow": (0.97, "Chen et al. (2019); keeps the weights with the best test score"),
+    "Residual Flow": (
+        0.97,
+        "Chen et al. (2019); keeps the weights with the best test score",
+    ),
     "RNODE": (0.97, "Finlay et al. (2020)"),
     "ANF": (0.93, "bound; Huang et al. (2020), quoted second hand"),
-    "PixelCNN, no flow": (0.81, "UvA tutorial 12: autoregressive; 852,160 parameters, 150 epochs"),
+    "PixelCNN, no flow": (
+        0.81,
+        "UvA tutorial 12: autoregressive; 852,160 parameters, 150 epochs",
+    ),
 }
-SAMPLES, SURE = 1000, 0.9  # samples that the classifier sees, and the probability of a sure one
+# samples that the classifier sees, and the probability of a sure one
+SAMPLES, SURE = 1000, 0.9
 
 # ---------------------------------------------------------------- runs
 
@@ -74,8 +85,25 @@ def run(name: str, data_dir: Path) -> dict:
     stem = name.replace(",", "").replace(" ", "_")
     file, checkpoint = FOLDER / f"{stem}.json", FOLDER / f"{stem}.pt"
     if not file.is_file():
-        to = ["--figures", str(FOLDER), "--metrics", str(file), "--checkpoint", str(checkpoint)]
-        start([*RUNS[name], "--dataset", "mnist", "--data-dir", str(data_dir), *to, "--resume"])
+        to = [
+            "--figures",
+            str(FOLDER),
+            "--metrics",
+            str(file),
+            "--checkpoint",
+            str(checkpoint),
+        ]
+        start(
+            [
+                *RUNS[name],
+                "--dataset",
+                "mnist",
+                "--data-dir",
+                str(data_dir),
+                *to,
+                "--resume",
+            ]
+        )
     return json.loads(file.read_text()) | {"sure_samples": sure_samples(checkpoint)}
 
 
@@ -96,14 +124,19 @@ def start(flags: list[str]) -> None:
     """Runs train_glow_mnist.py; raises UserError if it fails."""
     command = [sys.executable, "train_glow_mnist.py", *flags]
     if subprocess.run(command, cwd=ROOT, check=False).returncode:
-        raise UserError(f"{shlex.join(command)} failed: see above; start again to go on")
+        raise UserError(
+            f"{shlex.join(command)} failed: see above; start again to go on"
+        )
 
 
 def run_stock(data_dir: Path, steps: int) -> dict:
     """Trains normflows' own Glow for so many steps as train_glow_mnist.py trains ours."""
     file, device = FOLDER / f"stock_{steps}.json", torch.device("cpu")
     if not file.is_file():
-        images, settings = load_images("mnist", data_dir), train_glow_mnist.Settings(steps=steps)
+        images, settings = (
+            load_images("mnist", data_dir),
+            train_glow_mnist.Settings(steps=steps),
+        )
         torch.manual_seed(settings.seed)
         model = StockGlow()
         model.initialize(images.train[:512], rng(settings.seed, "initialize"))
@@ -114,11 +147,22 @@ def run_stock(data_dir: Path, steps: int) -> dict:
             load_resume(state, resume_file, asdict(settings))
             train_glow_mnist.fit_glow(state, images, settings, group, resume_file)
         bits, error = train_glow_mnist.measure_bits(state.averaged, images.test)
-        metrics = {"test_bits_per_dim": bits, "test_bits_per_dim_se": error, "curve": state.curve}
-        metrics["parameters"] = sum(parameter.numel() for parameter in model.parameters())
-        metrics |= {"training_seconds": round(state.seconds, 1), "test_images": len(images.test)}
+        metrics = {
+            "test_bits_per_dim": bits,
+            "test_bits_per_dim_se": error,
+            "curve": state.curve,
+        }
+        metrics["parameters"] = sum(
+            parameter.numel() for parameter in model.parameters()
+        )
+        metrics |= {
+            "training_seconds": round(state.seconds, 1),
+            "test_images": len(images.test),
+        }
         metrics |= {"steps": steps, "batch": settings.batch, "processes": 1}
-        write_metrics(file, metrics, seconds=state.seconds, device=device, seed=settings.seed)
+        write_metrics(
+            file, metrics, seconds=state.seconds, device=device, seed=settings.seed
+        )
     return json.loads(file.read_text())
 
 
@@ -129,8 +173,13 @@ def sure_share(images: Tensor, classifier: Classifier) -> float:
 
 def sure_samples(checkpoint: Path) -> float:
     """`sure_share` of a model's samples at temperature 1."""
-    glow, classifier = load_glow(checkpoint), load_classifier(SHIPPED / "classifier_mnist.pt")
-    return sure_share(glow.quantize(glow.sample(SAMPLES, rng(0, "sure samples"))), classifier)
+    glow, classifier = (
+        load_glow(checkpoint),
+        load_classifier(SHIPPED / "classifier_mnist.pt"),
+    )
+    return sure_share(
+        glow.quantize(glow.sample(SAMPLES, rng(0, "sure samples"))), classifier
+    )
 
 
 def race(rows: list[dict]) -> list[dict]:
@@ -151,14 +200,29 @@ def race(rows: list[dict]) -> list[dict]:
         if reached:
             seconds, run = min(reached)
             rival = {"peer": peer["model"], "held_out": best["held_out"]}
-            races.append(rival | {"peer_seconds": best["seconds"], "seconds": seconds, "run": run})
+            races.append(
+                rival
+                | {"peer_seconds": best["seconds"], "seconds": seconds, "run": run}
+            )
     return races
 
 
 def make_row(name: str, metrics: dict) -> dict:
     """A flat row of the results file, and the held-out curve."""
-    keys = ["test_bits_per_dim", "test_bits_per_dim_se", "test_bits_per_dim_weighted", "draws"]
-    keys += ["test_images", "parameters", "training_seconds", "steps", "batch", "processes"]
+    keys = [
+        "test_bits_per_dim",
+        "test_bits_per_dim_se",
+        "test_bits_per_dim_weighted",
+        "draws",
+    ]
+    keys += [
+        "test_images",
+        "parameters",
+        "training_seconds",
+        "steps",
+        "batch",
+        "processes",
+    ]
     keys += ["hardware", "sure_samples", "curve"]
     return {"model": name, **{key: metrics.get(key) for key in keys}}
 
@@ -168,16 +232,23 @@ def measure_all(data_dir: Path) -> dict:
     FOLDER.mkdir(parents=True, exist_ok=True)
     rows = []
     for steps in STOCK_STEPS:
-        rows.append(make_row(f"normflows' Glow, {steps:,} steps", run_stock(data_dir, steps)))
+        rows.append(
+            make_row(f"normflows' Glow, {steps:,} steps", run_stock(data_dir, steps))
+        )
     rows += [make_row(name, run(name, data_dir)) for name in RUNS]
     rows.append(make_row("the shipped weights", evaluate_shipped(data_dir)))
     test = load_images("mnist", data_dir).test[:SAMPLES]
     published = {
-        name: {"bits_per_dim": bits, "source": source} for name, (bits, source) in PUBLISHED.items()
+        name: {"bits_per_dim": bits, "source": source}
+        for name, (bits, source) in PUBLISHED.items()
     }
     about = provenance(["python", "benchmarks/glow_bits.py"], torch.device("cpu"))
-    about["runs"] = {name: shlex.join(["train_glow_mnist.py", *RUNS[name]]) for name in RUNS}
-    about["sure_test_images"] = sure_share(test, load_classifier(SHIPPED / "classifier_mnist.pt"))
+    about["runs"] = {
+        name: shlex.join(["train_glow_mnist.py", *RUNS[name]]) for name in RUNS
+    }
+    about["sure_test_images"] = sure_share(
+        test, load_classifier(SHIPPED / "classifier_mnist.pt")
+    )
     return {"about": about | {"published": published}, "rows": rows, "race": race(rows)}
 
 
@@ -187,8 +258,8 @@ def measure_all(data_dir: Path) -> dict:
 def training_figure(results: dict):
     """Held-out bits/dim of each run against its seconds, a dot for the test images.
 
-    The published values are dashed lines. Lines closer than 0.025 share a label, which would
-    otherwise be printed over its neighbor.
+    The published values are dashed lines. Lines closer than 0.025 share a label, which
+    would otherwise be printed over its neighbor.
     """
     from matplotlib.figure import Figure
 
@@ -210,7 +281,9 @@ def training_figure(results: dict):
     panel.set(xscale="log", xlim=(10, right), ylim=(0.79, 1.3))
     panel.set(xlabel="seconds of training")
     panel.set_ylabel("bits per dimension")
-    what = "averaged weights on 1,000 held-out images (lines), on the test images (dots)"
+    what = (
+        "averaged weights on 1,000 held-out images (lines), on the test images (dots)"
+    )
     panel.set_title(f"MNIST: {what}, published values (dashed)", fontsize=10)
     panel.legend(fontsize=9, loc="lower left", bbox_to_anchor=(0, 0.04))
     panel.spines[["top", "right"]].set_visible(False)
@@ -220,7 +293,9 @@ def training_figure(results: dict):
 def published_labels(published: dict) -> list[tuple[list[float], str]]:
     """The published values in groups that are less than 0.025 apart, and a label for each group."""
     groups = []
-    for name, row in sorted(published.items(), key=lambda item: -item[1]["bits_per_dim"]):
+    for name, row in sorted(
+        published.items(), key=lambda item: -item[1]["bits_per_dim"]
+    ):
         bits = row["bits_per_dim"]
         if not groups or groups[-1][0][-1] - bits > 0.025:
             groups.append(([], []))
@@ -233,10 +308,25 @@ def published_labels(published: dict) -> list[tuple[list[float], str]]:
 def parse_args(argv=None):
     parser = Parser(__doc__)
     add, results = parser.add_argument, ROOT / "benchmarks/results/glow_bits.json"
-    add("--data-dir", type=Path, default=ROOT / "data", help="where MNIST lies (default data/)")
-    add("--figures", type=Path, metavar="FOLDER", default=ROOT / "figures", help="(figures/)")
+    add(
+        "--data-dir",
+        type=Path,
+        default=ROOT / "data",
+        help="where MNIST lies (default data/)",
+    )
+    add(
+        "--figures",
+        type=Path,
+        metavar="FOLDER",
+        default=ROOT / "figures",
+        help="(figures/)",
+    )
     add("--output", type=Path, metavar="FILE", default=results, help="the results file")
-    add("--figure-only", action="store_true", help="only redraw the figure from the results file")
+    add(
+        "--figure-only",
+        action="store_true",
+        help="only redraw the figure from the results file",
+    )
     return parser.parse_args(argv)
 
 
@@ -249,8 +339,12 @@ def main(argv=None) -> None:
         for row in results["rows"]:
             bits = f"{row['test_bits_per_dim']:.4f} ± {row['test_bits_per_dim_se']:.4f}"
             weighted = row["test_bits_per_dim_weighted"] or math.nan
-            size = f"{row['training_seconds']:,.0f} s   {row['parameters']:,} parameters"
-            print(f"{row['model']:40} {bits}   {row['draws'] or 1} draws {weighted:.4f}   {size}")
+            size = (
+                f"{row['training_seconds']:,.0f} s   {row['parameters']:,} parameters"
+            )
+            print(
+                f"{row['model']:40} {bits}   {row['draws'] or 1} draws {weighted:.4f}   {size}"
+            )
     results = json.loads(args.output.read_text())
     save_figure(training_figure(results), args.figures, "glow_training.png")
 

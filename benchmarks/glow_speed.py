@@ -2,11 +2,12 @@
 
     python benchmarks/glow_speed.py
 
-Both have as many blocks and channels, and see as many images a step. Ours does more work in a
-block: residual networks with one 3x3 convolution more, splines, a split prior. What that is worth
-per second, glow_bits.py measures. The models take turns, round by round, so that a machine whose
-pace changes is fair to all. Memory is what the peak of a process grows by per image when the batch
-of a training step grows from 64 to 256.
+Both have as many blocks and channels, and see as many images a step. Ours does more
+work in a block: residual networks with one 3x3 convolution more, splines, a split
+prior. What that is worth per second, glow_bits.py measures. The models take turns,
+round by round, so that a machine whose pace changes is fair to all. Memory is what the
+peak of a process grows by per image when the batch of a training step grows from 64 to
+256.
 
 Writes   benchmarks/results/glow_speed.json
 Takes    about two minutes on 2 CPU cores; nothing else should run meanwhile
@@ -24,7 +25,8 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that flowlib is found
+# so that flowlib is found
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.about import provenance
 from benchmarks.stock_glow import StockGlow
 from flowlib.cli import Parser, device, number, one_line_errors
@@ -97,14 +99,17 @@ def seconds_for(task: Callable[[], object], repeats: int, where: torch.device) -
     return (time.perf_counter() - start) / repeats
 
 
-def peak_memory(name: str, blocks: int, hidden: int, batch: int, where: torch.device) -> float:
+def peak_memory(
+    name: str, blocks: int, hidden: int, batch: int, where: torch.device
+) -> float:
     """The peak MiB of this process after training steps; run it in a process of its own."""
     train = make_tasks(build_model(name, blocks, hidden, where), batch, where)["train"]
     for _ in range(2):
         train()
     if where.type == "cuda":
         return torch.cuda.max_memory_allocated(where) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # Linux counts in KiB
+    # Linux counts in KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def memory_per_image(name: str, args) -> float:
@@ -117,9 +122,14 @@ def memory_per_image(name: str, args) -> float:
     return (peaks[1] - peaks[0]) / (LARGE - SMALL)
 
 
-def time_models(models: dict[str, nn.Module], args) -> dict[str, dict[str, list[float]]]:
+def time_models(
+    models: dict[str, nn.Module], args
+) -> dict[str, dict[str, list[float]]]:
     """The seconds of each task of each model, one number a round; a first round only warms up."""
-    timed = {name: make_tasks(model, args.batch, args.device) for name, model in models.items()}
+    timed = {
+        name: make_tasks(model, args.batch, args.device)
+        for name, model in models.items()
+    }
     seconds = {name: {task: [] for task in tasks} for name, tasks in timed.items()}
     for i in tqdm(range(args.rounds + 1), unit="round"):
         for name, tasks in timed.items():
@@ -137,7 +147,12 @@ def parse_args(argv=None):
     parser = Parser(__doc__)
     add, results = parser.add_argument, ROOT / "benchmarks/results/glow_speed.json"
     add("--blocks", type=number(int, 1), default=6, help="Glow blocks per level (6)")
-    add("--hidden", type=number(int, 1), default=64, help="channels inside each network (64)")
+    add(
+        "--hidden",
+        type=number(int, 1),
+        default=64,
+        help="channels inside each network (64)",
+    )
     add("--batch", type=number(int, 2), default=64, help="images a step (64)")
     add("--rounds", type=number(int, 1), default=7, help="of all models in turn (7)")
     add("--repeats", type=number(int, 1), default=5, help="calls a round (5)")
@@ -162,9 +177,16 @@ def main(argv=None) -> None:
         row["train_ratio"] = median(ratios)
         row["memory_mib_per_image"] = memory_per_image(name, args)
         rows.append(row)
-        texts = [f"{value:,.2f}" if isinstance(value, float) else value for value in row.values()]
+        texts = [
+            f"{value:,.2f}" if isinstance(value, float) else value
+            for value in row.values()
+        ]
         print("   ".join(f"{key} {text}" for key, text in zip(row, texts)))
-    command = ["python", "benchmarks/glow_speed.py", *(sys.argv[1:] if argv is None else argv)]
+    command = [
+        "python",
+        "benchmarks/glow_speed.py",
+        *(sys.argv[1:] if argv is None else argv),
+    ]
     about = provenance(command, args.device)
     for name in ("blocks", "hidden", "batch", "rounds", "repeats"):
         about[name] = getattr(args, name)

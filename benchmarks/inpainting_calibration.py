@@ -2,12 +2,13 @@
 
     python benchmarks/inpainting_calibration.py
 
-cuts holes into samples of the flow and fills them, with other samples as reference images. The
-truth is then one more draw from the very density that the sampler targets. So its rank among the
-fills is uniform if the sampler is right, pixel by pixel.
-Source: Talts et al. (2018), arXiv:1804.06788 (simulation-based calibration).
+cuts holes into samples of the flow and fills them, with other samples as reference
+images. The truth is then one more draw from the very density that the sampler targets.
+So its rank among the fills is uniform if the sampler is right, pixel by pixel. Source:
+Talts et al. (2018), arXiv:1804.06788 (simulation-based calibration).
 
-Coverage alone is weak evidence: it says nothing about which fills are likelier than others.
+Coverage alone is weak evidence: it says nothing about which fills are likelier than
+others.
 
 Writes   benchmarks/results/inpainting_calibration.json, figures/inpainting_calibration.png
 Takes    five seconds for each square and eleven for 50 % noise, on one core of an AMD EPYC without
@@ -23,7 +24,8 @@ from scipy.stats import kstest
 from torch import Tensor
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the modules lie one folder up
+# the modules lie one folder up
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.about import provenance
 from flowlib.cli import Parser, number, one_line_errors
 from flowlib.files import ROOT, SHIPPED, save_figure, write_json
@@ -40,11 +42,13 @@ REFERENCES = 10_000  # samples of the flow
 CHUNK = 16  # holes
 
 
-def measure_ranks(inpainter: Inpainter, kind: str, count: int, seed: int) -> dict[str, Tensor]:
+def measure_ranks(
+    inpainter: Inpainter, kind: str, count: int, seed: int
+) -> dict[str, Tensor]:
     """The truth's ranks in (0, 1): of missing pixels (N,), of ink, log p and digit (count,) each.
 
-    The ink is that of the hole, the digit, 0 ... 9, the classifier's. Also `acceptance` and
-    `travelled` of the chains, (count,) each.
+    The ink is that of the hole, the digit, 0 ... 9, the classifier's. Also `acceptance`
+    and `travelled` of the chains, (count,) each.
     """
     glow = inpainter.glow
     truth = glow.sample(count, rng(seed, "calibration truth"))
@@ -60,7 +64,8 @@ def measure_ranks(inpainter: Inpainter, kind: str, count: int, seed: int) -> dic
             for grey in (found["samples_v"], v[:, None])
         ]
         log_p = inpainter.log_prob(v)
-        images = torch.cat([glow.quantize(v)[:, None], found["samples"]], 1)  # the truth first
+        # the truth first
+        images = torch.cat([glow.quantize(v)[:, None], found["samples"]], 1)
         digit = inpainter.classifier.classify(images.flatten(0, 1)).argmax(1)
         digit = digit.unflatten(0, images.shape[:2])  # (B, 1 + S)
         part = {
@@ -80,7 +85,8 @@ def make_row(kind: str, found: dict[str, Tensor]) -> dict:
     row = {"mask": kind, "images": len(found["ink"])}
     covered = {c: inside(found["pixel"], c).float().mean().item() for c in COVERAGES}
     row |= {f"coverage_{100 * c:.0f}": share for c, share in covered.items()}
-    for name in ("ink", "log_p", "digit"):  # one rank an image: independent, so a test can be made
+    # one rank an image: independent, so a test can be made
+    for name in ("ink", "log_p", "digit"):
         test = kstest(found[name].numpy(), "uniform")
         row |= {
             f"{name}_rank_mean": found[name].mean().item(),
@@ -100,7 +106,14 @@ def plot_calibration(ranks: dict[str, Tensor]) -> Figure:
     promised = torch.linspace(0, 1, 101)
     last.plot([0, 1], [0, 1], color="0.6", linewidth=0.8, linestyle="--")
     for panel, (name, values) in zip(panels, ranks.items()):
-        panel.hist(values.numpy(), bins=20, range=(0, 1), density=True, color="tab:blue", alpha=0.8)
+        panel.hist(
+            values.numpy(),
+            bins=20,
+            range=(0, 1),
+            density=True,
+            color="tab:blue",
+            alpha=0.8,
+        )
         panel.axhline(1, color="0.4", linewidth=0.8, linestyle="--")
         panel.set(xlabel="rank of the truth", yticks=[0, 1], xlim=(0, 1))
         panel.set_title(name, fontsize=9)
@@ -125,13 +138,26 @@ def parse_args(argv=None):
     parser = Parser(__doc__)
     add = parser.add_argument
     add(
-        "--images", type=number(int, 1), default=48, help="holes of each kind (default %(default)s)"
+        "--images",
+        type=number(int, 1),
+        default=48,
+        help="holes of each kind (default %(default)s)",
     )
     add("--seed", type=number(int, 0), default=0, help="default %(default)s")
-    add("--figures", type=Path, metavar="FOLDER", default=ROOT / "figures", help="default figures/")
+    add(
+        "--figures",
+        type=Path,
+        metavar="FOLDER",
+        default=ROOT / "figures",
+        help="default figures/",
+    )
     output = ROOT / "benchmarks/results/inpainting_calibration.json"
     add(
-        "--output", type=Path, metavar="FILE", default=output, help="default benchmarks/results/..."
+        "--output",
+        type=Path,
+        metavar="FILE",
+        default=output,
+        help="default benchmarks/results/...",
     )
     return parser.parse_args(argv)
 
@@ -139,17 +165,34 @@ def parse_args(argv=None):
 @one_line_errors()
 def main(argv=None) -> None:
     args, device = parse_args(argv), torch.device("cpu")
-    glow = load_glow(SHIPPED / "glow_mnist.pt").set_precision(precision_for("auto", device))
-    references = glow.quantize(glow.sample(REFERENCES, rng(args.seed, "calibration references")))
-    inpainter = Inpainter(glow, references, load_classifier(SHIPPED / "classifier_mnist.pt"))
-    found = {kind: measure_ranks(inpainter, kind, args.images, args.seed) for kind in KINDS}
+    glow = load_glow(SHIPPED / "glow_mnist.pt").set_precision(
+        precision_for("auto", device)
+    )
+    references = glow.quantize(
+        glow.sample(REFERENCES, rng(args.seed, "calibration references"))
+    )
+    inpainter = Inpainter(
+        glow, references, load_classifier(SHIPPED / "classifier_mnist.pt")
+    )
+    found = {
+        kind: measure_ranks(inpainter, kind, args.images, args.seed) for kind in KINDS
+    }
     rows = [make_row(kind, values) for kind, values in found.items()]
-    command = ["python", "benchmarks/inpainting_calibration.py", "--images", str(args.images)]
+    command = [
+        "python",
+        "benchmarks/inpainting_calibration.py",
+        "--images",
+        str(args.images),
+    ]
     write_json(args.output, {"about": provenance(command, device), "rows": rows})
     pixels = {kind: values["pixel"] for kind, values in found.items()}
     save_figure(plot_calibration(pixels), args.figures, "inpainting_calibration.png")
     for row in rows:
-        print("   ".join(f"{key} {value:.3f}" for key, value in row.items() if key != "mask"))
+        print(
+            "   ".join(
+                f"{key} {value:.3f}" for key, value in row.items() if key != "mask"
+            )
+        )
 
 
 if __name__ == "__main__":

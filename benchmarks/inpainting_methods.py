@@ -7,7 +7,14 @@ import cv2
 import torch
 from torch import Tensor
 
-from benchmarks.baselines import Mixture, UNet, biharmonic, nearest_mean, opencv, train_unet
+from benchmarks.baselines import (
+    Mixture,
+    UNet,
+    biharmonic,
+    nearest_mean,
+    opencv,
+    train_unet,
+)
 from flowlib.files import ROOT, SHIPPED, write_atomically
 from flowlib.images.classifier import load_classifier
 from flowlib.images.datasets import Images
@@ -24,9 +31,13 @@ MASKS += ["top", "bottom", "left", "right"]
 SLOW = {"biharmonic": ("noise:0.9",)}  # its linear system takes minutes there
 
 
-def cut_holes(kind: str, inpainter: Inpainter, grey: Tensor, seeds: Sequence[int]) -> Problem:
+def cut_holes(
+    kind: str, inpainter: Inpainter, grey: Tensor, seeds: Sequence[int]
+) -> Problem:
     """A hole in each image, drawn by its own seed, so that it does not depend on the others."""
-    mask = torch.cat([draw_masks(kind, 1, inpainter.glow.shape, seed) for seed in seeds])
+    mask = torch.cat(
+        [draw_masks(kind, 1, inpainter.glow.shape, seed) for seed in seeds]
+    )
     return Problem.cut(grey, mask, seeds, inpainter.truth(grey, seeds))
 
 
@@ -72,17 +83,23 @@ class Methods:
         mixture = {"Gaussian mixture, mean": (mean,)}
         return found | mixture | {"Gaussian mixture, sample": (drawn[:, 0], drawn)}
 
-    def ascents(self, problem: Problem, sampled: dict[str, Tensor]) -> dict[str, Tensor]:
+    def ascents(
+        self, problem: Problem, sampled: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
         """Name -> v (B, 1, H, W) of the MAP estimate, and of where the likeliest sample leads."""
         starts = self.inpainter.starts(sampled)
         found = {"MAP": starts, "MAP from sample": starts[:, 1:]}
-        return {name: self.inpainter.find_map(problem, start) for name, start in found.items()}
+        return {
+            name: self.inpainter.find_map(problem, start)
+            for name, start in found.items()
+        }
 
     def sampled(self, problem: Problem) -> tuple[dict[str, tuple], dict[str, Tensor]]:
         """Likewise for the samples; and what `Inpainter.sample` returns."""
         found = self.inpainter.sample(problem)
         samples, masked = found["samples"] / 255, problem.masked / 255
-        # A mean of equal numbers can be off by a rounding; the observed pixels are exact.
+        # A mean of equal numbers can be off by a rounding; the observed pixels are
+        # exact.
         mean = torch.where(problem.mask, samples.mean(1), masked)
         return {
             "posterior, mean": (mean,),

@@ -2,12 +2,12 @@
 
     python benchmarks/known_answer.py --data-dir DATA
 
-The mixture of the inpainting table, 30 components on 64 principal components of MNIST, is taken as
-the true density of 784 real pixels. Test images and 10,000 reference images are drawn from it, and
-holes are cut. Four methods fill them: exact draws from the conditional distribution, the references
-that are most similar, the engine of inpaint.py, and this engine from random references. A mode is a
-component of the mixture. Its weight among the fills should be its probability given what is
-observed.
+The mixture of the inpainting table, 30 components on 64 principal components of MNIST,
+is taken as the true density of 784 real pixels. Test images and 10,000 reference images
+are drawn from it, and holes are cut. Four methods fill them: exact draws from the
+conditional distribution, the references that are most similar, the engine of
+inpaint.py, and this engine from random references. A mode is a component of the
+mixture. Its weight among the fills should be its probability given what is observed.
 
 Writes   benchmarks/results/known_answer.json
 Takes    a quarter of an hour on one CPU core, a third of it for the mixture
@@ -21,7 +21,8 @@ from scipy.stats import kstest
 from torch import Tensor
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the modules lie one folder up
+# the modules lie one folder up
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.about import provenance
 from benchmarks.baselines import Mixture
 from benchmarks.inpainting_methods import fitted_mixture
@@ -44,7 +45,9 @@ CHAINS = SETTINGS.chains
 def exact_draws(mixture: Mixture, x: Tensor, mask: Tensor, seed: int) -> Tensor:
     """Draws from the conditional distribution, (B, CHAINS, 1, 28, 28)."""
     noise = rng(seed, "exact draws")
-    rows = [mixture.draw(image, hole, CHAINS, noise) for image, hole in flat_rows(x, mask)]
+    rows = [
+        mixture.draw(image, hole, CHAINS, noise) for image, hole in flat_rows(x, mask)
+    ]
     return torch.stack(rows).unflatten(2, SHAPE)
 
 
@@ -53,7 +56,9 @@ def flat_rows(x: Tensor, mask: Tensor):
     return zip(x.flatten(1), mask.flatten(1))
 
 
-def engine(mixture: Mixture, x: Tensor, mask: Tensor, similar: Tensor, width: float) -> tuple:
+def engine(
+    mixture: Mixture, x: Tensor, mask: Tensor, similar: Tensor, width: float
+) -> tuple:
     """What `Inpainter.sample` does after it has found the `similar` images (B, K, 1, 28, 28).
 
     Returns the fills, (B, CHAINS, 1, 28, 28), and how far they have travelled, (B,).
@@ -66,26 +71,40 @@ def engine(mixture: Mixture, x: Tensor, mask: Tensor, similar: Tensor, width: fl
         return torch.full_like(y, width)
 
     y = similar[:, :CHAINS]
-    start, chains = run_engine(density, y, similar, widths, streams, SETTINGS, lr=width / 2)
+    start, chains = run_engine(
+        density, y, similar, widths, streams, SETTINGS, lr=width / 2
+    )
     fills = density.decode(chains.y)
     return fills, travelled(density.decode(start), fills)
 
 
 def typical_width(mixture: Mixture, x: Tensor) -> float:
     """1 / root mean square of the gradient of log p: how far a pixel can move."""
-    density = HoleDensity(mixture.log_prob, x, torch.ones_like(x, dtype=torch.bool), False)
-    return density.value_and_grad(x.flatten(1)[:, None])[1].square().mean().rsqrt().item()
+    density = HoleDensity(
+        mixture.log_prob, x, torch.ones_like(x, dtype=torch.bool), False
+    )
+    return (
+        density.value_and_grad(x.flatten(1)[:, None])[1].square().mean().rsqrt().item()
+    )
 
 
 def make_row(
-    mixture: Mixture, fills: Tensor, x: Tensor, mask: Tensor, component: Tensor, seed: int
+    mixture: Mixture,
+    fills: Tensor,
+    x: Tensor,
+    mask: Tensor,
+    component: Tensor,
+    seed: int,
 ) -> dict:
     """One method's numbers: the modes' weights, and the pixels' distribution."""
-    weights = torch.stack([mixture.given(*row)[0] for row in flat_rows(x, mask)])  # (B, K)
+    # (B, K)
+    weights = torch.stack([mixture.given(*row)[0] for row in flat_rows(x, mask)])
     joint = mixture.component_log_prob(fills.flatten(0, 1))
     mine = joint.softmax(1).unflatten(0, fills.shape[:2]).mean(1)  # (B, K)
     ties = rng(seed, "ties")
-    rank = ranks(joint.logsumexp(1).unflatten(0, fills.shape[:2]), mixture.log_prob(x), ties)
+    rank = ranks(
+        joint.logsumexp(1).unflatten(0, fills.shape[:2]), mixture.log_prob(x), ties
+    )
     return {
         "total_variation": (mine - weights).abs().sum(1).mean().item() / 2,
         "right_mode": mine.gather(1, component[:, None]).mean().item(),
@@ -96,19 +115,26 @@ def make_row(
     }
 
 
-def measure(mixture: Mixture, kind: str, count: int, references: Tensor, seed: int) -> list[dict]:
+def measure(
+    mixture: Mixture, kind: str, count: int, references: Tensor, seed: int
+) -> list[dict]:
     """A row for each method under one kind of mask."""
     x, component = mixture.sample(count, rng(seed, "truth"))
     x, mask = x.unflatten(1, SHAPE), draw_masks(kind, count, SHAPE, seed)
     masked, number = torch.where(mask, 0, x), CHAINS * SETTINGS.similar
     similar = similar_images(masked, mask, references, number)
-    chosen = torch.randint(len(references), (count, number), generator=rng(seed, "random starts"))
+    chosen = torch.randint(
+        len(references), (count, number), generator=rng(seed, "random starts")
+    )
     width, nearest = typical_width(mixture, references[:64]), similar[:, :CHAINS]
     ours, far = engine(mixture, x, mask, similar, width)
     random, far_random = engine(mixture, x, mask, references[chosen], width)
     found = {
         "exact draws": (exact_draws(mixture, x, mask, seed), None),
-        "most similar references": (torch.where(mask[:, None], nearest, x[:, None]), None),
+        "most similar references": (
+            torch.where(mask[:, None], nearest, x[:, None]),
+            None,
+        ),
         "the engine": (ours, far.median().item()),
         "the engine, random starts": (random, far_random.median().item()),
     }
@@ -122,7 +148,12 @@ def measure(mixture: Mixture, kind: str, count: int, references: Tensor, seed: i
 def parse_args(argv=None):
     parser = Parser(__doc__)
     add, output = parser.add_argument, ROOT / "benchmarks/results/known_answer.json"
-    add("--data-dir", type=Path, default=ROOT / "data", help="where MNIST lies (default data/)")
+    add(
+        "--data-dir",
+        type=Path,
+        default=ROOT / "data",
+        help="where MNIST lies (default data/)",
+    )
     add("--images", type=number(int, 1), default=64, help="for each kind of mask (64)")
     add("--seed", type=number(int, 0), default=0, help="of all random numbers (0)")
     add("--output", type=Path, metavar="FILE", default=output, help="the results file")
@@ -142,7 +173,10 @@ def main(argv=None) -> None:
     about = provenance(command, torch.device("cpu"))
     write_json(args.output, {"about": about, "rows": rows})
     for row in rows:
-        texts = [f"{value:.3g}" if isinstance(value, float) else value for value in row.values()]
+        texts = [
+            f"{value:.3g}" if isinstance(value, float) else value
+            for value in row.values()
+        ]
         print("   ".join(f"{key} {text}" for key, text in zip(row, texts)))
 
 

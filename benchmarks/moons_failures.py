@@ -2,10 +2,10 @@
 
     python benchmarks/moons_failures.py
 
-reads the flows that train_moons.py has fitted here, otherwise those that are shipped. One figure
-shows the log-ratio of their densities to the true one. The other is inpainting in 2-D, where the
-exact answer is known: the distribution of one coordinate given the other, the flows' own, and the
-value that maximizes the likelihood.
+reads the flows that train_moons.py has fitted here, otherwise those that are shipped.
+One figure shows the log-ratio of their densities to the true one. The other is
+inpainting in 2-D, where the exact answer is known: the distribution of one coordinate
+given the other, the flows' own, and the value that maximizes the likelihood.
 
 Writes   figures/density_error.png, figures/moons_conditional.png
 Takes    about half a minute on one CPU core
@@ -21,7 +21,8 @@ from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the modules lie one folder up
+# the modules lie one folder up
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from flowlib.cli import Parser, one_line_errors
 from flowlib.files import ROOT, find_checkpoint, load_model, save_figure, short
 from flowlib.grids import evaluate
@@ -39,8 +40,9 @@ OBSERVED = ((0, -0.8), (0, 0.4), (1, 0.25))  # which coordinate, and its value
 class Conditional(NamedTuple):
     """The distribution of one coordinate given the other, on a grid.
 
-    `flows` holds a dict for each flow: its `density`; `kl`, exact to flow in nats; `map`, the value
-    of highest density; `mass`, the flow's share in the exact density's mode around that value.
+    `flows` holds a dict for each flow: its `density`; `kl`, exact to flow in nats;
+    `map`, the value of highest density; `mass`, the flow's share in the exact density's
+    mode around that value.
     """
 
     observed: float
@@ -67,14 +69,19 @@ def find_conditional(flows: dict, truth, index: int, value: float) -> Conditiona
     exact, found = log_exact.exp(), {}
     for name, flow in flows.items():
         log_density = normalize(evaluate(flow.log_prob, points, flow.base_mean), places)
-        starts = points[::400].to(flow.base_mean)[None]  # (1, 11, 2), all over the range
+        # (1, 11, 2), all over the range
+        starts = points[::400].to(flow.base_mean)[None]
         mask = torch.arange(2, device=flow.device)[None] == missing
         density = HoleDensity(flow.log_prob, starts[:, 0], mask, unit_interval=False)
-        best = find_map(density, starts, steps=40, lr=0.1, final_lr=1e-3)[0, missing].item()
+        best = find_map(density, starts, steps=40, lr=0.1, final_lr=1e-3)[
+            0, missing
+        ].item()
         mode = mode_around(exact, places, best)
         kl = torch.trapezoid(exact * (log_exact - log_density), places).item()
         mass = torch.trapezoid(log_density.exp()[mode], places[mode]).item()
-        found[name] = dict(density=log_density.exp().numpy(), kl=kl, map=best, mass=mass)
+        found[name] = dict(
+            density=log_density.exp().numpy(), kl=kl, map=best, mass=mass
+        )
     modes = len(find_modes(exact))
     return Conditional(value, missing, places.numpy(), exact.numpy(), modes, found)
 
@@ -95,7 +102,9 @@ def find_modes(density: Tensor, least: float = 1e-2) -> list[int]:
 def mode_around(density: Tensor, grid: Tensor, at: float) -> slice:
     """The part of the grid between the two valleys of the density that `at` lies between."""
     tops = find_modes(density)
-    valleys = [left + int(density[left:right].argmin()) for left, right in zip(tops, tops[1:])]
+    valleys = [
+        left + int(density[left:right].argmin()) for left, right in zip(tops, tops[1:])
+    ]
     edges = [0, *valleys, len(grid) - 1]
     i = sum(bool(grid[valley] < at) for valley in valleys)
     return slice(edges[i], edges[i + 1] + 1)
@@ -115,13 +124,20 @@ def plot_errors(flows: dict[str, Flow], points) -> Figure:
     style = dict(extent=bounds, origin="lower", aspect="equal", interpolation="nearest")
     for row, (name, flow) in zip(panels, flows.items()):
         model = log_density(flow.log_prob, where, flow.base_mean)
-        for panel, log_p, title in ((row[0], model, TITLES[name]), (row[1], truth, "truth")):
-            density = panel.imshow(np.exp(log_p), cmap="viridis", vmin=0, vmax=top, **style)
+        for panel, log_p, title in (
+            (row[0], model, TITLES[name]),
+            (row[1], truth, "truth"),
+        ):
+            density = panel.imshow(
+                np.exp(log_p), cmap="viridis", vmin=0, vmax=top, **style
+            )
             panel.set_title(title)
         visible = np.maximum(model, truth) > np.log(1e-3 * top)
         ratio = np.where(visible, np.clip(model - truth, -3, 3), np.nan)
         row[2].set_facecolor("0.85")
-        error = row[2].imshow(ratio, cmap="RdBu_r", norm=TwoSlopeNorm(0, -3, 3), **style)
+        error = row[2].imshow(
+            ratio, cmap="RdBu_r", norm=TwoSlopeNorm(0, -3, 3), **style
+        )
         row[2].set_title("log-ratio (red: flow too high)")
         row[0].set_ylabel("$x_2$")
     for panel in panels[-1]:
@@ -129,7 +145,9 @@ def plot_errors(flows: dict[str, Flow], points) -> Figure:
     bar = dict(location="bottom", aspect=30)
     figure.colorbar(density, ax=panels[:, :2], label="density", **bar)
     label = "log p_flow - log p_true (nats)"
-    figure.colorbar(error, ax=panels[:, 2], label=label, extend="both", **bar | dict(aspect=15))
+    figure.colorbar(
+        error, ax=panels[:, 2], label=label, extend="both", **bar | dict(aspect=15)
+    )
     figure.suptitle(
         f"Where the flows fail on {points.title} (gray: both below 0.1 % of the maximum)"
     )
@@ -148,7 +166,9 @@ def plot_conditionals(cases: list, points) -> Figure:
         draw_line = panels[0].axvline if upright else panels[0].axhline
         draw_line(case.observed, color="#D55E00", linewidth=1.5)
         at = (case.observed, bounds[3]) if upright else (bounds[1], case.observed)
-        place = dict(ha="center", va="bottom") if upright else dict(ha="left", va="center")
+        place = (
+            dict(ha="center", va="bottom") if upright else dict(ha="left", va="center")
+        )
         panels[0].annotate(f" {number} ", at, color="#D55E00", fontsize=12, **place)
         _plot_conditional(panels[number], number, case)
     title = "true density, and the observed coordinates (lines)\n"
@@ -171,7 +191,14 @@ def _plot_conditional(panel, number: int, case) -> None:
         height = np.interp(found["map"], case.grid, found["density"])
         panel.plot(case.grid, found["density"], color=color, label=TITLES[name])
         marker = dict(color=color, markersize=9, linestyle="", markeredgecolor="black")
-        panel.plot(found["map"], height, "v", label=f"its MAP value ({short})", zorder=6, **marker)
+        panel.plot(
+            found["map"],
+            height,
+            "v",
+            label=f"its MAP value ({short})",
+            zorder=6,
+            **marker,
+        )
         share = f"the MAP value's mode holds {found['mass']:.0%}"
         title += f"\n{short}: KL {found['kl']:.4f} nats, {share}"
     panel.set(xlabel=f"${missing}$", ylabel=f"$p({missing} \\mid {observed})$")
@@ -184,7 +211,9 @@ def _plot_conditional(panel, number: int, case) -> None:
 
 def parse_args(argv=None):
     parser = Parser(__doc__)
-    parser.add_argument("--figures", type=Path, default=ROOT / "figures", help="default figures/")
+    parser.add_argument(
+        "--figures", type=Path, default=ROOT / "figures", help="default figures/"
+    )
     return parser.parse_args(argv)
 
 
@@ -195,8 +224,12 @@ def main(argv=None) -> None:
     flows = {}
     for name in TITLES:
         file = find_checkpoint(f"moons_{name}.pt")
-        flow = flows[name] = load_model(file, Flow, hint="`python train_moons.py` makes it")
-        print(f"{short(file)}, KL(truth || flow) {flow.metrics['kl_truth_flow']:.4f} nats")
+        flow = flows[name] = load_model(
+            file, Flow, hint="`python train_moons.py` makes it"
+        )
+        print(
+            f"{short(file)}, KL(truth || flow) {flow.metrics['kl_truth_flow']:.4f} nats"
+        )
 
     save_figure(plot_errors(flows, points), args.figures, "density_error.png")
     cases = [find_conditional(flows, points.truth, *place) for place in OBSERVED]

@@ -10,19 +10,23 @@ from torch import Tensor, nn
 from flows2d import Standardize, permutation_flow, realnvp
 
 LAYERS, HIDDEN = 12, 64  # of most peers; our flows have the sizes of train_moons.py
-LINEAR_LAYERS = ("InvertibleLinear", "LULinearPermute", "LULinear")  # ours, normflows', nflows'
+# ours, normflows', nflows'
+LINEAR_LAYERS = ("InvertibleLinear", "LULinearPermute", "LULinear")
 
-Builder = Callable[[Tensor, Tensor], nn.Module]  # (mean, std) of the data -> a model of it
+# (mean, std) of the data -> a model of it
+Builder = Callable[[Tensor, Tensor], nn.Module]
 
 
 class Standardized(nn.Module):
     """A peer that models y = (x - mean) / std, as a density of x: log p(x) = log q(y) - Σ log std.
 
-    It has what a flows2d.Flow has: `log_prob`, `sample`, and `inverse` from noise to data.
-    `inverse` as an argument is the peer's: z -> y and log|det dy/dz|.
+    It has what a flows2d.Flow has: `log_prob`, `sample`, and `inverse` from noise to
+    data. `inverse` as an argument is the peer's: z -> y and log|det dy/dz|.
     """
 
-    def __init__(self, peer: nn.Module, log_prob: Callable, inverse: Callable, mean, std):
+    def __init__(
+        self, peer: nn.Module, log_prob: Callable, inverse: Callable, mean, std
+    ):
         super().__init__()
         self.peer, self.peer_log_prob, self.peer_inverse = peer, log_prob, inverse
         self.standardize = Standardize(mean, std)
@@ -50,7 +54,9 @@ def normflows_peer(layers: int, make_layer: Callable[[], list[nn.Module]]) -> Bu
 
     def build(mean: Tensor, std: Tensor) -> Standardized:
         base = nf.distributions.DiagGaussian(2, trainable=False)
-        flow = nf.NormalizingFlow(base, [part for _ in range(layers) for part in make_layer()])
+        flow = nf.NormalizingFlow(
+            base, [part for _ in range(layers) for part in make_layer()]
+        )
         return Standardized(flow, flow.log_prob, flow.forward_and_log_det, mean, std)
 
     return build
@@ -58,12 +64,16 @@ def normflows_peer(layers: int, make_layer: Callable[[], list[nn.Module]]) -> Bu
 
 def normflows_coupling() -> nn.Module:
     """An affine coupling as in normflows' examples: scales exp(s), unbounded."""
-    return nf.flows.AffineCouplingBlock(nf.nets.MLP([1, HIDDEN, HIDDEN, 2], init_zeros=True))
+    return nf.flows.AffineCouplingBlock(
+        nf.nets.MLP([1, HIDDEN, HIDDEN, 2], init_zeros=True)
+    )
 
 
 def normflows_spline() -> nn.Module:
     """A rational-quadratic spline coupling with normflows' defaults."""
-    return nf.flows.CoupledRationalQuadraticSpline(2, num_blocks=2, num_hidden_channels=HIDDEN)
+    return nf.flows.CoupledRationalQuadraticSpline(
+        2, num_blocks=2, num_hidden_channels=HIDDEN
+    )
 
 
 def zuko_nsf(mean: Tensor, std: Tensor) -> Standardized:
@@ -85,7 +95,8 @@ def nflows_affine(mean: Tensor, std: Tensor) -> Standardized:
     from nflows.nn.nets import ResidualNet
     from nflows.transforms import AffineCouplingTransform, CompositeTransform, LULinear
 
-    warnings.filterwarnings("ignore", message="torch.triangular_solve is deprecated")  # in nflows
+    # in nflows
+    warnings.filterwarnings("ignore", message="torch.triangular_solve is deprecated")
 
     def make_net(n: int, out: int) -> nn.Module:
         return ResidualNet(n, out, hidden_features=HIDDEN, num_blocks=2)
@@ -118,5 +129,8 @@ MODELS: dict[str, Builder] = {
 # Ours and normflows' with the same widths and depth, for the cost of a training step.
 STEP_TIME_PAIRS: dict[str, tuple[Builder, Builder]] = {
     "affine + linear": (our_flow(realnvp, LAYERS, HIDDEN), NORMFLOWS_AFFINE),
-    "affine + permutation": (our_flow(permutation_flow, LAYERS, HIDDEN), NORMFLOWS_PERMUTE),
+    "affine + permutation": (
+        our_flow(permutation_flow, LAYERS, HIDDEN),
+        NORMFLOWS_PERMUTE,
+    ),
 }

@@ -2,12 +2,13 @@
 
     python benchmarks/moons_peers.py
 
-trains each model on one thread on the same batches, in standardized coordinates, with the optimizer
-of train_moons.py: Adam, gradient norm clipped at 1, linear layers at a tenth of the rate, warm-up
-and cosine. The schedule follows the CPU time spent, so it ends when the time does. Each model's
-learning rate, ours too, is first chosen on held-out points.
-The density is known exactly, so both KL divergences come from quadrature, as in train_moons.py.
-`mass` is the integral of the model's density around the moons; it is 1 for a normalized density.
+trains each model on one thread on the same batches, in standardized coordinates, with
+the optimizer of train_moons.py: Adam, gradient norm clipped at 1, linear layers at a
+tenth of the rate, warm-up and cosine. The schedule follows the CPU time spent, so it
+ends when the time does. Each model's learning rate, ours too, is first chosen on
+held-out points. The density is known exactly, so both KL divergences come from
+quadrature, as in train_moons.py. `mass` is the integral of the model's density around
+the moons; it is 1 for a normalized density.
 
 Needs    the peers in requirements-dev.txt: normflows, nflows and zuko
 Writes   benchmarks/results/moons.json after each finished row. Run again with the same settings, it
@@ -60,7 +61,9 @@ class Data:
         """Endless training batches, the same ones each time."""
         generator = rng(self.seed, "moons batches")
         while True:
-            yield self.pool[torch.randint(len(self.pool), (BATCH,), generator=generator)]
+            yield self.pool[
+                torch.randint(len(self.pool), (BATCH,), generator=generator)
+            ]
 
 
 # ---------------------------------------------------------------- train
@@ -68,17 +71,27 @@ class Data:
 
 def make_optimizer(model: nn.Module) -> torch.optim.Optimizer:
     """train_moons.py's optimizer for any model; linear layers' `share` of the rate is a tenth."""
-    layers = [module for module in model.modules() if type(module).__name__ in LINEAR_LAYERS]
-    linear = {id(parameter): parameter for layer in layers for parameter in layer.parameters()}
-    others = [parameter for parameter in model.parameters() if id(parameter) not in linear]
+    layers = [
+        module for module in model.modules() if type(module).__name__ in LINEAR_LAYERS
+    ]
+    linear = {
+        id(parameter): parameter for layer in layers for parameter in layer.parameters()
+    }
+    others = [
+        parameter for parameter in model.parameters() if id(parameter) not in linear
+    ]
     groups = [(others, 1.0), (list(linear.values()), 0.1)]
     groups = [
-        {"params": [as_one_vector(group)], "share": share} for group, share in groups if group
+        {"params": [as_one_vector(group)], "share": share}
+        for group, share in groups
+        if group
     ]
     return torch.optim.Adam(groups, betas=(0.9, 0.99), fused=True)
 
 
-def take_step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: Tensor) -> bool:
+def take_step(
+    model: nn.Module, optimizer: torch.optim.Optimizer, batch: Tensor
+) -> bool:
     """One training step. False, and nothing changed, if the loss or a gradient is not finite."""
     loss = -model.log_prob(batch).mean()
     optimizer.zero_grad(set_to_none=False)
@@ -91,7 +104,9 @@ def take_step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: Tensor)
     return True
 
 
-def train_model(build: Builder, data: Data, lr: float, seconds: float) -> tuple[nn.Module, dict]:
+def train_model(
+    build: Builder, data: Data, lr: float, seconds: float
+) -> tuple[nn.Module, dict]:
     """A model trained for that much CPU time, and a record; `steps` counts skipped ones too."""
     torch.manual_seed(data.seed)
     model = build(data.mean, data.std)
@@ -115,8 +130,12 @@ def try_learning_rates(name: str, data: Data, seconds: float) -> list[dict]:
         nll = finite(-evaluate(model.log_prob, data.held_out, data.held_out).mean())
         row = {"model": name, "sigma": data.truth.noise, "lr": lr, "held_out_nll": nll}
         rows.append(row | record)
-    values = [math.inf if row["held_out_nll"] is None else row["held_out_nll"] for row in rows]
-    return [{**row, "chosen": i == values.index(min(values))} for i, row in enumerate(rows)]
+    values = [
+        math.inf if row["held_out_nll"] is None else row["held_out_nll"] for row in rows
+    ]
+    return [
+        {**row, "chosen": i == values.index(min(values))} for i, row in enumerate(rows)
+    ]
 
 
 # ---------------------------------------------------------------- evaluate
@@ -143,7 +162,9 @@ def evaluate_model(model: nn.Module, data: Data) -> dict:
     }
 
 
-def samples_per_second(model: nn.Module, batch: int = 10_000, repeats: int = 10) -> float | None:
+def samples_per_second(
+    model: nn.Module, batch: int = 10_000, repeats: int = 10
+) -> float | None:
     """Points per second of CPU time; None if the model cannot sample."""
     times = []
     for _ in range(repeats):
@@ -173,7 +194,9 @@ def load_results(path: Path, about: dict) -> dict:
         keys = about.keys() - {"date", "command"}
         other = sorted(key for key in keys if earlier["about"][key] != about[key])
     except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"{path} is not a results file of this script: {remedy}") from None
+        raise UserError(
+            f"{path} is not a results file of this script: {remedy}"
+        ) from None
     if other:
         raise UserError(f"{path} was measured with other {', '.join(other)}: {remedy}")
     return results | earlier | {"about": about}
@@ -181,20 +204,34 @@ def load_results(path: Path, about: dict) -> dict:
 
 def find(rows: list[dict], **wanted) -> list[dict]:
     """The rows in which all of these columns have these values."""
-    return [row for row in rows if all(row[key] == value for key, value in wanted.items())]
+    return [
+        row for row in rows if all(row[key] == value for key, value in wanted.items())
+    ]
 
 
 def print_table(results: dict, sigmas: list[float], models: list[str]) -> None:
     """Per noise level and model the median over the seeds, and (lowest-highest)."""
-    columns = {"kl_truth_flow": ".4f", "kl_flow_truth": ".4f", "mass": ".4f", "non_finite": ".0f"}
+    columns = {
+        "kl_truth_flow": ".4f",
+        "kl_flow_truth": ".4f",
+        "mass": ".4f",
+        "non_finite": ".0f",
+    }
     columns |= {"steps": ".0f", "ms_per_step": ".1f", "samples_per_second": ".0f"}
     for sigma in sigmas:
-        print(f"\nsigma = {sigma}".ljust(24) + "".join(f"{column:>24}" for column in columns))
+        print(
+            f"\nsigma = {sigma}".ljust(24)
+            + "".join(f"{column:>24}" for column in columns)
+        )
         for name in models:
             rows, cells = find(results["rows"], model=name, sigma=sigma), []
             for column, form in columns.items():
-                values = [math.inf if row[column] is None else row[column] for row in rows]
-                middle, low, high = (format(f(values), form) for f in (median, min, max))
+                values = [
+                    math.inf if row[column] is None else row[column] for row in rows
+                ]
+                middle, low, high = (
+                    format(f(values), form) for f in (median, min, max)
+                )
                 cells.append(f"{f'{middle} ({low}-{high})':>24}")
             print(f"{name:23}" + "".join(cells))
 
@@ -205,16 +242,37 @@ def print_table(results: dict, sigmas: list[float], models: list[str]) -> None:
 def parse_args(argv=None):
     parser = Parser(__doc__)
     add = parser.add_argument
-    add("--seconds", type=number(float, 0.01), default=60, help="CPU time for each model (60)")
-    add("--lr-seconds", type=number(float, 0.01), default=10, help="and for each rate (10)")
-    add("--seeds", type=number(int, 1), default=3, help="how many; they are 0, 1, ... (3)")
+    add(
+        "--seconds",
+        type=number(float, 0.01),
+        default=60,
+        help="CPU time for each model (60)",
+    )
+    add(
+        "--lr-seconds",
+        type=number(float, 0.01),
+        default=10,
+        help="and for each rate (10)",
+    )
+    add(
+        "--seeds",
+        type=number(int, 1),
+        default=3,
+        help="how many; they are 0, 1, ... (3)",
+    )
     noise = dict(type=number(float, 0.02, 1), nargs="+", default=[0.05, 0.1])
     add("--sigmas", **noise, help="noise levels (0.05 0.1)")
     names = dict(choices=MODELS, nargs="+", default=list(MODELS), metavar="NAME")
     add("--models", **names, help=f"some of: {'; '.join(MODELS)}")
     add("--core", type=number(int, 0), default=0, help="the CPU core to run on (0)")
     results = ROOT / "benchmarks/results/moons.json"
-    add("--output", type=Path, metavar="FILE", default=results, help="(benchmarks/results/...)")
+    add(
+        "--output",
+        type=Path,
+        metavar="FILE",
+        default=results,
+        help="(benchmarks/results/...)",
+    )
     return parser.parse_args(argv)
 
 
@@ -225,28 +283,44 @@ def use_one_core(core: int) -> None:
             os.sched_setaffinity(0, {core})
         except OSError:
             cores = sorted(os.sched_getaffinity(0))
-            raise UserError(f"--core {core} cannot be used here: take one of {cores}") from None
+            raise UserError(
+                f"--core {core} cannot be used here: take one of {cores}"
+            ) from None
 
 
 def measure_row(name: str, data: Data, lr: float, seconds: float) -> dict:
     """Trains and evaluates one model: a row of the results."""
     model, record = train_model(MODELS[name], data, lr, seconds)
     row = {"model": name, "sigma": data.truth.noise, "seed": data.seed, "lr": lr}
-    row |= record | {"parameters": sum(parameter.numel() for parameter in model.parameters())}
+    row |= record | {
+        "parameters": sum(parameter.numel() for parameter in model.parameters())
+    }
     row["ms_per_step"] = record["cpu_seconds"] / record["steps"] * 1000
-    return row | evaluate_model(model, data) | {"samples_per_second": samples_per_second(model)}
+    return (
+        row
+        | evaluate_model(model, data)
+        | {"samples_per_second": samples_per_second(model)}
+    )
 
 
 @one_line_errors()
 def main(argv=None) -> None:
     args = parse_args(argv)
-    if missing := [name for name in EXTRA_PEERS if importlib.util.find_spec(name) is None]:
+    if missing := [
+        name for name in EXTRA_PEERS if importlib.util.find_spec(name) is None
+    ]:
         remedy = "run pip install -r requirements-dev.txt"
         raise UserError(f"not installed: {', '.join(missing)}; {remedy}")
     use_one_core(args.core)
-    command = ["python", "benchmarks/moons_peers.py", *(sys.argv[1:] if argv is None else argv)]
+    command = [
+        "python",
+        "benchmarks/moons_peers.py",
+        *(sys.argv[1:] if argv is None else argv),
+    ]
     about = provenance(command, torch.device("cpu"))
-    about["versions"] = versions() | {name: metadata.version(name) for name in EXTRA_PEERS}
+    about["versions"] = versions() | {
+        name: metadata.version(name) for name in EXTRA_PEERS
+    }
     about |= {"seconds": args.seconds, "lr_seconds": args.lr_seconds, "batch": BATCH}
     results = load_results(args.output, about)
     rows, rates = results["rows"], results["learning_rates"]
@@ -263,7 +337,9 @@ def main(argv=None) -> None:
                 rows.append(measure_row(name, data, lr, args.seconds))
                 write_json(args.output, results)
                 kl = f"KL {rows[-1]['kl_truth_flow']}, {rows[-1]['kl_flow_truth']}"
-                print(f"seed {seed}  sigma {sigma}  {name:25} lr {lr}  {kl}", flush=True)
+                print(
+                    f"seed {seed}  sigma {sigma}  {name:25} lr {lr}  {kl}", flush=True
+                )
     print_table(results, args.sigmas, args.models)
     print(f"wrote {args.output}")
 

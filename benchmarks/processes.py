@@ -2,10 +2,10 @@
 
     python benchmarks/processes.py --data-dir DATA
 
-A Glow is trained for some steps, and holes are filled in pictures. Each runs three times: in one
-process on one core, in one process with two threads, and in two processes on two cores that talk
-over the loopback device. It also measures how much the results differ: the weights, the test
-bits/dim, and the filled pictures in grey levels.
+A Glow is trained for some steps, and holes are filled in pictures. Each runs three
+times: in one process on one core, in one process with two threads, and in two processes
+on two cores that talk over the loopback device. It also measures how much the results
+differ: the weights, the test bits/dim, and the filled pictures in grey levels.
 
 Writes   benchmarks/results/processes.json
 Takes    ten minutes on two CPU cores; nothing else should run meanwhile
@@ -22,7 +22,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the modules lie one folder up
+# the modules lie one folder up
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.about import provenance
 from flowlib.cli import Parser, number, one_line_errors
 from flowlib.files import ROOT, UserError, write_json
@@ -35,8 +36,19 @@ WAYS = {"one": (1, 1), "threads": (1, 2), "two": (2, 1)}  # processes, threads o
 
 def run(script: str, flags: list, processes: int, threads: int) -> None:
     """Runs a script to its end; UserError if it fails."""
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    command = [sys.executable, *(torchrun if processes > 1 else []), ROOT / script, *flags]
+    torchrun = [
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(processes),
+    ]
+    command = [
+        sys.executable,
+        *(torchrun if processes > 1 else []),
+        ROOT / script,
+        *flags,
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     done = subprocess.run([str(part) for part in command], env=environment)
     if done.returncode:
@@ -53,8 +65,22 @@ def time_training(args, folder: Path) -> dict:
     seconds, weights, bits = {}, {}, {}
     for way, size in WAYS.items():
         place, metrics = folder / way / "glow.pt", folder / way / "metrics.json"
-        flags = ["--data-dir", args.data_dir, "--steps", args.steps, "--precision", "fp32"]
-        flags += ["--checkpoint", place, "--figures", place.parent, "--metrics", metrics]
+        flags = [
+            "--data-dir",
+            args.data_dir,
+            "--steps",
+            args.steps,
+            "--precision",
+            "fp32",
+        ]
+        flags += [
+            "--checkpoint",
+            place,
+            "--figures",
+            place.parent,
+            "--metrics",
+            metrics,
+        ]
         run("train_glow_mnist.py", flags, *size)
         seconds[way] = read_metric(metrics, "training_seconds")
         bits[way] = read_metric(metrics, "test_bits_per_dim")
@@ -67,24 +93,47 @@ def time_training(args, folder: Path) -> dict:
 def time_filling(args, folder: Path) -> dict:
     """A row: seconds of the whole command."""
     pictures, seconds, filled = folder / "pictures", {}, {}
-    images = load_images("mnist", args.data_dir, download=False).held_out[: args.pictures]
+    images = load_images("mnist", args.data_dir, download=False).held_out[
+        : args.pictures
+    ]
     for i, image in enumerate(images):
         save_grey(pictures / f"{i:02}.png", image / 255)
     for way, size in WAYS.items():
         output, metrics = folder / way, folder / way / "metrics.json"
-        flags = ["--image", pictures, "--mask", "square:14", "--data-dir", args.data_dir]
+        flags = [
+            "--image",
+            pictures,
+            "--mask",
+            "square:14",
+            "--data-dir",
+            args.data_dir,
+        ]
         run("inpaint.py", [*flags, "--output", output, "--metrics", metrics], *size)
         seconds[way] = read_metric(metrics, "seconds")
-        files = [output / f"{i:02}_sample_{k}.png" for i in range(len(images)) for k in range(1, 9)]
-        filled[way] = np.stack([np.asarray(Image.open(file), dtype=int) for file in files])
+        files = [
+            output / f"{i:02}_sample_{k}.png"
+            for i in range(len(images))
+            for k in range(1, 9)
+        ]
+        filled[way] = np.stack(
+            [np.asarray(Image.open(file), dtype=int) for file in files]
+        )
     difference = int(np.abs(filled["two"] - filled["one"]).max())
-    return {"what": f"fill {args.pictures} pictures", "difference": difference} | seconds
+    return {
+        "what": f"fill {args.pictures} pictures",
+        "difference": difference,
+    } | seconds
 
 
 def parse_args(argv=None):
     parser = Parser(__doc__)
     add, output = parser.add_argument, ROOT / "benchmarks/results/processes.json"
-    add("--data-dir", type=Path, default=ROOT / "data", help="where MNIST lies (default data/)")
+    add(
+        "--data-dir",
+        type=Path,
+        default=ROOT / "data",
+        help="where MNIST lies (default data/)",
+    )
     add("--steps", type=number(int, 1), default=100, help="of training (100)")
     add("--pictures", type=number(int, 2), default=8, help="to fill (8)")
     add("--output", type=Path, metavar="FILE", default=output, help="the results file")

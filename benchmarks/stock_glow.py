@@ -29,15 +29,21 @@ class StockGlow(nn.Module):
         self.shape, self.dequantizer = shape, Dequantizer(levels, dequantizer)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*torch.lu is deprecated")
-            flows = [[nf.flows.GlowBlock(c, hidden) for _ in range(blocks)] for c in (8, 4)]
+            flows = [
+                [nf.flows.GlowBlock(c, hidden) for _ in range(blocks)] for c in (8, 4)
+            ]
         flows = [[*level, nf.flows.Squeeze()] for level in flows]
         latents = [(8, height // 4, width // 4), (2, height // 2, width // 2)]
         bases = [nf.distributions.DiagGaussian(latent) for latent in latents]
         merges, logit = [nf.flows.Merge()], nf.transforms.Logit(ALPHA)
-        self.flow = nf.MultiscaleFlow(bases, flows, merges, transform=logit, class_cond=False)
+        self.flow = nf.MultiscaleFlow(
+            bases, flows, merges, transform=logit, class_cond=False
+        )
 
     @torch.no_grad()
-    def initialize(self, images: Tensor, generator: torch.Generator | None = None) -> None:
+    def initialize(
+        self, images: Tensor, generator: torch.Generator | None = None
+    ) -> None:
         """Shows it the images: normflows' ActNorm initializes itself on what it sees first."""
         self(images, torch.randn(images.shape, generator=generator))
 
@@ -52,7 +58,9 @@ class StockGlow(nn.Module):
         """The bound of one draw; `draws` must be 1."""
         if draws != 1:
             raise ValueError(f"draws must be 1, not {draws}")
-        return self(images, torch.randn(images.shape, generator=generator).to(images.device))
+        return self(
+            images, torch.randn(images.shape, generator=generator).to(images.device)
+        )
 
     def log_prob(self, v: Tensor) -> Tensor:
         """The log-density of v, nats, (B,)."""

@@ -16,7 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the modules lie one folder up
+# the modules lie one folder up
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from flowlib.cli import one_line_errors
 from flowlib.files import ROOT, UserError, write_atomically
 from flowlib.plots.moons import TITLES
@@ -97,25 +98,44 @@ def results_table() -> str:
     runs = {row["model"]: row for row in load("glow_bits")["rows"]}
     reached: dict[str, float] = {}  # on which hardware: after how many seconds
     for row in (row for name, row in runs.items() if not name.startswith("normflows")):
-        seconds = [point["seconds"] for point in row["curve"] if point["held_out"] <= GOAL]
+        seconds = [
+            point["seconds"] for point in row["curve"] if point["held_out"] <= GOAL
+        ]
         reached[run_on(row)] = min([*seconds, reached.get(run_on(row), math.inf)])
     what = f"Glow on MNIST: time to {GOAL} bits/dim on 1,000 held-out images"
     for where, seconds in reached.items():
         if seconds < math.inf:
             rows.append([what, minutes(seconds), f"averaged weights; {where}"])
-    for title, name in (("default command", "default command"), ("shipped", "the shipped weights")):
+    for title, name in (
+        ("default command", "default command"),
+        ("shipped", "the shipped weights"),
+    ):
         run = runs[name]
         result = f"{run['test_bits_per_dim']:.3f} ± {run['test_bits_per_dim_se']:.3f} bits/dim"
         took = f"{minutes(run['training_seconds'])} on {run_on(run)}"
         remark = f"{run['parameters']:,} parameters; {took}"
         rows.append([f"Glow on MNIST, {title}: 10,000 test images", result, remark])
-    cells = {row["method"]: row for row in load("inpainting")["rows"] if row["mask"] == "square:14"}
-    shown = ("posterior, mean", "mean of 20 nearest", "Gaussian mixture, mean", "U-Net, supervised")
-    for method, title in {**{name: METHODS[name] for name in shown}, "MAP": "MAP estimate"}.items():
+    cells = {
+        row["method"]: row
+        for row in load("inpainting")["rows"]
+        if row["mask"] == "square:14"
+    }
+    shown = (
+        "posterior, mean",
+        "mean of 20 nearest",
+        "Gaussian mixture, mean",
+        "U-Net, supervised",
+    )
+    for method, title in {
+        **{name: METHODS[name] for name in shown},
+        "MAP": "MAP estimate",
+    }.items():
         row = cells[method]
         span = f"{row['hole_psnr_low']:.1f} to {row['hole_psnr_high']:.1f}"
         remark = f"95 % interval {span}, {row['n']} test images"
-        rows.append([f"14x14 hole, {title}: PSNR", f"{row['hole_psnr']:.1f} dB", remark])
+        rows.append(
+            [f"14x14 hole, {title}: PSNR", f"{row['hole_psnr']:.1f} dB", remark]
+        )
     return table(["what", "result", ""], rows)
 
 
@@ -139,7 +159,9 @@ def moons_table() -> str:
         return [
             f"{key[0]}",
             key[1],
-            f"{middle(kl):.4f} ({min(kl):.4f} to {max(kl):.4f})" if kl else "not finite",
+            f"{middle(kl):.4f} ({min(kl):.4f} to {max(kl):.4f})"
+            if kl
+            else "not finite",
             f"{middle(reverse):.4f}" if reverse else "-",
             *(f"{middle(column(rows, name)):,.0f}" for name in ("steps", "parameters")),
             f"{middle(mass):.4f}" if mass else "not finite",
@@ -147,15 +169,25 @@ def moons_table() -> str:
             f"{middle(column(rows, 'samples_per_second')):,.0f}",
         ]
 
-    order = sorted(groups, key=lambda key: (key[0], middle(column(groups[key], "kl_truth_flow"))))
-    header = ["σ", "model", "KL(truth ‖ flow), nats, over the seeds", "KL(flow ‖ truth)", "steps"]
+    order = sorted(
+        groups, key=lambda key: (key[0], middle(column(groups[key], "kl_truth_flow")))
+    )
+    header = [
+        "σ",
+        "model",
+        "KL(truth ‖ flow), nats, over the seeds",
+        "KL(flow ‖ truth)",
+        "steps",
+    ]
     header += ["parameters", "mass", "non-finite", "samples/s"]
     about = moons["about"]
     names = ", ".join(
         f"{name} {about['versions'][name]}" for name in ("normflows", "nflows", "zuko")
     )
     each = f"{about['seconds']:.0f} CPU seconds each"
-    return table(header, [cells(key) for key in order]) + measured_on(about, each, names)
+    return table(header, [cells(key) for key in order]) + measured_on(
+        about, each, names
+    )
 
 
 def steps_table() -> str:
@@ -167,7 +199,12 @@ def steps_table() -> str:
         for row in results["rows"]
     ]
     about = results["about"]
-    header = [f"12 couplings, 2x64, batch {about['batch']}", "ours, ms", "normflows, ms", "ratio"]
+    header = [
+        f"12 couplings, 2x64, batch {about['batch']}",
+        "ours, ms",
+        "normflows, ms",
+        "ratio",
+    ]
     rounds = f"medians and ranges of {about['rounds']} rounds"
     return table(header, rows) + measured_on(about, rounds)
 
@@ -191,7 +228,14 @@ def glow_bits_table() -> str:
         rows.append([f"{name} (published)", bits, "", "", "", "", row["source"]])
     rows.append(["test images", "", "", f"{about['sure_test_images']:.0%}", "", "", ""])
     draws = max(row["draws"] or 1 for row in results["rows"])
-    header = ["model", "test bits/dim", f"{draws} draws", "sure digits", "parameters", "training"]
+    header = [
+        "model",
+        "test bits/dim",
+        f"{draws} draws",
+        "sure digits",
+        "parameters",
+        "training",
+    ]
     return table([*header, "hardware, source"], rows)
 
 
@@ -202,7 +246,13 @@ def glow_race_table() -> str:
         ratio = f"{race['peer_seconds'] / race['seconds']:.1f}"
         seconds = [f"{race[name]:,.0f} s" for name in ("peer_seconds", "seconds")]
         rows.append([race["peer"], f"{race['held_out']:.3f}", *seconds, ratio])
-    header = ["normflows' run", "its best held-out bits/dim", "it takes", "ours takes", "ratio"]
+    header = [
+        "normflows' run",
+        "its best held-out bits/dim",
+        "it takes",
+        "ours takes",
+        "ratio",
+    ]
     return table(header, rows)
 
 
@@ -212,11 +262,20 @@ def glow_speed_table() -> str:
     about = results["about"]
     rows = [
         [row["model"], f"{row['parameters']:,}"]
-        + [f"{row[f'{task}_images_per_second']:,.0f}" for task in ("train", "score", "sample")]
+        + [
+            f"{row[f'{task}_images_per_second']:,.0f}"
+            for task in ("train", "score", "sample")
+        ]
         + [f"{row['train_ratio']:.2f}", f"{row['memory_mib_per_image']:.1f} MiB"]
         for row in results["rows"]
     ]
-    header = ["model", "parameters", "trained, images/s", "scored, images/s", "sampled, images/s"]
+    header = [
+        "model",
+        "parameters",
+        "trained, images/s",
+        "scored, images/s",
+        "sampled, images/s",
+    ]
     sizes = f"{about['blocks']} blocks a level, {about['hidden']} channels, batch {about['batch']}"
     header += ["training, ratio", "memory an image"]
     return table(header, rows) + measured_on(about, sizes)
@@ -237,7 +296,9 @@ def by_kind(methods: dict[str, str], cell: Callable[[dict], str]) -> str:
 
 def images_of(method: str) -> str:
     """On how many test images a method was measured."""
-    (count,) = {row["n"] for row in load("inpainting")["rows"] if row["method"] == method}
+    (count,) = {
+        row["n"] for row in load("inpainting")["rows"] if row["method"] == method
+    }
     return f"the first {count} test images"
 
 
@@ -247,12 +308,16 @@ def inpainting_table() -> str:
     error = median(row["hole_psnr_high"] - row["hole_psnr_low"] for row in rows) / 2
     width = f"95 % bootstrap intervals typically ± {error:.1f} dB"
     text = by_kind(METHODS, lambda row: f"{row['hole_psnr']:.1f}")
-    return text + measured_on(about, f"hole PSNR in dB, {images_of('posterior, mean')}", width)
+    return text + measured_on(
+        about, f"hole PSNR in dB, {images_of('posterior, mean')}", width
+    )
 
 
 def inpainting_map_table() -> str:
     """Hole PSNR and log p of the MAP estimate and of where the likeliest sample leads."""
-    text = by_kind(MAP_METHODS, lambda row: f"{row['hole_psnr']:.1f}, {row['above_truth']:+.0f}")
+    text = by_kind(
+        MAP_METHODS, lambda row: f"{row['hole_psnr']:.1f}, {row['above_truth']:+.0f}"
+    )
     return text + measured_on(load("inpainting")["about"], images_of("MAP"))
 
 
@@ -271,7 +336,11 @@ def inpainting_crps_table() -> str:
 def inpainting_sampler_table() -> str:
     """What the samples are worth on test images: coverage, ink, distance."""
     results = load("inpainting")
-    samples = {row["mask"]: row for row in results["rows"] if row["method"] == "posterior, sample"}
+    samples = {
+        row["mask"]: row
+        for row in results["rows"]
+        if row["method"] == "posterior, sample"
+    }
     rows = []
     for row in results["sampler"]:
         kind = row["what"].removeprefix("test images, ")
@@ -280,7 +349,9 @@ def inpainting_sampler_table() -> str:
         rest = [f"{sample['ink_ratio']:.2f}", f"{row['travelled']:.3f}"]
         rows.append([kind, *covered, *rest])
     header = ["mask", "50 % interval", "80 %", "90 %", "95 %", "ink", "travelled"]
-    return table(header, rows) + measured_on(results["about"], images_of("posterior, sample"))
+    return table(header, rows) + measured_on(
+        results["about"], images_of("posterior, sample")
+    )
 
 
 def inpainting_calibration_table() -> str:
@@ -309,9 +380,19 @@ def known_answer_table() -> str:
         right = f"{row['right_mode']:.2f} of {row['right_mode_exact']:.2f}"
         distance = "-" if row["travelled"] is None else f"{row['travelled']:.2f}"
         cells = [row["mask"], row["method"], f"{row['total_variation']:.3f}", right]
-        cells += [f"{row['crps']:.4f}", f"{row['coverage_90']:.1%}", f"{row['log_p_rank_p']:.1g}"]
+        cells += [
+            f"{row['crps']:.4f}",
+            f"{row['coverage_90']:.1%}",
+            f"{row['log_p_rank_p']:.1g}",
+        ]
         rows.append([*cells, distance])
-    header = ["mask", "method", "error of the modes' weights", "on the right mode", "CRPS"]
+    header = [
+        "mask",
+        "method",
+        "error of the modes' weights",
+        "on the right mode",
+        "CRPS",
+    ]
     header += ["90 % interval", "p of the rank of log p", "travelled"]
     count = f"{results['rows'][0]['images']} images a mask"
     return table(header, rows) + measured_on(results["about"], count)
@@ -323,7 +404,13 @@ def processes_table() -> str:
     for row in results["rows"]:
         seconds = [f"{row[way]:.0f} s" for way in ("one", "threads", "two")]
         rows.append([row["what"], *seconds, f"{row['one'] / row['two']:.2f}"])
-    header = ["what", "1 process, 1 thread", "1 process, 2 threads", "2 processes", "gain"]
+    header = [
+        "what",
+        "1 process, 1 thread",
+        "1 process, 2 threads",
+        "2 processes",
+        "gain",
+    ]
     return table(header, rows) + measured_on(results["about"])
 
 
@@ -333,7 +420,11 @@ def digit_calibration_table() -> str:
     header = ["mask", "method", "log-loss, nats", "lower than similar images' by"]
     header += ["Brier score", "accuracy"]
     rows = [
-        [row["mask"], row["method"], f"{row['log_loss']:.2f} ± {row['log_loss_error']:.2f}"]
+        [
+            row["mask"],
+            row["method"],
+            f"{row['log_loss']:.2f} ± {row['log_loss_error']:.2f}",
+        ]
         + [f"{row['gain']:.3f} ± {row['gain_error']:.3f}" if row["gain_error"] else "-"]
         + [f"{row['brier']:.3f}", f"{row['accuracy']:.1%}"]
         for row in results["rows"]
@@ -346,7 +437,10 @@ def torture_table() -> str:
     """What came of everything that was done to the scripts."""
     results = load("torture")
     header = ["what was done", "tries", "right", *WRONG]
-    rows = [[row["kind"], *(str(row[name]) for name in header[1:])] for row in results["rows"]]
+    rows = [
+        [row["kind"], *(str(row[name]) for name in header[1:])]
+        for row in results["rows"]
+    ]
     minutes = f"{results['about']['seconds'] / 60:.0f} minutes"
     return table(header, rows) + measured_on(results["about"], minutes)
 

@@ -2,8 +2,8 @@
 
     python benchmarks/train_classifier.py --data-dir DATA
 
-It learns from the training images alone, without any flow. inpaint.py asks it which digits the
-samples of a hole are.
+It learns from the training images alone, without any flow. inpaint.py asks it which
+digits the samples of a hole are.
 
 Writes   checkpoints/classifier_mnist.pt (or classifier_fashion.pt, classifier_digits.pt)
 Takes    about four minutes on 2 CPU cores; 99.5 % of MNIST's test images are classified correctly
@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the modules lie one folder up
+# the modules lie one folder up
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from flowlib.cli import Parser, number, one_line_errors
 from flowlib.files import CHECKPOINTS, save_model, write_metrics
 from flowlib.images.classifier import Classifier
@@ -37,16 +38,22 @@ def train_classifier(
     steps = epochs * (len(images.train) // BATCH)
     device = next(model.parameters()).device
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.02)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, lr, total_steps=steps, pct_start=0.2
+    )
     _, height, width = images.shape
     reach = 2 if height > 8 else 1  # by how many pixels an image is shifted at most
     model.train()
-    for step, chosen in zip(range(1, steps + 1), batches(len(images.train), BATCH, seed, 0)):
+    for step, chosen in zip(
+        range(1, steps + 1), batches(len(images.train), BATCH, seed, 0)
+    ):
         generator = rng(seed, "shift", step)
         down, right = torch.randint(2 * reach + 1, (2,), generator=generator).tolist()
         padded = nn.functional.pad(images.train[chosen], (reach,) * 4)
         shifted = padded[..., down : down + height, right : right + width].to(device)
-        loss = nn.functional.nll_loss(model(shifted), images.train_labels[chosen].to(device))
+        loss = nn.functional.nll_loss(
+            model(shifted), images.train_labels[chosen].to(device)
+        )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -65,7 +72,9 @@ def parse_args(argv=None):
     add_dataset_flags(parser)
     passes = "passes over the training images (6; on the digits 60)"
     parser.add_argument("--epochs", type=number(int, 1), help=passes)
-    parser.add_common_flags("the weights to write (default checkpoints/classifier_DATASET.pt)")
+    parser.add_common_flags(
+        "the weights to write (default checkpoints/classifier_DATASET.pt)"
+    )
     return parser.parse_args(argv)
 
 
@@ -78,7 +87,9 @@ def main(argv=None) -> None:
     model = Classifier(images.shape, images.levels).to(args.device)
     epochs = args.epochs or EPOCHS[images.name]
     records = train_classifier(model, images, epochs=epochs, seed=args.seed)
-    bar = tqdm(records, total=epochs * (len(images.train) // BATCH), unit="step", mininterval=1)
+    bar = tqdm(
+        records, total=epochs * (len(images.train) // BATCH), unit="step", mininterval=1
+    )
     for record in bar:
         bar.set_postfix_str(f"loss {record['loss']:.3f}", refresh=False)
     held_out = measure_accuracy(model, images.held_out, images.held_out_labels)
@@ -90,7 +101,11 @@ def main(argv=None) -> None:
     save_model(model, path, **run, made_from=images.made_from)
     print(f"test accuracy {metrics['test_accuracy']:.2%}   wrote {path}")
     if args.metrics:
-        run = {"seconds": time.perf_counter() - start, "device": args.device, "seed": args.seed}
+        run = {
+            "seconds": time.perf_counter() - start,
+            "device": args.device,
+            "seed": args.seed,
+        }
         write_metrics(args.metrics, metrics, **run)
 
 

@@ -18,7 +18,8 @@ from flowlib.files import ROOT, UserError
 def one_line_errors() -> Iterator[None]:
     """Ends a script as a shell expects it, with one line on stderr and never a traceback.
 
-    Exit status 2 for a `UserError`, 130 for Ctrl-C, 143 for SIGTERM. Files are whole in all cases.
+    Exit status 2 for a `UserError`, 130 for Ctrl-C, 143 for SIGTERM. Files are whole in
+    all cases.
     """
 
     def terminate(*_):
@@ -57,7 +58,9 @@ def lasting_streams() -> Iterator[None]:
     before = sys.stdout, sys.stderr
     with open(os.devnull, "w") as nowhere:
         # Python has None for a stream that was closed before it started (2>&-).
-        sys.stdout, sys.stderr = (LastingStream(one or nowhere, nowhere) for one in before)
+        sys.stdout, sys.stderr = (
+            LastingStream(one or nowhere, nowhere) for one in before
+        )
         try:
             yield
         finally:
@@ -72,8 +75,10 @@ class LastingStream:
     def __init__(self, stream, nowhere):
         self.stream = stream
         self.nowhere = nowhere
-        if hasattr(stream, "reconfigure"):  # notebooks and tests have streams of their own
-            stream.reconfigure(errors="backslashreplace")  # a file's name need not be UTF-8
+        # notebooks and tests have streams of their own
+        if hasattr(stream, "reconfigure"):
+            # a file's name need not be UTF-8
+            stream.reconfigure(errors="backslashreplace")
 
     def write(self, text: str) -> int:
         self._try(self.stream.write, text)
@@ -85,7 +90,8 @@ class LastingStream:
     def _try(self, action: Callable, *args) -> None:
         try:
             action(*args)
-        except BrokenPipeError:  # also what is still in the buffer goes nowhere, at exit
+        # also what is still in the buffer goes nowhere, at exit
+        except BrokenPipeError:
             os.dup2(self.nowhere.fileno(), self.stream.fileno())
 
     def __getattr__(self, name: str):
@@ -96,10 +102,10 @@ class LastingStream:
 def threads(count: int | None = None) -> Iterator[None]:
     """Computes with `count` threads, by default one fewer than torch would take, at least one.
 
-    Where the environment variable OMP_NUM_THREADS is set, it decides. The threads wait for each
-    other in busy loops, so beside another process two on two cores are slower than one. Waiting
-    passively (OMP_WAIT_POLICY) is no remedy. Medians of three alternating rounds on two cores of
-    an AMD EPYC, torch 2.14:
+    Where the environment variable OMP_NUM_THREADS is set, it decides. The threads wait
+    for each other in busy loops, so beside another process two on two cores are slower
+    than one. Waiting passively (OMP_WAIT_POLICY) is no remedy. Medians of three
+    alternating rounds on two cores of an AMD EPYC, torch 2.14:
 
                                 free machine         beside a busy process
         threads                 1     2   2 passive   1     2   2 passive
@@ -120,7 +126,9 @@ class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose help is the script's docstring, and whose errors are one line."""
 
     def __init__(self, doc: str):
-        super().__init__(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+        super().__init__(
+            description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
 
     def error(self, message: str):
         self.exit(2, f"error: {message} (see {self.prog} --help)\n")
@@ -134,14 +142,33 @@ class Parser(argparse.ArgumentParser):
     def add_common_flags(self, checkpoint: str) -> None:
         """Adds --seed, --device, --checkpoint (whose help is given), --figures and --metrics."""
         add, figures = self.add_argument, ROOT / "figures"
-        add("--seed", type=number(int, 0, 2**62), default=0, help="of all random numbers (0)")
-        add("--device", type=device, default="auto", help="cpu, cuda, ...; auto: a GPU if any")
+        add(
+            "--seed",
+            type=number(int, 0, 2**62),
+            default=0,
+            help="of all random numbers (0)",
+        )
+        add(
+            "--device",
+            type=device,
+            default="auto",
+            help="cpu, cuda, ...; auto: a GPU if any",
+        )
         add("--checkpoint", type=Path, metavar="PATH", help=checkpoint)
-        add("--figures", type=Path, metavar="FOLDER", default=figures, help="(figures/)")
-        add("--metrics", type=Path, metavar="FILE", help="also write this run's metrics as JSON")
+        add(
+            "--figures", type=Path, metavar="FOLDER", default=figures, help="(figures/)"
+        )
+        add(
+            "--metrics",
+            type=Path,
+            metavar="FILE",
+            help="also write this run's metrics as JSON",
+        )
 
 
-def number(kind: type, low: float, high: float = float("inf")) -> Callable[[str], float]:
+def number(
+    kind: type, low: float, high: float = float("inf")
+) -> Callable[[str], float]:
     """A type for argparse: a finite int or float in [low, high]."""
 
     def parse(text: str):
@@ -163,5 +190,7 @@ def device(text: str) -> torch.device:
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise argparse.ArgumentTypeError(f"{text} cannot be used here: {reason}") from None
+        raise argparse.ArgumentTypeError(
+            f"{text} cannot be used here: {reason}"
+        ) from None
     return chosen

@@ -16,7 +16,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from flowlib.files import UserError
 
-SILENCE = timedelta(minutes=10)  # the longest wait for another process, a download's included
+# the longest wait for another process, a download's included
+SILENCE = timedelta(minutes=10)
 
 
 @dataclass(frozen=True)
@@ -56,9 +57,10 @@ class Processes:
     def wrap(self, model: nn.Module, *inputs: Tensor) -> nn.Module:
         """The model, ready to train on inputs of these shapes.
 
-        Several processes average its gradients, and start with the first one's weights. One GPU
-        records the kernels of a loss and its gradient and launches them at once (a CUDA graph): the
-        kernels of a small model end sooner than Python starts them one by one.
+        Several processes average its gradients, and start with the first one's weights.
+        One GPU records the kernels of a loss and its gradient and launches them at once
+        (a CUDA graph): the kernels of a small model end sooner than Python starts them
+        one by one.
         """
         if self.count > 1:
             return DistributedDataParallel(model)
@@ -71,8 +73,9 @@ class Processes:
 def processes(device: torch.device) -> Iterator[Processes]:
     """Joins the processes that torchrun started; without torchrun this is the only one.
 
-    They talk over NCCL, each with its own GPU, or over gloo on CPUs. Only the first one prints. If
-    one of them ends, or is silent for ten minutes, the others end with a UserError.
+    They talk over NCCL, each with its own GPU, or over gloo on CPUs. Only the first one
+    prints. If one of them ends, or is silent for ten minutes, the others end with a
+    UserError.
     """
     count, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     if count == 1:
@@ -82,14 +85,21 @@ def processes(device: torch.device) -> Iterator[Processes]:
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
     try:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=SILENCE)
-        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere if rank else sys.stdout):
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo", timeout=SILENCE
+        )
+        with (
+            open(os.devnull, "w") as nowhere,
+            redirect_stdout(nowhere if rank else sys.stdout),
+        ):
             yield Processes(rank, count, device)
     except RuntimeError as error:  # gloo has no class of its own for its errors
         if not isinstance(error, dist.DistError) and "gloo" not in str(error):
             raise
         problem = "another process ended, or was silent for too long"
-        raise UserError(f"{problem}: start all of them again (--resume goes on)") from None
+        raise UserError(
+            f"{problem}: start all of them again (--resume goes on)"
+        ) from None
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()

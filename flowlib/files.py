@@ -23,8 +23,10 @@ except ImportError:  # Windows: there two runs on one checkpoint are not kept ap
 
 ROOT = Path(__file__).resolve().parent.parent
 CHECKPOINTS = ROOT / "checkpoints"  # what runs make here
-SHIPPED = CHECKPOINTS / "shipped"  # the weights that we publish: `make ship` alone writes there
-FORMAT = 2  # of checkpoints and resume files; raise it when the code cannot read older ones
+# the weights that we publish: `make ship` alone writes there
+SHIPPED = CHECKPOINTS / "shipped"
+# of checkpoints and resume files; raise it when the code cannot read older ones
+FORMAT = 2
 # Of a checkpoint or a resume file, each a dict.
 PARTS = ("config", "state_dict", "metrics", "made_from", "settings", "state")
 Model = TypeVar("Model", bound=nn.Module)
@@ -49,7 +51,9 @@ def short(path: str | Path) -> str:
     """A path as it is printed: from the project's folder on, if it is in there."""
     path = Path(path)
     inside = path.resolve()
-    return readable(str(inside.relative_to(ROOT) if inside.is_relative_to(ROOT) else path))
+    return readable(
+        str(inside.relative_to(ROOT) if inside.is_relative_to(ROOT) else path)
+    )
 
 
 def _refuse_shipped(path: Path) -> None:
@@ -72,9 +76,11 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         _remove_leftovers(path)
         write(temporary)
         with temporary.open("rb") as file:
-            os.fsync(file.fileno())  # on the disk before the old file goes, even if power fails
+            # on the disk before the old file goes, even if power fails
+            os.fsync(file.fileno())
         os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # torch.save raises the latter if the disk is full
+    # torch.save raises the latter if the disk is full
+    except (OSError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise UserError(f"cannot write {path}: {reason}") from None
     finally:
@@ -88,7 +94,8 @@ def _remove_leftovers(path: Path) -> None:
         number = temporary.suffixes[-2][1:]
         if fcntl and number.isdecimal():
             try:
-                os.kill(int(number), 0)  # sends nothing: it asks whether there is such a process
+                # sends nothing: it asks whether there is such a process
+                os.kill(int(number), 0)
             except ProcessLookupError:
                 temporary.unlink(missing_ok=True)
             except (OSError, OverflowError):
@@ -113,7 +120,8 @@ def lock(path: Path, wanted: bool = True) -> Iterator[None]:
             holder = file.read().decode() or "another run"
             advice = "wait for it to end, or write elsewhere"
             raise UserError(f"{path} is being written by {holder}: {advice}") from None
-        with contextlib.suppress(OSError):  # a full disk: the lock holds, without a name
+        # a full disk: the lock holds, without a name
+        with contextlib.suppress(OSError):
             file.truncate(0)
             file.write(f"process {os.getpid()} on {platform.node()}".encode())
         try:
@@ -132,11 +140,15 @@ def require_writable(*folders: Path, files: Sequence[Path | None] = ()) -> None:
             folder.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=folder).close()
             if place in files and place.is_dir():
-                raise IsADirectoryError(errno.EISDIR, "it is a folder, and a file is needed")
+                raise IsADirectoryError(
+                    errno.EISDIR, "it is a folder, and a file is needed"
+                )
             if len(os.fsencode(place.name)) > 200:  # names made from it are longer
                 raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
         except OSError as error:
-            raise UserError(f"cannot write to {place}: {error.strerror or error}") from None
+            raise UserError(
+                f"cannot write to {place}: {error.strerror or error}"
+            ) from None
 
 
 def save_model(
@@ -144,11 +156,14 @@ def save_model(
 ) -> None:
     """Writes one dict of plain types, from which `load_model` rebuilds the model.
 
-    The model has a `config`; `step`, `seed` and `metrics` are those of the run that made it.
-    `made_from` is the fingerprint of its data, which `require_same_data` compares.
+    The model has a `config`; `step`, `seed` and `metrics` are those of the run that
+    made it. `made_from` is the fingerprint of its data, which `require_same_data`
+    compares.
     """
     if not is_finite(model.state_dict()):
-        raise UserError(f"{path} is not written: the weights are not finite (try a lower --lr)")
+        raise UserError(
+            f"{path} is not written: the weights are not finite (try a lower --lr)"
+        )
     checkpoint = {
         "kind": type(model).__name__.lower(),
         "format": FORMAT,
@@ -164,14 +179,19 @@ def save_model(
 
 
 def load_model(
-    path: str | Path, kind: type[Model], device: str | torch.device = "cpu", hint: str = ""
+    path: str | Path,
+    kind: type[Model],
+    device: str | torch.device = "cpu",
+    hint: str = "",
 ) -> Model:
     """The `kind` of model that `save_model` wrote, in eval mode.
 
-    `model.metrics` are those of its run, `model.made_from` is the fingerprint of its data.
+    `model.metrics` are those of its run, `model.made_from` is the fingerprint of its
+    data.
 
     Args:
-        kind: is built by `kind.from_config(config)`, or by `kind(**config)` if it has none.
+        kind: is built by `kind.from_config(config)`, or by `kind(**config)` if it has
+            none.
         hint: what makes such a file; it ends the message about a missing one.
     Raises:
         UserError: if the file is missing, damaged, or holds something else.
@@ -182,10 +202,16 @@ def load_model(
     checkpoint, name = read_checkpoint(path, kind.__name__.lower(), hint), kind.__name__
     try:
         config, weights = checkpoint["config"], checkpoint["state_dict"]
-        model = kind.from_config(config) if hasattr(kind, "from_config") else kind(**config)
-        dtypes = {value.dtype for value in weights.values() if value.is_floating_point()}
+        model = (
+            kind.from_config(config) if hasattr(kind, "from_config") else kind(**config)
+        )
+        dtypes = {
+            value.dtype for value in weights.values() if value.is_floating_point()
+        }
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"{path} is damaged: its config builds no {name} ({error})") from None
+        raise UserError(
+            f"{path} is damaged: its config builds no {name} ({error})"
+        ) from None
     if len(dtypes) == 1:  # a model in float64 comes back as one
         model.to(*dtypes)
     try:
@@ -211,7 +237,9 @@ def require_same_data(path: Path, made_from: dict, found: dict, advice: str) -> 
     if made_from == found:
         return
     if not made_from:
-        raise UserError(f"{short(path)} does not say which data it was made from: {advice}")
+        raise UserError(
+            f"{short(path)} does not say which data it was made from: {advice}"
+        )
 
     if made_from.keys() != found.keys():
         names = [data.get("name", "files of one's own") for data in (made_from, found)]
@@ -250,7 +278,8 @@ def read_checkpoint(path: str | Path, kind: str, hint: str = "") -> dict[str, An
     if not path.is_file():
         raise UserError(f"no checkpoint at {path}" + (f"; {hint}" if hint else ""))
     try:
-        with zipfile.ZipFile(path) as archive:  # torch.load does not look at the checksums
+        # torch.load does not look at the checksums
+        with zipfile.ZipFile(path) as archive:
             if archive.testzip():
                 raise zipfile.BadZipFile
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
@@ -259,14 +288,21 @@ def read_checkpoint(path: str | Path, kind: str, hint: str = "") -> dict[str, An
         raise UserError(f"{path} is damaged or not a checkpoint ({reason})") from None
     found = checkpoint.get("kind") if isinstance(checkpoint, dict) else None
     if not isinstance(found, str) or found != kind:
-        holds = f"a checkpoint of kind {found!r}" if isinstance(found, str) else "something else"
+        holds = (
+            f"a checkpoint of kind {found!r}"
+            if isinstance(found, str)
+            else "something else"
+        )
         raise UserError(f"{path} holds {holds}, not one of kind {kind!r}")
-    found = checkpoint.get("format", 1)  # files older than this entry are as the first format
+    # files older than this entry are as the first format
+    found = checkpoint.get("format", 1)
     if not isinstance(found, int) or found != FORMAT:
         problem = f"{path} is of format {found}, and this version reads format {FORMAT}"
         raise UserError(problem + (f": {hint}" if hint else ""))
     if not all(isinstance(checkpoint.get(name, {}), dict) for name in PARTS):
-        raise UserError(f"{path} is damaged: one of its parts ({', '.join(PARTS)}) is no dict")
+        raise UserError(
+            f"{path} is damaged: one of its parts ({', '.join(PARTS)}) is no dict"
+        )
     return checkpoint
 
 
@@ -280,7 +316,11 @@ def write_metrics(
     path: Path, metrics: dict, *, seconds: float, device: torch.device, seed: int
 ) -> None:
     """Writes a run's metrics, and what they were measured on, as one JSON object."""
-    run = {"seconds": round(seconds, 1), "device": str(device), "hardware": hardware(device)}
+    run = {
+        "seconds": round(seconds, 1),
+        "device": str(device),
+        "hardware": hardware(device),
+    }
     write_json(path, {**metrics, **run, "seed": seed, "versions": versions()})
 
 
@@ -295,7 +335,10 @@ def save_figure(figure, folder: Path, name: str) -> None:
 def versions() -> dict[str, str]:
     """The versions of Python and of the packages that decide a result."""
     names = ("torch", "torchvision", "normflows", "scikit-learn", "numpy")
-    return {"python": platform.python_version(), **{name: metadata.version(name) for name in names}}
+    return {
+        "python": platform.python_version(),
+        **{name: metadata.version(name) for name in names},
+    }
 
 
 def hardware(device: torch.device) -> str:
@@ -305,6 +348,8 @@ def hardware(device: torch.device) -> str:
     name = platform.processor() or platform.machine()
     with contextlib.suppress(OSError, StopIteration):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next(line for line in lines if line.startswith("model name")).partition(": ")[2]
+        name = next(line for line in lines if line.startswith("model name")).partition(
+            ": "
+        )[2]
     threads = torch.get_num_threads()
     return f"{name}, {threads} thread{'' if threads == 1 else 's'}"

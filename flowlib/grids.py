@@ -23,20 +23,26 @@ def grid(bounds: Bounds, spacing: float) -> tuple[Tensor, float]:
 
 
 @torch.no_grad()
-def evaluate(function: Callable[[Tensor], Tensor], points: Tensor, like: Tensor) -> Tensor:
+def evaluate(
+    function: Callable[[Tensor], Tensor], points: Tensor, like: Tensor
+) -> Tensor:
     """function(points), part by part: (N, 2) -> (N, ...), both float64 on the CPU.
 
     The function itself is given points of the dtype and on the device of `like`.
     """
-    parts = tqdm(points.split(20_000), desc="evaluating", leave=False, delay=3, disable=None)
+    parts = tqdm(
+        points.split(20_000), desc="evaluating", leave=False, delay=3, disable=None
+    )
     return torch.cat([function(part.to(like)).double().cpu() for part in parts])
 
 
-def kl_truth_flow(truth, log_prob: Callable[[Tensor], Tensor], like: Tensor) -> float | None:
+def kl_truth_flow(
+    truth, log_prob: Callable[[Tensor], Tensor], like: Tensor
+) -> float | None:
     """KL(truth || flow) = ∫ p (log p - log q) dx in nats over a grid in x; None if not finite.
 
-    Half the spacing and twice the margin around the truth each changed the result by less than 1e-4
-    for the flows that train_moons.py ships.
+    Half the spacing and twice the margin around the truth each changed the result by
+    less than 1e-4 for the flows that train_moons.py ships.
 
     Args:
         truth: a distribution of toy2d.py; its density is p.
@@ -54,10 +60,11 @@ def kl_flow_truth(
 ) -> float | None:
     """KL(flow || truth) = ∫ N(z; 0, I) (log q(x) - log p(x)) dz in nats, x = inverse(z).
 
-    The grid lies in z, so it reaches wherever the flow puts mass. A flow stretches a thin seam in z
-    to a bridge between two moons, where log p is very low. So each cell whose neighbor is more than
-    eight noise levels away in x is cut into parts x parts smaller cells. Half the spacing and twice
-    as many parts each changed the result by less than 5e-5 for the flows that train_moons.py ships.
+    The grid lies in z, so it reaches wherever the flow puts mass. A flow stretches a
+    thin seam in z to a bridge between two moons, where log p is very low. So each cell
+    whose neighbor is more than eight noise levels away in x is cut into parts x parts
+    smaller cells. Half the spacing and twice as many parts each changed the result by
+    less than 5e-5 for the flows that train_moons.py ships.
 
     Args:
         inverse: the flow's: z (N, 2) -> x (N, 2) and log|det dx/dz| (N,).
@@ -65,7 +72,8 @@ def kl_flow_truth(
     """
 
     def integrand(z: Tensor) -> tuple[Tensor, Tensor]:
-        both = evaluate(lambda z: torch.column_stack(inverse(z)), z, like)  # (N, 3): x, log_det
+        # (N, 3): x, log_det
+        both = evaluate(lambda z: torch.column_stack(inverse(z)), z, like)
         log_n = -0.5 * z.square().sum(1) - math.log(2 * math.pi)
         log_q, log_p = log_n - both[:, 2], truth.log_prob(both[:, :2])
         return log_n.exp() * (log_q - log_p), both[:, :2]
@@ -75,7 +83,8 @@ def kl_flow_truth(
     side = math.isqrt(len(z))
     x, stretched = x.reshape(side, side, 2), torch.zeros(side, side, dtype=torch.bool)
     for axis in (0, 1):
-        far = x.diff(dim=axis).norm(dim=-1) > 8 * truth.noise  # from this cell to the next one
+        # from this cell to the next one
+        far = x.diff(dim=axis).norm(dim=-1) > 8 * truth.noise
         stretched.narrow(axis, 0, side - 1).logical_or_(far)
         stretched.narrow(axis, 1, side - 1).logical_or_(far)
     stretched = stretched.flatten()

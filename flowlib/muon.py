@@ -1,10 +1,12 @@
 """Muon, an optimizer for matrices, with Adam for everything that is no matrix.
 
-A gradient is mostly a few directions with large singular values. Muon replaces them all by 1, so
-that the rare directions of a layer are learned as fast as the common ones.
+A gradient is mostly a few directions with large singular values. Muon replaces them all
+by 1, so that the rare directions of a layer are learned as fast as the common ones.
 
-Sources: Jordan et al. (2024), https://kellerjordan.github.io/posts/muon/; Liu et al. (2025),
-arXiv:2502.16982. torch.optim.Muon takes one matrix at a time, and no kernels of convolutions.
+Sources: Jordan et al. (2024), https://kellerjordan.github.io/posts/muon/; Liu et al.
+(2025),
+arXiv:2502.16982. torch.optim.Muon takes one matrix at a time, and no kernels of
+convolutions.
 """
 
 import torch
@@ -14,24 +16,28 @@ from torch import Tensor, nn
 def orthogonalize(matrices: Tensor) -> Tensor:
     """Matrices (B, n, m) with the same singular vectors and singular values near 1 (0.7 to 1.2).
 
-    Five Newton-Schulz steps: the singular values s of X go to 3.4445 s - 4.7750 s³ + 2.0315 s⁵,
-    which lifts small ones fast. A singular value below some 1e-3 of the largest stays smaller.
+    Five Newton-Schulz steps: the singular values s of X go to 3.4445 s - 4.7750 s³ +
+    2.0315 s⁵, which lifts small ones fast. A singular value below some 1e-3 of the
+    largest stays smaller.
     """
     wide = matrices.shape[1] <= matrices.shape[2]
-    x = matrices if wide else matrices.mT  # so that X Xᵀ is the smaller of the two products
-    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)  # now all singular values are at most 1
+    # so that X Xᵀ is the smaller of the two products
+    x = matrices if wide else matrices.mT
+    # now all singular values are at most 1
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(5):
         gram = x @ x.mT
         even = torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)
-        x = torch.baddbmm(x, even, x, beta=3.4445)  # 3.4445 x - 4.7750 x xᵀ x + 2.0315 (x xᵀ)² x
+        # 3.4445 x - 4.7750 x xᵀ x + 2.0315 (x xᵀ)² x
+        x = torch.baddbmm(x, even, x, beta=3.4445)
     return x if wide else x.mT
 
 
 class Muon(torch.optim.Optimizer):
     """Moves each parameter (out, ...), read as a matrix of `out` rows, by an orthogonal matrix.
 
-    The step is lr · √max(1, rows / columns) · orthogonalize(momentum), with Nesterov's momentum.
-    Parameters of one shape are orthogonalized together.
+    The step is lr · √max(1, rows / columns) · orthogonalize(momentum), with Nesterov's
+    momentum. Parameters of one shape are orthogonalized together.
     """
 
     def __init__(self, parameters, lr: float, momentum: float = 0.95):
@@ -48,7 +54,10 @@ class Muon(torch.optim.Optimizer):
 
     def _move(self, parameters: list[nn.Parameter], lr: float, momentum: float) -> None:
         grads = [parameter.grad for parameter in parameters]
-        means = [self.state[p].setdefault("momentum", torch.zeros_like(p)) for p in parameters]
+        means = [
+            self.state[p].setdefault("momentum", torch.zeros_like(p))
+            for p in parameters
+        ]
         torch._foreach_lerp_(means, grads, 1 - momentum)
         ahead = torch.stack(grads).lerp(torch.stack(means), momentum)
         steps = orthogonalize(ahead.flatten(2))  # (parameters, rows, columns)

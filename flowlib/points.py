@@ -30,15 +30,21 @@ class Points:
     held_out: Tensor  # (N, D)
     test: Tensor  # (N, D)
     train: Tensor | None = None  # (N, D), the user's points
-    truth: NoisyCurves | Checkerboard | None = None  # the exact distribution, where it is known
+    # the exact distribution, where it is known
+    truth: NoisyCurves | Checkerboard | None = None
     floor: float | None = None  # its entropy, nats
-    gaussian: MultivariateNormal | None = None  # otherwise one with the points' mean and covariance
-    made_from: dict = field(default_factory=dict)  # a fingerprint of the data, plain types
+    # otherwise one with the points' mean and covariance
+    gaussian: MultivariateNormal | None = None
+    # a fingerprint of the data, plain types
+    made_from: dict = field(default_factory=dict)
 
     @property
     def labels(self) -> list[str]:
         """The columns' names for a figure, in which $ begins a formula."""
-        return [name.replace("$", r"\$") if self.truth is None else name for name in self.columns]
+        return [
+            name.replace("$", r"\$") if self.truth is None else name
+            for name in self.columns
+        ]
 
 
 def make_shape(shape: str, noise: float, seed: int) -> Points:
@@ -70,7 +76,8 @@ def make_file_points(path: Path, columns: list[str], seed: int) -> Points:
     made_from = {"columns": table.names, "rows": len(points)}
     made_from["values"] = hashlib.sha256(table.points.tobytes()).hexdigest()[:16]
     if (points.abs().amax(0) / points.std(0)).max() < 1000:
-        points = points.float()  # twice as fast; with a larger offset its rounding would show
+        # twice as fast; with a larger offset its rounding would show
+        points = points.float()
     points = points[torch.randperm(len(points), generator=rng(seed, "file shuffle"))]
     tenth, generator = len(points) // 10, rng(seed, "file train")
     held_out, test, train = points.split([tenth, tenth, len(points) - 2 * tenth])
@@ -98,5 +105,7 @@ def make_file_points(path: Path, columns: list[str], seed: int) -> Points:
 
 def score_points(flow, train: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
     """log p of each point in nats, (N,), and the share of the training points with less, (N,)."""
-    log_p, of_train = (evaluate(flow.log_prob, part, flow.base_mean) for part in (points, train))
+    log_p, of_train = (
+        evaluate(flow.log_prob, part, flow.base_mean) for part in (points, train)
+    )
     return log_p, torch.searchsorted(of_train.sort().values, log_p) / len(train)

@@ -11,21 +11,25 @@ from torch import Tensor
 def rng(seed: int, purpose: str, *more: int) -> torch.Generator:
     """A CPU generator that belongs to this seed and this purpose, and to `more`, say a step.
 
-    Its own seed is a hash of all of them (32 bits; torch does not use more). Sums such as
-    seed + 1000 collide: one run's test points are then another run's training points.
+    Its own seed is a hash of all of them (32 bits; torch does not use more). Sums such
+    as seed + 1000 collide: one run's test points are then another run's training
+    points.
 
     Example:
         >>> torch.rand(2, generator=rng(0, "noise", 5))  # always the same two numbers
     """
-    digest = hashlib.blake2b(repr((seed, purpose, *more)).encode(), digest_size=4).digest()
+    digest = hashlib.blake2b(
+        repr((seed, purpose, *more)).encode(), digest_size=4
+    ).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
 
 
 class Streams:
     """Random numbers for a batch, where each example draws from a generator of its own.
 
-    So what an example gets does not depend on the batch that it is in. `seeds` has one for each of
-    the B examples; the numbers have the dtype of `like` and are on its device.
+    So what an example gets does not depend on the batch that it is in. `seeds` has one
+    for each of the B examples; the numbers have the dtype of `like` and are on its
+    device.
     """
 
     def __init__(self, seeds: Sequence[int], purpose: str, like: Tensor):
@@ -47,5 +51,7 @@ class Streams:
         return self._draw(torch.randn, size)
 
     def _draw(self, kind, size: tuple[int, ...]) -> Tensor:
-        draws = [kind(size, generator=one, dtype=self.like.dtype) for one in self.generators]
+        draws = [
+            kind(size, generator=one, dtype=self.like.dtype) for one in self.generators
+        ]
         return torch.stack(draws).to(self.like.device)

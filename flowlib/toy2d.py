@@ -1,6 +1,7 @@
 """2-D distributions whose density is known exactly.
 
-With an exact density, "how good is the flow" has an absolute answer. Each distribution has
+With an exact density, "how good is the flow" has an absolute answer. Each distribution
+has
 
     sample(n, generator)   n independent points, (n, 2), in torch's default dtype
     log_prob(x)            the exact log-density in nats, (B, 2) -> (B,), float64
@@ -25,10 +26,11 @@ Curve = Callable[[Tensor], Tensor]  # t in [0, 1], (n,) -> points (n, 2)
 class NoisyCurves:
     """A point on one of several curves, chosen evenly, t uniform on [0, 1], plus noise N(0, σ² I).
 
-    log p(x) = log mean over the curves of ∫ N(x; curve(t), σ² I) dt, by Gauss-Legendre quadrature.
+    log p(x) = log mean over the curves of ∫ N(x; curve(t), σ² I) dt, by Gauss-Legendre
+    quadrature.
 
-    Each of the curves carries t in [0, 1] to the plane, smoothly. The noise σ is at least 0.02;
-    anything else raises a ValueError.
+    Each of the curves carries t in [0, 1] to the plane, smoothly. The noise σ is at
+    least 0.02; anything else raises a ValueError.
 
     Example:
         >>> moons = TwoMoons(noise=0.05)
@@ -40,9 +42,14 @@ class NoisyCurves:
             raise ValueError(f"noise must be at least 0.02, not {noise}")
         self.curves, self.noise = curves, noise
         t = torch.linspace(0, 1, 1001, dtype=torch.float64)
-        speed = max(curve(t).diff(dim=0).norm(dim=1).max().item() * 1000 for curve in curves)
-        # Nodes at most 0.6 σ apart integrate a Gaussian of width σ exactly, up to rounding.
-        nodes, weights = np.polynomial.legendre.leggauss(math.ceil(max(8, 2.6 * speed / noise)))
+        speed = max(
+            curve(t).diff(dim=0).norm(dim=1).max().item() * 1000 for curve in curves
+        )
+        # Nodes at most 0.6 σ apart integrate a Gaussian of width σ exactly, up to
+        # rounding.
+        nodes, weights = np.polynomial.legendre.leggauss(
+            math.ceil(max(8, 2.6 * speed / noise))
+        )
         t = torch.from_numpy((nodes + 1) / 2)
         self._centers = torch.cat([curve(t) for curve in curves])
         weights = np.log(np.tile(weights, len(curves)) / (2 * len(curves)))
@@ -52,16 +59,21 @@ class NoisyCurves:
         """n points, (n, 2). `make_moons` spaces its angles evenly; these points are independent."""
         t = torch.rand(n, generator=generator)
         which = torch.randint(len(self.curves), (n,), generator=generator)
-        points = torch.stack([curve(t) for curve in self.curves])[which, torch.arange(n)]
+        points = torch.stack([curve(t) for curve in self.curves])[
+            which, torch.arange(n)
+        ]
         return points + self.noise * torch.randn(n, 2, generator=generator)
 
     def log_prob(self, x: Tensor) -> Tensor:
         """The exact log-density in nats: (B, 2) -> (B,), float64."""
         log_p = []
         for part in x.double().split(8192):  # bounds the table of distances
-            exact = "donot_use_mm_for_euclid_dist"  # the default loses digits of small distances
+            # the default loses digits of small distances
+            exact = "donot_use_mm_for_euclid_dist"
             distance = torch.cdist(part, self._centers, compute_mode=exact) / self.noise
-            log_p.append(torch.logsumexp(self._log_weights - 0.5 * distance.square(), dim=1))
+            log_p.append(
+                torch.logsumexp(self._log_weights - 0.5 * distance.square(), dim=1)
+            )
         return torch.cat(log_p) - math.log(2 * math.pi * self.noise**2)
 
     def entropy(self) -> float:
@@ -112,7 +124,9 @@ class Checkerboard:
         """n independent points, (n, 2)."""
         column = torch.randint(4, (n,), generator=generator)
         row = 2 * torch.randint(2, (n,), generator=generator) + column % 2
-        return (torch.stack([column, row], dim=1) + torch.rand(n, 2, generator=generator)) / 2 - 1
+        return (
+            torch.stack([column, row], dim=1) + torch.rand(n, 2, generator=generator)
+        ) / 2 - 1
 
     def log_prob(self, x: Tensor) -> Tensor:
         """log(1/2) on the dark squares, -inf elsewhere: (B, 2) -> (B,), float64."""

@@ -1,8 +1,9 @@
 """What a long training run needs: averaged weights, resume files, batches, and requests to stop.
 
-A step depends only on the state before it, the seed and its own number: its batch and its noise
-come from `rng(seed, purpose, number)`. So a run that was killed and resumed ends with the same
-weights, and N processes take the steps of one.
+A step depends only on the state before it, the seed and its own number: its batch and
+its noise
+come from `rng(seed, purpose, number)`. So a run that was killed and resumed ends with
+the same weights, and N processes take the steps of one.
 """
 
 import contextlib
@@ -36,11 +37,13 @@ PROGRESS = ("step", "skipped", "seconds", "curve")
 class TrainingState:
     """A model in training, its averaged copy, its optimizers, and how far it has come.
 
-    The optimizers come with their peak learning rates. `average` is the decay per step of the
-    moving average of the weights: 0.999 remembers some 1,000 steps.
+    The optimizers come with their peak learning rates. `average` is the decay per step
+    of the moving average of the weights: 0.999 remembers some 1,000 steps.
     """
 
-    def __init__(self, model: nn.Module, optimizers: list[Optimizer], average: float = 0.999):
+    def __init__(
+        self, model: nn.Module, optimizers: list[Optimizer], average: float = 0.999
+    ):
         self.model, self.optimizers, self.average = model, optimizers, average
         self.peaks = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
         self.averaged = copy.deepcopy(model).requires_grad_(False).eval()
@@ -117,7 +120,8 @@ def load_resume(
 ) -> bool:
     """Continues what `save_resume` wrote; False if there is no such file.
 
-    Raises UserError if the file is damaged or was written with other settings or other data.
+    Raises UserError if the file is damaged or was written with other settings or other
+    data.
     """
     if not path.exists():
         return False
@@ -127,7 +131,9 @@ def load_resume(
     for name, value in settings.items():
         if (earlier := saved.get(name)) != value:
             advice = "give the same flags, or leave out --resume"
-            raise UserError(f"{path} was written with {name} {earlier}, not {value}: {advice}")
+            raise UserError(
+                f"{path} was written with {name} {earlier}, not {value}: {advice}"
+            )
     # Files from before there were fingerprints say the data's name alone.
     earlier = content.get("made_from") or {"name": saved.get("data")}
     if made_from is not None:
@@ -156,8 +162,11 @@ def _check_state(state: TrainingState, saved: dict) -> None:
         if not is_finite(saved[name]):
             raise ValueError(f"the weights of {name} are not finite")
     for optimizer, other in zip(state.optimizers, saved["optimizers"], strict=True):
-        for mine, theirs in zip(optimizer.state_dict()["param_groups"], other["param_groups"]):
-            if mine | {"lr": 0} != theirs | {"lr": 0}:  # the rate changes from step to step
+        for mine, theirs in zip(
+            optimizer.state_dict()["param_groups"], other["param_groups"]
+        ):
+            # the rate changes from step to step
+            if mine | {"lr": 0} != theirs | {"lr": 0}:
                 raise ValueError("it is of another optimizer")
         parameters = optimizer.param_groups[0]["params"]
         moved = progress["step"] > progress["skipped"]
@@ -165,14 +174,20 @@ def _check_state(state: TrainingState, saved: dict) -> None:
             raise ValueError("the optimizer's state is of other parameters")
         for i, values in other["state"].items():  # torch itself does not check these
             for value in values.values():
-                if value.shape not in (parameters[i].shape, ()) or not value.isfinite().all():
-                    raise ValueError(f"the optimizer's state of parameter {i} does not fit")
+                if (
+                    value.shape not in (parameters[i].shape, ())
+                    or not value.isfinite().all()
+                ):
+                    raise ValueError(
+                        f"the optimizer's state of parameter {i} does not fit"
+                    )
 
 
 def batches(n: int, batch: int, seed: int, step: int) -> Iterator[Tensor]:
     """Indices (batch,) into n examples, from step `step` on (the first is 0), endlessly.
 
-    Each epoch goes through the examples in a new order and leaves out the last n % batch of it.
+    Each epoch goes through the examples in a new order and leaves out the last n %
+    batch of it.
     """
     batch = min(batch, n)
     per_epoch = n // batch

@@ -27,16 +27,20 @@ def read_points(path: Path, columns: Sequence[str] = (), to_fit: bool = True) ->
     """The points in a file, and what was noticed.
 
     Args:
-        path: a .npy file; or a table, columns separated by commas, semicolons or tabs, numbers
-            with a decimal point or comma, with or without a header.
-        columns: the names, or numbers from 1, of the columns to take. Without them every column of
-            continuous numbers is taken, and the notes say which ones are left out.
-        to_fit: also test that the points can be fitted: there are enough, and they have a density.
+        path: a .npy file; or a table, columns separated by commas, semicolons or tabs,
+            numbers with a decimal point or comma, with or without a header.
+        columns: the names, or numbers from 1, of the columns to take. Without them
+            every column of continuous numbers is taken, and the notes say which ones
+            are left out.
+        to_fit: also test that the points can be fitted: there are enough, and they have
+            a density.
     Raises:
         UserError: if the file does not hold such points.
     """
     try:
-        points, names = _read_array(path) if path.suffix.lower() == ".npy" else _read_table(path)
+        points, names = (
+            _read_array(path) if path.suffix.lower() == ".npy" else _read_table(path)
+        )
     except (OSError, ValueError, EOFError) as error:
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise UserError(f"cannot read points from {path}: {reason}") from None
@@ -44,24 +48,34 @@ def read_points(path: Path, columns: Sequence[str] = (), to_fit: bool = True) ->
     notes, reasons = [], [_why_not_continuous(column) for column in points.T]
     if columns:
         if unknown := [name for name in columns if name not in [*names, *numbers]]:
-            raise UserError(f"{path} has no column {unknown[0]!r}, only {', '.join(names)}")
+            raise UserError(
+                f"{path} has no column {unknown[0]!r}, only {', '.join(names)}"
+            )
         places = [(names if name in names else numbers).index(name) for name in columns]
     else:
         places = [place for place, reason in enumerate(reasons) if not reason]
-        left_out = [f"{name} ({reason})" for name, reason in zip(names, reasons) if reason]
+        left_out = [
+            f"{name} ({reason})" for name, reason in zip(names, reasons) if reason
+        ]
         notes += [f"left out: {', '.join(left_out)}"] if left_out else []
     taken = [names[place] for place in places]
     for name in taken:
         if names.count(name) > 1 or taken.count(name) > 1:
-            raise UserError(f"{path}: two columns are called {name!r}: give each a name of its own")
+            raise UserError(
+                f"{path}: two columns are called {name!r}: give each a name of its own"
+            )
     points, names = points[:, places], taken
     if len(bad := np.flatnonzero(~np.isfinite(points).all(1))):
         where = f"first in row {bad[0] + 1} of the data"
-        raise UserError(f"{path} holds missing, NaN or infinite values, {where}: remove them")
+        raise UserError(
+            f"{path} holds missing, NaN or infinite values, {where}: remove them"
+        )
     if to_fit:
         for place, name in zip(places, names):
             if reasons[place]:
-                raise UserError(f"{path}: {name} cannot be fitted: it has {reasons[place]}")
+                raise UserError(
+                    f"{path}: {name} cannot be fitted: it has {reasons[place]}"
+                )
         notes += _check(points, names, path, "; ".join(notes))
     return Table(points, names, notes)
 
@@ -71,9 +85,14 @@ def _read_array(path: Path) -> tuple[np.ndarray, list[str]]:
         array = np.load(path, allow_pickle=False)
     except OSError:
         raise
-    except Exception as error:  # a damaged header can fail anywhere inside Python's own parser
+    # a damaged header can fail anywhere inside Python's own parser
+    except Exception as error:
         raise ValueError(str(error) or type(error).__name__) from None
-    if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu" or array.ndim != 2:
+    if (
+        not isinstance(array, np.ndarray)
+        or array.dtype.kind not in "fiu"
+        or array.ndim != 2
+    ):
         raise ValueError("it must hold one array of numbers, one point a row")
     return array.astype(np.float64), [f"column {i + 1}" for i in range(array.shape[1])]
 
@@ -85,11 +104,18 @@ def _read_table(path: Path) -> tuple[np.ndarray, list[str]]:
     if path.suffix.lower() not in TABLES:
         raise UserError(f"{path}: --data takes a .npy or .csv file")
     content = path.read_bytes()
-    wide = content[:2] in (b"\xff\xfe", b"\xfe\xff")  # a byte-order mark, as Excel writes it
+    # a byte-order mark, as Excel writes it
+    wide = content[:2] in (b"\xff\xfe", b"\xfe\xff")
     lines = content.decode("utf-16" if wide else "utf-8-sig").strip().splitlines()
-    separator = next((mark for mark in "\t;" if mark in lines[0]), ",") if lines else ","
+    separator = (
+        next((mark for mark in "\t;" if mark in lines[0]), ",") if lines else ","
+    )
     table = pandas.read_csv(
-        io.StringIO("\n".join(lines)), sep=separator, header=None, dtype=str, na_filter=False
+        io.StringIO("\n".join(lines)),
+        sep=separator,
+        header=None,
+        dtype=str,
+        na_filter=False,
     ).apply(lambda column: column.str.strip())
     first = table.iloc[0].tolist()
     # A header is a row with a word in it, or the 0, 1, ... that pandas writes.
@@ -102,8 +128,11 @@ def _read_table(path: Path) -> tuple[np.ndarray, list[str]]:
     text = "".join(table.to_numpy().ravel())
     whole, last = "." not in text, table.iloc[:, -1]
     same = last.str.len().nunique() == 1 and last.str.fullmatch(r"\d{2,}").all()
-    if separator == "," and whole and same:  # as if the same number of decimals were written
-        raise UserError(f"{path}: is 1,25 one number or two? Write ; between the columns")
+    # as if the same number of decimals were written
+    if separator == "," and whole and same:
+        raise UserError(
+            f"{path}: is 1,25 one number or two? Write ; between the columns"
+        )
     # A comma is a decimal comma where there is no point; otherwise it groups thousands.
     mark = "." if separator != "," and whole else ""
     table = table.apply(lambda column: column.str.replace(",", mark))
@@ -113,7 +142,9 @@ def _read_table(path: Path) -> tuple[np.ndarray, list[str]]:
 def _is_number(text: str) -> bool:
     """Whether a cell stands for a number, be it a missing one."""
     missing = {"", "na", "nan", "null", "none", "inf", "infinity", "-inf", "-infinity"}
-    return text.lower() in missing or bool(re.fullmatch(r"[-+]?[\d.,]+(e[-+]?\d+)?", text.lower()))
+    return text.lower() in missing or bool(
+        re.fullmatch(r"[-+]?[\d.,]+(e[-+]?\d+)?", text.lower())
+    )
 
 
 def _why_not_continuous(column: np.ndarray) -> str:
@@ -134,7 +165,9 @@ def _check(points: np.ndarray, names: list[str], path: Path, note: str) -> list[
         raise UserError(f"{path} holds {count} points; at least {LEAST} are needed")
     if not 2 <= dim <= MOST_COLUMNS:
         few = " (in one column these flows are a Gaussian)" if dim == 1 else ""
-        found = f"{path} has {dim} columns to fit, and 2 to {MOST_COLUMNS} are needed{few}"
+        found = (
+            f"{path} has {dim} columns to fit, and 2 to {MOST_COLUMNS} are needed{few}"
+        )
         raise UserError(found + (f"; {note}" if note else ""))
     standard, notes = (points - points.mean(0)) / points.std(0), []
     for i in range(1, dim):  # a column that the ones before it determine
@@ -142,9 +175,15 @@ def _check(points: np.ndarray, names: list[str], path: Path, note: str) -> list[
         weights = np.linalg.lstsq(before, column, rcond=None)[0]
         if (column - before @ weights).std() < 1e-5:
             others = ", ".join(names[:i])
-            raise UserError(f"{path}: {names[i]} follows from {others}: leave it out (--columns)")
+            raise UserError(
+                f"{path}: {names[i]} follows from {others}: leave it out (--columns)"
+            )
     if (repeated := count - len(np.unique(points, axis=0))) > count / 100:
-        notes.append(f"{repeated} of {count} points are repetitions: their density has no limit")
+        notes.append(
+            f"{repeated} of {count} points are repetitions: their density has no limit"
+        )
     if count < FEW:
-        notes.append(f"only {count} points: the flows may do no better than the Gaussian")
+        notes.append(
+            f"only {count} points: the flows may do no better than the Gaussian"
+        )
     return notes

@@ -2,7 +2,8 @@
 
     make test-browser
 
-Not part of `make test`: it needs Chromium and its driver, which the system's packages bring.
+Not part of `make test`: it needs Chromium and its driver, which the system's packages
+bring.
 """
 
 import os
@@ -31,9 +32,20 @@ def lab():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    settings = ["--no-browser", "--allow-root", f"--port={port}", "--ServerApp.port_retries=0"]
+    settings = [
+        "--no-browser",
+        "--allow-root",
+        f"--port={port}",
+        "--ServerApp.port_retries=0",
+    ]
     settings += ["--IdentityProvider.token=", "--LabApp.expose_app_in_browser=True"]
-    command = [sys.executable, "-m", "jupyterlab", *settings, f"--ServerApp.root_dir={ROOT}"]
+    command = [
+        sys.executable,
+        "-m",
+        "jupyterlab",
+        *settings,
+        f"--ServerApp.root_dir={ROOT}",
+    ]
     data = str(Path(os.environ.get("DATA_DIR", ROOT / "data")).resolve())
     server = subprocess.Popen(
         command,
@@ -59,7 +71,9 @@ def browser():
     options.binary_location = shutil.which("chromium")
     for flag in ("--headless=new", "--no-sandbox", "--window-size=1400,2400"):
         options.add_argument(flag)
-    driver = webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver")))
+    driver = webdriver.Chrome(
+        options, webdriver.ChromeService(shutil.which("chromedriver"))
+    )
     yield driver
     driver.quit()
 
@@ -70,9 +84,13 @@ def run_all(browser, address: str, name: str) -> None:
     wait = WebDriverWait(browser, 60)
     wait.until(lambda b: b.execute_script("return !!window.jupyterapp"))
     ready = "const w = window.jupyterapp.shell.currentWidget; return w && w.sessionContext &&"
-    ready += " w.sessionContext.session && w.sessionContext.session.kernel.status == 'idle'"
+    ready += (
+        " w.sessionContext.session && w.sessionContext.session.kernel.status == 'idle'"
+    )
     wait.until(lambda b: b.execute_script(ready))
-    browser.execute_script("window.jupyterapp.commands.execute('notebook:run-all-cells')")
+    browser.execute_script(
+        "window.jupyterapp.commands.execute('notebook:run-all-cells')"
+    )
 
 
 def pictures(browser) -> list[str]:
@@ -93,7 +111,9 @@ def test_a_hole_is_moved_and_filled(lab, browser):
     handle = browser.find_elements(By.CSS_SELECTOR, ".noUi-handle")[0]
     handle.send_keys(Keys.ARROW_RIGHT)
     moved = changed(browser, before, 30)
-    (button,) = browser.find_elements(By.XPATH, "//button[contains(., 'fill the hole')]")
+    (button,) = browser.find_elements(
+        By.XPATH, "//button[contains(., 'fill the hole')]"
+    )
     button.click()
     start = time.monotonic()
     changed(browser, moved, 120)

@@ -27,7 +27,11 @@ def _no_network(monkeypatch):
     connect = socket.socket.connect
 
     def connect_here(self, address):
-        there = isinstance(address, tuple) and address[0] not in ("127.0.0.1", "::1", "localhost")
+        there = isinstance(address, tuple) and address[0] not in (
+            "127.0.0.1",
+            "::1",
+            "localhost",
+        )
         assert not there, f"a connection to {address}"
         return connect(self, address)
 
@@ -65,7 +69,9 @@ def two_processes():
             place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
             variables = os.environ | {name: str(value) for name, value in place.items()}
             command = [sys.executable, *map(str, argv)]
-            process = subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, text=True)
+            process = subprocess.Popen(
+                command, env=variables, stdout=subprocess.PIPE, text=True
+            )
             started.append(process)
         printed = [process.communicate(timeout=120)[0] for process in started]
         assert [process.returncode for process in started] == [0, 0]

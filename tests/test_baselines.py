@@ -13,7 +13,10 @@ def mixture():
     """Three components on two of six dimensions."""
     noise = rng(0, "mixture")
     basis = torch.linalg.qr(torch.randn(6, 2, generator=noise, dtype=torch.float64)).Q
-    mean, means = torch.randn(6, generator=noise).double(), 2 * torch.randn(3, 2, generator=noise)
+    mean, means = (
+        torch.randn(6, generator=noise).double(),
+        2 * torch.randn(3, 2, generator=noise),
+    )
     factors = torch.randn(3, 2, 2, generator=noise, dtype=torch.float64)
     covariances = factors @ factors.mT + 0.1 * torch.eye(2)
     weights = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
@@ -24,7 +27,9 @@ def full(mixture: Mixture, seen: torch.Tensor) -> MixtureSameFamily:
     """The same distribution of the seen entries, with whole covariance matrices."""
     basis = mixture.basis[seen]
     covariances = basis @ mixture.covariances @ basis.T
-    covariances = covariances + mixture.noise * torch.eye(len(basis), dtype=torch.float64)
+    covariances = covariances + mixture.noise * torch.eye(
+        len(basis), dtype=torch.float64
+    )
     means = mixture.means @ basis.T + mixture.mean[seen]
     parts = MultivariateNormal(means, covariances)
     return MixtureSameFamily(Categorical(logits=mixture.log_weights), parts)
@@ -45,12 +50,15 @@ def test_what_is_missing_is_drawn_from_the_conditional_distribution(mixture):
     hole = torch.tensor([True, False, True, False, False, True])
     (image,), _ = mixture.sample(1, rng(1, "sample"))
     exact = full(mixture, ~hole)
-    joint = exact.mixture_distribution.logits + exact.component_distribution.log_prob(image[~hole])
+    joint = exact.mixture_distribution.logits + exact.component_distribution.log_prob(
+        image[~hole]
+    )
     weights, _, _ = mixture.given(image, hole)
     torch.testing.assert_close(weights, joint.softmax(0))
     drawn = mixture.draw(image, hole, 20_000, rng(2, "draw"))
     assert torch.equal(drawn[:, ~hole], image[~hole].expand(len(drawn), -1))
-    # p(missing, seen) / p(seen), averaged over the exact draws of an independent importance sampler
+    # p(missing, seen) / p(seen), averaged over the exact draws of an independent
+    # importance sampler
     proposal = MultivariateNormal(drawn[:, hole].mean(0), 2 * drawn[:, hole].T.cov())
     torch.manual_seed(0)
     wild = proposal.sample((40_000,))

@@ -9,7 +9,12 @@ from flowlib.images import classifier
 
 
 def test_it_learns_the_digits_and_comes_back_from_its_file(tmp_path, digits):
-    files = ["--checkpoint", str(tmp_path / "c.pt"), "--metrics", str(tmp_path / "m.json")]
+    files = [
+        "--checkpoint",
+        str(tmp_path / "c.pt"),
+        "--metrics",
+        str(tmp_path / "m.json"),
+    ]
     train_classifier.main(["--dataset", "digits", "--epochs", "8", *files])
     metrics = json.loads((tmp_path / "m.json").read_text())
     assert metrics["test_accuracy"] > 0.8

@@ -27,7 +27,11 @@ def into(folder) -> list[str]:
 
 @pytest.mark.parametrize("command", STREAMS.values(), ids=STREAMS)
 def test_weights_are_saved_whatever_becomes_of_the_streams(command, tmp_path):
-    shell = ["bash", "-c", f"set -o pipefail; {command.format(' '.join(into(tmp_path)))}"]
+    shell = [
+        "bash",
+        "-c",
+        f"set -o pipefail; {command.format(' '.join(into(tmp_path)))}",
+    ]
     done = subprocess.run(shell, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "Error" not in done.stderr
@@ -55,7 +59,13 @@ def test_main_runs_in_a_thread(tmp_path):
 
 @pytest.mark.parametrize(
     ("own", "asked", "before", "inside"),
-    [("", 1, 4, 1), ("", None, 4, 3), ("", None, 1, 1), ("2", 1, 4, 4), ("2", None, 4, 4)],
+    [
+        ("", 1, 4, 1),
+        ("", None, 4, 3),
+        ("", None, 1, 1),
+        ("2", 1, 4, 4),
+        ("2", None, 4, 4),
+    ],
 )
 def test_threads_are_few_unless_the_user_says_and_the_callers_come_back(
     own, asked, before, inside, monkeypatch

@@ -19,7 +19,9 @@ def problem():
 
 
 @pytest.mark.parametrize("unit_interval", [True, False])
-def test_the_coordinate_goes_there_and_back_and_is_zero_where_x_is_observed(unit_interval, problem):
+def test_the_coordinate_goes_there_and_back_and_is_zero_where_x_is_observed(
+    unit_interval, problem
+):
     x, mask = problem
     density = HoleDensity(coupled, x, mask, unit_interval)
     fills = torch.rand(3, 5, 1, 4, 4, dtype=torch.float64)
@@ -73,7 +75,9 @@ def test_it_integrates_to_the_probability_of_what_is_observed():
 @pytest.mark.parametrize("under_the_hole", [0.0, 0.77, math.nan, math.inf])
 def test_what_lies_under_the_hole_changes_nothing(under_the_hole, problem):
     x, mask = problem
-    y = HoleDensity(coupled, x, mask).encode(torch.rand(3, 2, 1, 4, 4, dtype=torch.float64))
+    y = HoleDensity(coupled, x, mask).encode(
+        torch.rand(3, 2, 1, 4, 4, dtype=torch.float64)
+    )
     tampered = HoleDensity(coupled, torch.where(mask, under_the_hole, x), mask)
     for one, other in zip(
         HoleDensity(coupled, x, mask).value_and_grad(y), tampered.value_and_grad(y)

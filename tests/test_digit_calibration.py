@@ -45,5 +45,13 @@ def test_what_is_calibrated_is_on_the_diagonal_and_what_is_too_sure_is_not():
     highest = reliability(sure, label)[-1]
     assert highest["right"] < highest["said"] - 0.1
     cells = {"log_loss": 1.0, "reliability": rows}
-    shown = [{"mask": kind, "method": name} | cells for kind in KINDS for name in METHODS.values()]
-    assert [len(panel.containers) for panel in plot_reliability(shown).axes] == [3, 3, 3]
+    shown = [
+        {"mask": kind, "method": name} | cells
+        for kind in KINDS
+        for name in METHODS.values()
+    ]
+    assert [len(panel.containers) for panel in plot_reliability(shown).axes] == [
+        3,
+        3,
+        3,
+    ]

@@ -54,13 +54,17 @@ with processes(torch.device("cpu")) as group:
 """
 
 
-def test_two_processes_stay_equal_and_take_the_steps_of_one(tmp_path, monkeypatch, two_processes):
+def test_two_processes_stay_equal_and_take_the_steps_of_one(
+    tmp_path, monkeypatch, two_processes
+):
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     monkeypatch.setattr(sys, "argv", ["script.py", str(ROOT), str(tmp_path)])
     runpy.run_path(str(script))
     assert two_processes(script, ROOT, tmp_path).count("printed by one process") == 1
-    one, first, second = (torch.load(tmp_path / name) for name in ("1_0.pt", "2_0.pt", "2_1.pt"))
+    one, first, second = (
+        torch.load(tmp_path / name) for name in ("1_0.pt", "2_0.pt", "2_1.pt")
+    )
     assert torch.equal(first["weights"], second["weights"])
     assert first["losses"] == second["losses"] == pytest.approx(one["losses"], rel=1e-5)
     for mine, others in zip(first["gradients"], one["gradients"]):

@@ -57,7 +57,9 @@ def test_a_flipped_bit_anywhere_changes_nothing_or_is_refused(tmp_path):
     path, model = tmp_path / "model.pt", Model(30)
     save_model(model, path, seed=3)
     good, refused = path.read_bytes(), 0
-    for place in torch.randint(len(good), (60,), generator=torch.Generator().manual_seed(0)):
+    for place in torch.randint(
+        len(good), (60,), generator=torch.Generator().manual_seed(0)
+    ):
         content = bytearray(good)
         content[place] ^= 1 << (int(place) % 8)
         path.write_bytes(content)
@@ -74,7 +76,10 @@ def test_a_flipped_bit_anywhere_changes_nothing_or_is_refused(tmp_path):
 def test_what_a_killed_process_left_half_written_is_removed(tmp_path):
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    path, names = tmp_path / "a.png", (f"a.png.{ended.pid}.part", f"a.png.{os.getppid()}.part")
+    path, names = (
+        tmp_path / "a.png",
+        (f"a.png.{ended.pid}.part", f"a.png.{os.getppid()}.part"),
+    )
     for name in (*names, f"b.png.{ended.pid}.part", "a.png.old.part"):
         (tmp_path / name).write_text("half")
     write_atomically(path, lambda temporary: temporary.write_text("whole"))
@@ -105,7 +110,10 @@ def test_a_lock_names_its_holder_and_ends_with_it(tmp_path):
     holder = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE)
     try:
         assert holder.stdout.readline() == b"held\n"
-        with pytest.raises(UserError, match=f"written by process {holder.pid} on"), lock(path):
+        with (
+            pytest.raises(UserError, match=f"written by process {holder.pid} on"),
+            lock(path),
+        ):
             pass
         with lock(tmp_path / "another.pt"), lock(path, wanted=False):
             pass
@@ -122,7 +130,9 @@ def test_a_file_of_a_later_format_is_refused(tmp_path):
     save_model(Model(3), path)
     content = torch.load(path)
     torch.save(content | {"format": FORMAT + 1}, path)
-    with pytest.raises(UserError, match=f"format {FORMAT + 1}, .* format {FORMAT}: make it again"):
+    with pytest.raises(
+        UserError, match=f"format {FORMAT + 1}, .* format {FORMAT}: make it again"
+    ):
         load_model(path, Model, hint="make it again")
     torch.save(content | {"metrics": [1, 2]}, path)
     with pytest.raises(UserError, match="damaged: one of its parts"):
@@ -160,10 +170,16 @@ def test_writability_is_tried_before_the_work_begins(tmp_path):
 def test_shipped_files_are_only_read(tmp_path):
     path = SHIPPED / "moons_realnvp.pt"
     before = path.read_bytes()
-    for other in (path, SHIPPED / ".." / "shipped" / "new.pt", SHIPPED / "folder" / "new.pt"):
+    for other in (
+        path,
+        SHIPPED / ".." / "shipped" / "new.pt",
+        SHIPPED / "folder" / "new.pt",
+    ):
         with pytest.raises(UserError, match="shipped.* is published with the project"):
             save_model(Model(2), other)
-        with pytest.raises(UserError, match="is published with the project: write elsewhere"):
+        with pytest.raises(
+            UserError, match="is published with the project: write elsewhere"
+        ):
             require_writable(files=[other])
     with pytest.raises(UserError, match="checkpoints/shipped is published"):
         require_writable(SHIPPED)
@@ -183,7 +199,11 @@ MANY = [f"{i}.png" for i in range(12)]
 @pytest.mark.parametrize(
     ("earlier", "now", "says"),
     [
-        ({"columns": ["a", "b"], "rows": 5}, {"columns": ["b", "a"], "rows": 5}, "a, b, now b, a"),
+        (
+            {"columns": ["a", "b"], "rows": 5},
+            {"columns": ["b", "a"], "rows": 5},
+            "a, b, now b, a",
+        ),
         ({"columns": ["a"], "rows": 5}, {"columns": ["a"], "rows": 6}, "rows 5, now 6"),
         ({"rows": 5, "values": "1f"}, {"rows": 5, "values": "2e"}, "other values"),
         ({"files": MANY}, {"files": [*MANY, "x.png"]}, "files: 1 new, such as x.png"),
@@ -191,12 +211,17 @@ MANY = [f"{i}.png" for i in range(12)]
         ({"files": MANY}, {"files": MANY[::-1]}, "files: in another order"),
         ({"name": "mnist"}, {"name": "digits"}, "name mnist, now digits"),
         ({"name": "mnist"}, {"files": MANY}, "mnist, now files of one's own"),
-        ({"rows": [1], "values": 3}, {"rows": 5, "values": "2e"}, "now 5"),  # an edited file
+        # an edited file
+        ({"rows": [1], "values": 3}, {"rows": 5, "values": "2e"}, "now 5"),
     ],
 )
 def test_other_data_is_refused_with_the_difference(earlier, now, says, tmp_path):
     require_same_data(tmp_path / "m.pt", now, dict(now), "fit again")
-    with pytest.raises(UserError, match=f"m.pt was made from other data .*{says}.*: fit again"):
+    with pytest.raises(
+        UserError, match=f"m.pt was made from other data .*{says}.*: fit again"
+    ):
         require_same_data(tmp_path / "m.pt", earlier, now, "fit again")
-    with pytest.raises(UserError, match="does not say which data it was made from: fit again"):
+    with pytest.raises(
+        UserError, match="does not say which data it was made from: fit again"
+    ):
         require_same_data(tmp_path / "m.pt", {}, now, "fit again")

@@ -19,7 +19,9 @@ def fill(truth):
     levels = (truth.grey * 16).round().to(torch.uint8)
     masked = torch.where(mask, 0, levels)
     v = torch.rand(3, 5, 1, 4, 4)
-    samples = torch.where(mask[:, None], (v * 17).floor().to(torch.uint8), masked[:, None])
+    samples = torch.where(
+        mask[:, None], (v * 17).floor().to(torch.uint8), masked[:, None]
+    )
     return Fill(
         masked=masked,
         mask=mask,

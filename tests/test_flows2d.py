@@ -46,7 +46,9 @@ def check_exact(transform, dim):
     assert z.shape == x.shape
     assert log_det.shape == (4,)
     for i in range(len(x)):
-        jacobian = torch.autograd.functional.jacobian(lambda row: transform(row[None])[0][0], x[i])
+        jacobian = torch.autograd.functional.jacobian(
+            lambda row: transform(row[None])[0][0], x[i]
+        )
         assert torch.linalg.slogdet(jacobian).logabsdet.item() == pytest.approx(
             log_det[i].item(), abs=1e-10
         )
@@ -65,7 +67,10 @@ def test_each_layers_log_det_is_that_of_its_jacobian(dim):
 @pytest.mark.parametrize("builder", BUILDERS.values(), ids=BUILDERS)
 def test_a_whole_flows_log_det_is_that_of_its_jacobian(builder, dim):
     check_exact(
-        randomized(builder(dim, layers=6, hidden=(8, 8), mean=[0.5] * dim, std=[2.0] * dim), 0.2),
+        randomized(
+            builder(dim, layers=6, hidden=(8, 8), mean=[0.5] * dim, std=[2.0] * dim),
+            0.2,
+        ),
         dim,
     )
 
@@ -75,7 +80,8 @@ def test_a_whole_flows_log_det_is_that_of_its_jacobian(builder, dim):
 def test_any_stack_is_exact(data):
     dim = data.draw(st.integers(1, 6), "dim")
     kinds = data.draw(
-        st.lists(st.sampled_from(("coupling", "linear", "permutation")), max_size=5), "kinds"
+        st.lists(st.sampled_from(("coupling", "linear", "permutation")), max_size=5),
+        "kinds",
     )
     stack = []
     for kind in kinds:
@@ -91,7 +97,9 @@ def test_any_stack_is_exact(data):
             stack.append(InvertibleLinear(dim))
         else:
             order = data.draw(
-                st.permutations(range(dim)).filter(lambda p: dim == 1 or p != sorted(p)),
+                st.permutations(range(dim)).filter(
+                    lambda p: dim == 1 or p != sorted(p)
+                ),
                 "permutation",
             )
             stack.append(PermutationTransform(dim, permutation=order))
@@ -111,16 +119,21 @@ def test_a_couplings_first_and_second_derivatives(mask, hidden):
 
     assert torch.autograd.gradcheck(outputs, (x, *parameters.values()))
     assert torch.autograd.gradgradcheck(outputs, (x, *parameters.values()))
-    far = torch.full_like(x, 50.0, requires_grad=True)  # where the network sees its input cut off
+    # where the network sees its input cut off
+    far = torch.full_like(x, 50.0, requires_grad=True)
     log_det = coupling(far)[1]
-    assert torch.equal(torch.autograd.grad(log_det.sum(), far)[0], torch.zeros_like(far))
+    assert torch.equal(
+        torch.autograd.grad(log_det.sum(), far)[0], torch.zeros_like(far)
+    )
 
 
 def test_log_prob_has_a_hessian():
     flow = Flow([Standardize([1.0, 2.0], [2.0, 0.5])], 2).double()
     x = torch.randn(2, dtype=torch.float64)
     hessian = torch.autograd.functional.hessian(lambda x: flow.log_prob(x[None])[0], x)
-    torch.testing.assert_close(hessian, -torch.tensor([[0.25, 0.0], [0.0, 4.0]]).double())
+    torch.testing.assert_close(
+        hessian, -torch.tensor([[0.25, 0.0], [0.0, 4.0]]).double()
+    )
     flow = randomized(realnvp(2, layers=3, hidden=(8,)))
     hessian = torch.autograd.functional.hessian(lambda x: flow.log_prob(x[None])[0], x)
     torch.testing.assert_close(hessian, hessian.T)
@@ -135,7 +148,9 @@ def test_a_flow_without_transforms_is_the_standard_normal():
 
 @pytest.mark.parametrize("builder", BUILDERS.values(), ids=BUILDERS)
 def test_density_integrates_to_one_in_the_datas_own_coordinates(builder):
-    flow = randomized(builder(2, layers=4, hidden=(16,), mean=[3.0, -1.0], std=[2.0, 0.5]), 0.2)
+    flow = randomized(
+        builder(2, layers=4, hidden=(16,), mean=[3.0, -1.0], std=[2.0, 0.5]), 0.2
+    )
     samples = flow.sample(2000)
     low, high = samples.min(0).values, samples.max(0).values
     axes = [
@@ -145,7 +160,9 @@ def test_density_integrates_to_one_in_the_datas_own_coordinates(builder):
     points = torch.cartesian_prod(*axes)
     area = (axes[0][1] - axes[0][0]) * (axes[1][1] - axes[1][0])
     with torch.no_grad():
-        assert (flow.log_prob(points).exp().sum() * area).item() == pytest.approx(1, abs=1e-3)
+        assert (flow.log_prob(points).exp().sum() * area).item() == pytest.approx(
+            1, abs=1e-3
+        )
 
 
 @pytest.mark.parametrize("builder", BUILDERS.values(), ids=BUILDERS)
@@ -157,7 +174,9 @@ def test_samples_have_the_flows_own_density(builder):
     axis = torch.linspace(-15, 15, 600, dtype=torch.float64)
     with torch.no_grad():
         grid_log_p = flow.log_prob(torch.cartesian_prod(axis, axis))
-    expected = (grid_log_p.exp() * grid_log_p).sum().item() * (axis[1] - axis[0]).item() ** 2
+    expected = (grid_log_p.exp() * grid_log_p).sum().item() * (
+        axis[1] - axis[0]
+    ).item() ** 2
     assert log_p.mean().item() == pytest.approx(
         expected, abs=4 * log_p.std().item() / math.sqrt(len(log_p))
     )
@@ -283,7 +302,9 @@ def test_sampling_is_reproducible_with_a_generator():
 def test_a_random_permutation_is_never_the_identity(dim):
     for seed in range(50):
         first, second = (
-            PermutationTransform(dim, generator=torch.Generator().manual_seed(seed)).permutation
+            PermutationTransform(
+                dim, generator=torch.Generator().manual_seed(seed)
+            ).permutation
             for _ in range(2)
         )
         assert not first.equal(torch.arange(dim))
@@ -292,7 +313,9 @@ def test_a_random_permutation_is_never_the_identity(dim):
 
 
 def test_a_seed_gives_a_flow_its_permutations_all_from_one_stream():
-    flows = [permutation_flow(8, layers=12, hidden=(4,), seed=seed) for seed in (1, 1, 2)]
+    flows = [
+        permutation_flow(8, layers=12, hidden=(4,), seed=seed) for seed in (1, 1, 2)
+    ]
     orders = [[t.permutation.tolist() for t in flow.transforms[1::2]] for flow in flows]
     assert orders[0] == orders[1]
     assert not any(order in orders[2] for order in orders[0])
@@ -314,7 +337,8 @@ def test_flows2d_needs_torch_alone_and_knows_its_device_and_type():
 def test_the_linear_layer_is_the_product_of_its_factors():
     layer = InvertibleLinear(4)
     weight = layer(torch.eye(4))[0].T
-    torch.testing.assert_close(weight @ weight.T, torch.eye(4))  # a rotation to begin with
+    # a rotation to begin with
+    torch.testing.assert_close(weight @ weight.T, torch.eye(4))
     assert layer(torch.eye(4))[1].abs().max() < 1e-5
     start = torch.randn(4, 4)
     layer = InvertibleLinear(4, start)
@@ -346,7 +370,10 @@ def test_the_linear_layer_is_the_product_of_its_factors():
         (lambda: Flow([InvertibleLinear(3)], 2), r"transforms\[0\]"),
         (lambda: realnvp(2, layers=0), "layers"),
         (lambda: realnvp(2, layers=1), r"layers=1 never transforms dimensions \[0\]"),
-        (lambda: permutation_flow(2, layers=1), r"layers=1 never transforms dimensions \[0\]"),
+        (
+            lambda: permutation_flow(2, layers=1),
+            r"layers=1 never transforms dimensions \[0\]",
+        ),
         (lambda: permutation_flow(8, layers=1, seed=0), "never transforms"),
         (lambda: realnvp(0), "dim"),
         (lambda: realnvp(2)(torch.zeros(3)), "x must be of shape"),
@@ -381,7 +408,9 @@ def test_a_damaged_checkpoint_is_refused(tmp_path):
 def test_a_flow_is_exported_with_a_free_batch_size(make):
     flow = make(3, layers=4, mean=[1.0, 2.0, 3.0])
     free = ({0: torch.export.Dim("batch")},)
-    exported = torch.export.export(flow, (torch.randn(7, 3),), dynamic_shapes=free).module()
+    exported = torch.export.export(
+        flow, (torch.randn(7, 3),), dynamic_shapes=free
+    ).module()
     x = torch.randn(50, 3)
     for found, expected in zip(exported(x), flow(x)):
         torch.testing.assert_close(found, expected)

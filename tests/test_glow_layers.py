@@ -4,7 +4,14 @@ import pytest
 import torch
 from torch.distributions import Normal, SigmoidTransform, TransformedDistribution
 
-from flowlib.images.glow_layers import ActNorm, Block, Coupling, Dequantizer, SplitPrior, spline
+from flowlib.images.glow_layers import (
+    ActNorm,
+    Block,
+    Coupling,
+    Dequantizer,
+    SplitPrior,
+    spline,
+)
 
 # ---------------------------------------------------------------- splines
 
@@ -54,7 +61,11 @@ def busy(layer):
 
 @pytest.mark.parametrize(
     "make",
-    [lambda: Coupling(4, 8, 1, 4), lambda: Block(4, 8, 1, 4), lambda: SplitPrior(4, 8, 1)],
+    [
+        lambda: Coupling(4, 8, 1, 4),
+        lambda: Block(4, 8, 1, 4),
+        lambda: SplitPrior(4, 8, 1),
+    ],
     ids=["coupling", "block", "split prior"],
 )
 def test_a_layers_log_det_is_that_of_its_jacobian_and_its_forward_undoes_it(make):
@@ -62,7 +73,9 @@ def test_a_layers_log_det_is_that_of_its_jacobian_and_its_forward_undoes_it(make
 
     def latents(flat):
         z, _ = layer.inverse(flat.reshape(1, 4, 2, 2))
-        return torch.cat([part.flatten() for part in (z if isinstance(z, list) else [z])])
+        return torch.cat(
+            [part.flatten() for part in (z if isinstance(z, list) else [z])]
+        )
 
     z, log_det = layer.inverse(x)
     jacobian = torch.autograd.functional.jacobian(latents, x.flatten())
@@ -83,7 +96,9 @@ def test_actnorm_takes_its_statistics_from_data_only_while_it_initializes():
     layer.initializing = False
     torch.testing.assert_close(z.mean((0, 2, 3)), torch.zeros(3), rtol=0, atol=1e-5)
     torch.testing.assert_close(z.std((0, 2, 3)), torch.ones(3), rtol=0, atol=1e-5)
-    assert log_det.item() == pytest.approx(-16 * x.std((0, 2, 3)).log().sum().item(), rel=1e-5)
+    assert log_det.item() == pytest.approx(
+        -16 * x.std((0, 2, 3)).log().sum().item(), rel=1e-5
+    )
     assert torch.equal(layer.inverse(x)[0], z)
 
 
@@ -91,13 +106,16 @@ def test_actnorm_takes_its_statistics_from_data_only_while_it_initializes():
 
 
 @pytest.mark.parametrize("channels", [4, 8])
-def test_a_blocks_convolution_starts_as_a_permutation_that_renews_half_of_the_kept(channels):
+def test_a_blocks_convolution_starts_as_a_permutation_that_renews_half_of_the_kept(
+    channels,
+):
     orders, kept = set(), channels // 2
     for _ in range(40):
         convolution = Block(channels, 8, 1, 4).flows[1]
         x = torch.randn(2, channels, 3, 3)
         y, log_det = convolution.inverse(x)
-        equal = (y[:, :, None] == x[:, None]).all(-1).all(-1).all(0)  # (channels, channels)
+        # (channels, channels)
+        equal = (y[:, :, None] == x[:, None]).all(-1).all(-1).all(0)
         assert (equal.sum(0) == 1).all()
         assert (equal.sum(1) == 1).all()
         assert equal[:kept, :kept].sum() <= kept / 2
@@ -111,7 +129,9 @@ def test_an_untrained_dequantizer_is_the_closed_form_logit_normal():
     noise = torch.randn(images.shape, dtype=torch.float64)
     v, log_q = Dequantizer(256, 4).double()(images, noise)
     logit_normal = TransformedDistribution(Normal(0.0, 1.7), SigmoidTransform())
-    expected = (logit_normal.log_prob(256 * v - images) + math.log(256)).flatten(1).sum(1)
+    expected = (
+        (logit_normal.log_prob(256 * v - images) + math.log(256)).flatten(1).sum(1)
+    )
     torch.testing.assert_close(log_q, expected, rtol=1e-6, atol=0)
 
 

@@ -28,14 +28,20 @@ def gaussian_kl(mean, std):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(("mean", "std"), [(0.0, 1.5), (0.3, 0.8), (0.0, 1.0)])
-def test_both_kl_divergences_of_two_gaussians_are_those_of_the_closed_form(mean, std, dtype):
+def test_both_kl_divergences_of_two_gaussians_are_those_of_the_closed_form(
+    mean, std, dtype
+):
     flow = Flow([Standardize([mean, 0.0], [std, std])], 2).to(dtype)
     truth_flow = gaussian_kl(mean, std) + gaussian_kl(0.0, std)
     # In units of the flow's std, the truth is N(-mean / std, 1 / std²).
     flow_truth = gaussian_kl(-mean / std, 1 / std) + gaussian_kl(0.0, 1 / std)
     like = flow.base_mean
-    assert kl_truth_flow(Gaussian(), flow.log_prob, like) == pytest.approx(truth_flow, abs=1e-5)
-    assert kl_flow_truth(Gaussian(), flow.inverse, like) == pytest.approx(flow_truth, abs=1e-5)
+    assert kl_truth_flow(Gaussian(), flow.log_prob, like) == pytest.approx(
+        truth_flow, abs=1e-5
+    )
+    assert kl_flow_truth(Gaussian(), flow.inverse, like) == pytest.approx(
+        flow_truth, abs=1e-5
+    )
 
 
 def test_cutting_stretched_cells_changes_no_smooth_integral():
@@ -57,7 +63,8 @@ def test_a_flow_that_stretches_every_cell_is_integrated_in_bounded_memory():
 def test_a_flow_with_mass_where_the_truth_has_none_is_infinitely_far():
     truth, flow = Checkerboard(), Flow([], 2)
     assert kl_flow_truth(truth, flow.inverse, flow.base_mean) is None
-    # KL(truth || N(0, 1)) = log 2π + E[x² + y²] / 2 - entropy, with E[x²] = 1/3 on the board
+    # KL(truth || N(0, 1)) = log 2π + E[x² + y²] / 2 - entropy, with E[x²] = 1/3 on the
+    # board
     expected = math.log(2 * math.pi) + 1 / 3 - math.log(2)
     found = kl_truth_flow(truth, flow.log_prob, flow.base_mean)
     assert found == pytest.approx(expected, abs=1e-4)

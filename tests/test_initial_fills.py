@@ -25,12 +25,16 @@ def two_valued(v):
     return (preference - 200 * distance).logsumexp(0).flatten(1).sum(1)
 
 
-def refine(log_prob, x, mask, fills, similar=None, seeds=None, unit_interval=True, **options):
+def refine(
+    log_prob, x, mask, fills, similar=None, seeds=None, unit_interval=True, **options
+):
     """The refined fills as examples, (B, C, *shape); by default they are their own similar."""
     density = HoleDensity(log_prob, x, mask, unit_interval)
     streams = Streams(seeds or range(len(mask)), "test", fills)
     similar = density.encode(fills if similar is None else similar)
-    return density.decode(refine_fills(density, density.encode(fills), similar, streams, **options))
+    return density.decode(
+        refine_fills(density, density.encode(fills), similar, streams, **options)
+    )
 
 
 def test_exchanges_find_what_ascents_alone_do_not():
@@ -44,10 +48,12 @@ def test_exchanges_find_what_ascents_alone_do_not():
     exchanged = refine(two_valued, x, ALL, fills, rounds=3, crossovers=60, steps=10)
     best = two_valued(torch.where(BRIGHT > 0, 0.9, 0.1)[None])
     of_each = [
-        two_valued(found.flatten(0, 1)).reshape(2, 12).amax(1) for found in (climbed, exchanged)
+        two_valued(found.flatten(0, 1)).reshape(2, 12).amax(1)
+        for found in (climbed, exchanged)
     ]
     assert (of_each[0] < best - 40).all()
-    assert (of_each[1] > best - 6).all()  # a wrong pixel costs 4, and Metropolis lets one stand
+    # a wrong pixel costs 4, and Metropolis lets one stand
+    assert (of_each[1] > best - 6).all()
 
 
 def test_similar_images_give_patches_and_need_not_be_as_many_as_the_fills():
@@ -65,7 +71,8 @@ def test_observed_entries_stay_and_what_lies_under_the_hole_changes_nothing():
     expected = refine(two_valued, x, mask, fills, similar)
     hole = mask[:, None]
     assert torch.equal(
-        expected[~hole.expand_as(expected)], x[:, None].expand_as(fills)[~hole.expand_as(fills)]
+        expected[~hole.expand_as(expected)],
+        x[:, None].expand_as(fills)[~hole.expand_as(fills)],
     )
     assert ((expected > 0) & (expected < 1)).all()
     for under in (0.0, 0.9, math.nan):
@@ -75,14 +82,19 @@ def test_observed_entries_stay_and_what_lies_under_the_hole_changes_nothing():
 
 
 def test_a_batch_equals_its_examples_one_by_one_and_the_seed_decides():
-    x, mask = torch.rand(3, 1, 4, 4, dtype=torch.float64), make_masks("noise:0.5", 3, 4, 4)
+    x, mask = (
+        torch.rand(3, 1, 4, 4, dtype=torch.float64),
+        make_masks("noise:0.5", 3, 4, 4),
+    )
     fills, seeds = torch.rand(3, 6, 1, 4, 4, dtype=torch.float64), [5, 3, 8]
     together = refine(two_valued, x, mask, fills, seeds=seeds)
     for i in range(3):
         part = slice(i, i + 1)
         alone = refine(two_valued, x[part], mask[part], fills[part], seeds=seeds[part])
         torch.testing.assert_close(alone[0], together[i], rtol=0, atol=1e-9)
-    assert not torch.equal(refine(two_valued, x, mask, fills, seeds=[1, 2, 4]), together)
+    assert not torch.equal(
+        refine(two_valued, x, mask, fills, seeds=[1, 2, 4]), together
+    )
 
 
 def test_on_the_real_line_the_ascent_reaches_the_mode_of_a_gaussian():
@@ -91,7 +103,12 @@ def test_on_the_real_line_the_ascent_reaches_the_mode_of_a_gaussian():
 
     mask = torch.tensor([[False, True]])
     found = refine(
-        gaussian, torch.zeros(1, 2), mask, torch.zeros(1, 1, 2), unit_interval=False, steps=200
+        gaussian,
+        torch.zeros(1, 2),
+        mask,
+        torch.zeros(1, 1, 2),
+        unit_interval=False,
+        steps=200,
     )
     torch.testing.assert_close(found[0, 0], torch.tensor([0.0, -2.0]), rtol=0, atol=0.1)
 
@@ -106,17 +123,26 @@ def test_nothing_missing_and_a_density_that_is_not_a_number():
 def test_the_model_comes_back_as_it_was():
     flow = realnvp(2, layers=2, hidden=(8,)).train()
     mask = torch.tensor([[True, False]])
-    refine(flow.log_prob, torch.zeros(1, 2), mask, torch.zeros(1, 3, 2), unit_interval=False)
+    refine(
+        flow.log_prob,
+        torch.zeros(1, 2),
+        mask,
+        torch.zeros(1, 3, 2),
+        unit_interval=False,
+    )
     assert flow.training
     assert all(
-        parameter.requires_grad and parameter.grad is None for parameter in flow.parameters()
+        parameter.requires_grad and parameter.grad is None
+        for parameter in flow.parameters()
     )
 
 
 def test_patches_are_boxes_at_missing_entries():
     hole = make_masks("noise:0.3", 2, 28, 28).flatten(1)[:, None]
     streams = Streams([1, 2], "test", torch.zeros(1))
-    boxes = random_patches(torch.ones_like(hole), 50, (1, 28, 28), streams).reshape(100, 28, 28)
+    boxes = random_patches(torch.ones_like(hole), 50, (1, 28, 28), streams).reshape(
+        100, 28, 28
+    )
     sides = torch.stack([boxes.any(2).sum(1), boxes.any(1).sum(1)])
     assert torch.equal(boxes.sum((1, 2)), sides.prod(0))
     assert sides.max() <= 14
@@ -131,14 +157,17 @@ def test_patches_are_small_beside_the_hole():
     hole[0, :, 3:11, 20:28] = True  # 8x8
     hole[1, :, :14] = True  # 14x28
     streams = Streams([1, 2], "test", torch.zeros(1))
-    boxes = random_patches(hole.flatten(1)[:, None], 200, (1, 28, 28), streams).unflatten(
-        2, (28, 28)
-    )
+    boxes = random_patches(
+        hole.flatten(1)[:, None], 200, (1, 28, 28), streams
+    ).unflatten(2, (28, 28))
     heights, widths = boxes.any(3).sum(2), boxes.any(2).sum(2)
     assert heights.amax(1).tolist() == [4, 7]
     assert widths.amax(1).tolist() == [4, 14]
     assert boxes.flatten(2).any(2).all()
-    assert random_patches(torch.zeros(2, 1, 5, dtype=torch.bool), 3, (5,), streams).sum() == 0
+    assert (
+        random_patches(torch.zeros(2, 1, 5, dtype=torch.bool), 3, (5,), streams).sum()
+        == 0
+    )
 
 
 def test_one_fill_that_is_a_little_better_does_not_replace_all_others():
@@ -147,7 +176,9 @@ def test_one_fill_that_is_a_little_better_does_not_replace_all_others():
 
     mask = torch.zeros(1, 1, 28, 28, dtype=torch.bool)
     mask[:, :, 4:12, 4:12] = True
-    fills = torch.linspace(0.2, 0.8, 12).reshape(1, 12, 1, 1, 1).expand(1, 12, 1, 28, 28)
+    fills = (
+        torch.linspace(0.2, 0.8, 12).reshape(1, 12, 1, 1, 1).expand(1, 12, 1, 28, 28)
+    )
     found = refine(nearly_flat, torch.zeros(1, 1, 28, 28), mask, fills, steps=0)
     kept = found[0, :, mask[0]].std(0).mean() / fills[0, :, mask[0]].std(0).mean()
     assert kept > 0.3  # 0.02 with boxes of half the image
@@ -156,7 +187,11 @@ def test_one_fill_that_is_a_little_better_does_not_replace_all_others():
 def test_nearest_images_are_those_of_a_plain_search_over_observed_entries():
     x, references = torch.rand(5, 1, 8, 8), torch.rand(40, 1, 8, 8)
     mask = make_masks("noise:0.5", 5, 8, 8)
-    distance = torch.where(mask[:, None], 0, (x[:, None] - references).square()).flatten(2).sum(2)
+    distance = (
+        torch.where(mask[:, None], 0, (x[:, None] - references).square())
+        .flatten(2)
+        .sum(2)
+    )
     found = nearest_images(torch.where(mask, torch.nan, x), mask, references, 3)
     assert torch.equal(found, references[distance.argsort(1)[:, :3]])
 
@@ -173,12 +208,14 @@ def test_an_image_without_a_hole_but_for_one_pixel_is_most_similar_to_itself(dig
 @pytest.mark.parametrize("k", [1, 5])
 def test_there_are_no_more_similar_images_than_references(k, digits):
     mask = make_masks("noise:0.5", 2, 8, 8)
-    assert similar_images(digits.train[:2], mask, digits.train[:3], k).shape[1] == min(k, 3)
+    assert similar_images(digits.train[:2], mask, digits.train[:3], k).shape[1] == min(
+        k, 3
+    )
 
 
 def test_an_example_is_done_once_its_patches_gain_little():
-    # Two examples, all missing. In the first every patch of the bright fill is worth a lot, in the
-    # second all fills are alike, so there is nothing to gain.
+    # Two examples, all missing. In the first every patch of the bright fill is worth a
+    # lot, in the second all fills are alike, so there is nothing to gain.
     fills = torch.full((2, 4, 1, 4, 4), 0.5)
     fills[0] = torch.tensor([0.1, 0.2, 0.3, 0.9])[:, None, None, None]
     images, told = [], []
@@ -194,6 +231,7 @@ def test_an_example_is_done_once_its_patches_gain_little():
     assert (density.decode(found)[0] > 0.8).float().mean() > 0.9
     evaluated = torch.cat(images)
     second = ((evaluated - 0.5).abs() < 0.05).sum()
-    assert second == 4 * (20 + 1 + 1 + 20 + 1)  # a round of four fills, and patches in vain
+    # a round of four fills, and patches in vain
+    assert second == 4 * (20 + 1 + 1 + 20 + 1)
     assert len(evaluated) - second > 2 * second
     assert sum(told) == 2 * 5 * 4 * (20 + 1 + 3)  # as if none had been done early

@@ -7,7 +7,9 @@ from flowlib.inpainting.inpainter import FIRST_STEPS, FillSettings, Inpainter
 from flowlib.inpainting.masks import draw_masks
 from flowlib.rng import rng
 
-QUICK = FillSettings(3, chains=4, rounds=2, crossovers=4, ascent=2, last_ascent=2, moves=2)
+QUICK = FillSettings(
+    3, chains=4, rounds=2, crossovers=4, ascent=2, last_ascent=2, moves=2
+)
 
 
 @pytest.fixture
@@ -27,7 +29,9 @@ def problem(digits):
     return problem_of(digits.test[:4])
 
 
-def test_fills_keep_observed_pixels_and_the_same_seed_gives_the_same_fills(glow, digits, problem):
+def test_fills_keep_observed_pixels_and_the_same_seed_gives_the_same_fills(
+    glow, digits, problem
+):
     fill = Inpainter(glow, digits.train, settings=QUICK).fill(problem)
     seen = ~problem.mask
     assert torch.equal(fill.map[seen], problem.masked[seen])
@@ -38,13 +42,18 @@ def test_fills_keep_observed_pixels_and_the_same_seed_gives_the_same_fills(glow,
     again = Inpainter(glow, digits.train, settings=QUICK).fill(problem)
     for name, value in vars(fill).items():
         same = value == getattr(again, name)
-        assert same.all() if isinstance(value, torch.Tensor) else same or value is None, name
+        assert (
+            same.all() if isinstance(value, torch.Tensor) else same or value is None
+        ), name
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
-def test_log_probs_are_those_of_the_samples_in_float32(glow, digits, problem, precision):
+def test_log_probs_are_those_of_the_samples_in_float32(
+    glow, digits, problem, precision
+):
     for parameter in glow.parameters():
-        parameter.data += 0.05 * torch.randn_like(parameter)  # so that rounding would show
+        # so that rounding would show
+        parameter.data += 0.05 * torch.randn_like(parameter)
     glow.set_precision(precision)
     fill = Inpainter(glow, digits.train, settings=QUICK).fill(problem)
     assert glow.precision == precision
@@ -55,7 +64,9 @@ def test_log_probs_are_those_of_the_samples_in_float32(glow, digits, problem, pr
     torch.testing.assert_close(fill.log_prob.flatten(), exact, rtol=1e-6, atol=1e-4)
 
 
-def test_what_is_typical_comes_from_the_checkpoint_or_else_from_the_references(glow, digits):
+def test_what_is_typical_comes_from_the_checkpoint_or_else_from_the_references(
+    glow, digits
+):
     measured = Inpainter(glow, digits.train).typical_log_prob
     log_p = Inpainter(glow, digits.train).truth(digits.train[:500], range(500)).log_prob
     assert measured == pytest.approx((log_p.mean().item(), log_p.std().item()))
@@ -67,7 +78,9 @@ def test_an_image_is_filled_alike_alone_and_in_a_batch(glow, digits, problem):
     inpainter = Inpainter(glow, digits.train, settings=QUICK)
     together = inpainter.sample(problem)
     alone = inpainter.sample(problem[[2]])
-    torch.testing.assert_close(alone["samples_v"][0], together["samples_v"][2], rtol=0, atol=1e-3)
+    torch.testing.assert_close(
+        alone["samples_v"][0], together["samples_v"][2], rtol=0, atol=1e-3
+    )
 
 
 def test_the_model_comes_back_as_it_was(glow, digits, problem):
@@ -76,17 +89,23 @@ def test_the_model_comes_back_as_it_was(glow, digits, problem):
     Inpainter(glow, digits.train, settings=QUICK).fill(problem)
     assert glow.training
     assert all(p.requires_grad and p.grad is None for p in glow.parameters())
-    assert all(torch.equal(value, before[name]) for name, value in glow.state_dict().items())
+    assert all(
+        torch.equal(value, before[name]) for name, value in glow.state_dict().items()
+    )
 
 
-def test_the_work_that_is_reported_is_the_work_that_was_announced(glow, digits, problem):
+def test_the_work_that_is_reported_is_the_work_that_was_announced(
+    glow, digits, problem
+):
     for settings in (QUICK, FillSettings(map_steps=2, chains=1)):
         told = []
         Inpainter(glow, digits.train, settings=settings).fill(problem, told.append)
         assert sum(told) == len(problem) * settings.work()
 
 
-def test_observed_pixels_that_are_known_exactly_are_taken_as_they_are(glow, digits, problem):
+def test_observed_pixels_that_are_known_exactly_are_taken_as_they_are(
+    glow, digits, problem
+):
     v = glow.dequantize(digits.test[:4])
     problem.observed = v
     found = Inpainter(glow, digits.train, settings=QUICK).sample(problem)
@@ -94,7 +113,9 @@ def test_observed_pixels_that_are_known_exactly_are_taken_as_they_are(glow, digi
         assert torch.equal(sample[~problem.mask], v[~problem.mask])
     problem.observed = None  # otherwise each chain draws its own
     found = Inpainter(glow, digits.train, settings=QUICK).sample(problem)
-    observed = found["samples_v"][:, :, 0][~problem.mask[:, 0][:, None].expand(4, 4, 8, 8)]
+    observed = found["samples_v"][:, :, 0][
+        ~problem.mask[:, 0][:, None].expand(4, 4, 8, 8)
+    ]
     assert len(observed.unique()) > 0.9 * len(observed)
 
 
@@ -103,7 +124,9 @@ def test_a_pixel_of_a_level_that_the_density_is_steep_at_may_move_less(glow, dig
     widths = inpainter.pixel_widths
     assert widths.shape == (digits.levels,)
     images = digits.train[:64]
-    v = inpainter._dequantize(images[:, None], range(64), "widths")[:, 0].requires_grad_()
+    v = inpainter._dequantize(images[:, None], range(64), "widths")[
+        :, 0
+    ].requires_grad_()
     log_p = glow.log_prob(v) + (v * (1 - v)).log().flatten(1).sum(1)
     slope = torch.autograd.grad(log_p.sum(), v)[0] * v * (1 - v)
     background = slope[images == 0].square()
@@ -121,7 +144,9 @@ def test_what_lies_under_the_hole_changes_no_fill(glow, digits, problem):
     assert torch.equal(fills[0].samples_v, fills[1].samples_v)
 
 
-def test_the_ascent_starts_from_black_and_from_the_likeliest_sample(glow, digits, problem):
+def test_the_ascent_starts_from_black_and_from_the_likeliest_sample(
+    glow, digits, problem
+):
     inpainter = Inpainter(glow, digits.train, settings=QUICK)
     sampled = inpainter.sample(problem)
     starts = inpainter.starts(sampled)
@@ -131,12 +156,16 @@ def test_the_ascent_starts_from_black_and_from_the_likeliest_sample(glow, digits
     black, likeliest = starts.unbind(1)  # (B, 1, H, W) each
     assert (glow.quantize(black) == 0).all()
     for i, chosen in enumerate(sampled["log_prob"].tolist()):
-        assert torch.equal(likeliest[i], sampled["samples_v"][i, chosen.index(max(chosen))])
+        assert torch.equal(
+            likeliest[i], sampled["samples_v"][i, chosen.index(max(chosen))]
+        )
 
 
 def test_the_likeliest_ascent_goes_on(glow, digits, problem):
     for steps in (0, FIRST_STEPS):  # the ascents end before one would go on alone
-        inpainter = Inpainter(glow, digits.train, settings=FillSettings(map_steps=steps))
+        inpainter = Inpainter(
+            glow, digits.train, settings=FillSettings(map_steps=steps)
+        )
         starts = inpainter.starts(inpainter.sample(problem))
         found = inpainter.log_prob(inpainter.find_map(problem, starts))
         alone = [inpainter.find_map(problem, start) for start in starts.split(1, 1)]
@@ -145,7 +174,9 @@ def test_the_likeliest_ascent_goes_on(glow, digits, problem):
         if steps == 0:  # the starts themselves
             for v, start in zip(alone, starts.unbind(1)):
                 torch.testing.assert_close(v[problem.mask], start[problem.mask])
-    longer = Inpainter(glow, digits.train, settings=FillSettings(map_steps=FIRST_STEPS + 20))
+    longer = Inpainter(
+        glow, digits.train, settings=FillSettings(map_steps=FIRST_STEPS + 20)
+    )
     assert (longer.log_prob(longer.find_map(problem, starts)) > found).all()
 
 
@@ -154,7 +185,10 @@ def test_samples_with_holes_are_not_among_the_samples_that_fill_them(glow):
     purposes = ("samples with holes", "reference images", "samples for a start")
     truth, *pools = (glow.sample(7, rng(0, purpose)) for purpose in purposes)
     for pool in pools:
-        same, others = (truth - pool).abs().mean(), (truth - pool.roll(3, 0)).abs().mean()
+        same, others = (
+            (truth - pool).abs().mean(),
+            (truth - pool.roll(3, 0)).abs().mean(),
+        )
         assert same > 0.75 * others
 
 

@@ -72,14 +72,19 @@ def test_what_lies_under_the_hole_changes_nothing(under_the_hole):
         again = find_map(HoleDensity(bumps, x, mask), starts, steps=10)
     assert torch.equal(again, expected)
     tampered = torch.where(mask, torch.full_like(x, under_the_hole), x)
-    assert torch.equal(find_map(HoleDensity(bumps, tampered, mask), starts, steps=10), expected)
+    assert torch.equal(
+        find_map(HoleDensity(bumps, tampered, mask), starts, steps=10), expected
+    )
 
 
 def test_a_batch_equals_its_examples_one_by_one():
     flow = realnvp(2, layers=4, hidden=(16,)).double()
     for parameter in flow.parameters():
         torch.nn.init.normal_(parameter, 0, 0.3)
-    x, mask = torch.randn(5, 2, dtype=torch.float64), torch.tensor([[False, True]]).expand(5, 2)
+    x, mask = (
+        torch.randn(5, 2, dtype=torch.float64),
+        torch.tensor([[False, True]]).expand(5, 2),
+    )
     starts = torch.randn(5, 3, 2, dtype=torch.float64)
 
     def run(part):
@@ -88,11 +93,15 @@ def test_a_batch_equals_its_examples_one_by_one():
 
     together = run(slice(None))
     for i in range(5):
-        torch.testing.assert_close(run(slice(i, i + 1))[0], together[i], rtol=0, atol=1e-9)
+        torch.testing.assert_close(
+            run(slice(i, i + 1))[0], together[i], rtol=0, atol=1e-9
+        )
 
 
 def line(log_prob):
-    return HoleDensity(log_prob, torch.zeros(1, 1), torch.ones(1, 1, dtype=torch.bool), False)
+    return HoleDensity(
+        log_prob, torch.zeros(1, 1), torch.ones(1, 1, dtype=torch.bool), False
+    )
 
 
 def test_the_best_start_wins_and_no_result_is_worse_than_its_start():
@@ -102,7 +111,9 @@ def test_the_best_start_wins_and_no_result_is_worse_than_its_start():
 
     starts = torch.tensor([[[-2.0], [1.7]]])  # the first one is the likelier
     assert find_map(line(two_peaks), starts, steps=0).item() == pytest.approx(-2)
-    assert find_map(line(two_peaks), starts, steps=200).item() == pytest.approx(2, abs=1e-2)
+    assert find_map(line(two_peaks), starts, steps=200).item() == pytest.approx(
+        2, abs=1e-2
+    )
     for start, peak in zip(starts.unbind(1), (-2, 2)):
         found = find_map(line(two_peaks), start[:, None], steps=200)
         assert found.item() == pytest.approx(peak, abs=1e-2)
@@ -110,7 +121,9 @@ def test_the_best_start_wins_and_no_result_is_worse_than_its_start():
 
 
 def test_a_huge_learning_rate_still_never_ends_below_the_start():
-    density = HoleDensity(bumps, torch.rand(4, 1, 8, 8), make_masks("square:4", 4, 8, 8))
+    density = HoleDensity(
+        bumps, torch.rand(4, 1, 8, 8), make_masks("square:4", 4, 8, 8)
+    )
     starts = torch.full((4, 1, 1, 8, 8), 0.3)
     found = find_map(density, starts, steps=10, lr=50.0)
     start_log_prob = bumps(density.decode(density.encode(starts))[:, 0])
@@ -121,7 +134,9 @@ def test_an_example_that_turns_nan_leaves_the_others_alone():
     def sometimes_nan(x):
         return torch.where(x[:, 0] > 0.5, math.nan, -((x[:, 0] - 0.2) ** 2))
 
-    density = HoleDensity(sometimes_nan, torch.zeros(2, 1), torch.ones(2, 1, dtype=torch.bool))
+    density = HoleDensity(
+        sometimes_nan, torch.zeros(2, 1), torch.ones(2, 1, dtype=torch.bool)
+    )
     found = find_map(density, torch.tensor([[[0.9]], [[0.4]]]), steps=300)
     assert found[1].item() == pytest.approx(0.2, abs=0.02)
     assert found.isfinite().all()
@@ -141,13 +156,17 @@ def test_the_model_comes_back_as_it_was():
     next(flow.parameters()).requires_grad_(False)
     before = {name: value.clone() for name, value in flow.state_dict().items()}
     flags = [parameter.requires_grad for parameter in flow.parameters()]
-    density = HoleDensity(flow.log_prob, torch.zeros(1, 2), torch.tensor([[True, False]]), False)
+    density = HoleDensity(
+        flow.log_prob, torch.zeros(1, 2), torch.tensor([[True, False]]), False
+    )
     find_map(density, torch.zeros(1, 1, 2), steps=5)
     assert [parameter.requires_grad for parameter in flow.parameters()] == flags
     assert all(parameter.grad is None for parameter in flow.parameters())
     assert flow.training
     assert not flow.transforms[0].training
-    assert all(torch.equal(value, before[name]) for name, value in flow.state_dict().items())
+    assert all(
+        torch.equal(value, before[name]) for name, value in flow.state_dict().items()
+    )
 
 
 @pytest.mark.parametrize(
@@ -160,7 +179,9 @@ def test_the_model_comes_back_as_it_was():
     ],
 )
 def test_bad_arguments_are_named(starts, options, named):
-    density = HoleDensity(bumps, torch.rand(2, 1, 8, 8), make_masks("square:4", 2, 8, 8))
+    density = HoleDensity(
+        bumps, torch.rand(2, 1, 8, 8), make_masks("square:4", 2, 8, 8)
+    )
     with pytest.raises(ValueError, match=named):
         find_map(density, starts, **options)
 

@@ -1,7 +1,12 @@
 import pytest
 import torch
 
-from benchmarks.moons_failures import find_conditional, find_modes, mode_around, normalize
+from benchmarks.moons_failures import (
+    find_conditional,
+    find_modes,
+    mode_around,
+    normalize,
+)
 from flows2d import realnvp
 from train_moons import Training, make_shape, train_flow
 
@@ -13,21 +18,27 @@ def test_conditionals_are_densities_and_map_stands_on_the_highest_mode():
     for _ in train_flow(flow, points.draw, points.held_out, training):
         pass
     places = [(0, -0.8), (0, 0.4), (1, 0.25)]
-    cases = [find_conditional({"realnvp": flow}, points.truth, *place) for place in places]
+    cases = [
+        find_conditional({"realnvp": flow}, points.truth, *place) for place in places
+    ]
     assert [case.modes for case in cases] == [1, 2, 4]
     for case in cases:
         found, grid = case.flows["realnvp"], torch.from_numpy(case.grid)
         for density in (case.exact, found["density"]):
             mass = torch.trapezoid(torch.from_numpy(density), grid).item()
             assert mass == pytest.approx(1, abs=1e-9)
-        assert found["map"] == pytest.approx(case.grid[found["density"].argmax()].item(), abs=0.01)
+        assert found["map"] == pytest.approx(
+            case.grid[found["density"].argmax()].item(), abs=0.01
+        )
         assert 0 < found["kl"] < 10
         assert 0 < found["mass"] <= 1 + 1e-9
 
 
 def test_a_mode_lies_between_its_valleys():
     axis = torch.linspace(-6, 6, 4001, dtype=torch.float64)
-    density = 0.3 * torch.exp(-((axis + 3) ** 2) * 2) + 0.7 * torch.exp(-((axis - 3) ** 2) * 2)
+    density = 0.3 * torch.exp(-((axis + 3) ** 2) * 2) + 0.7 * torch.exp(
+        -((axis - 3) ** 2) * 2
+    )
     density = normalize(density.log(), axis).exp()
     assert [round(axis[i].item(), 2) for i in find_modes(density)] == [-3, 3]
     for at, mass in ((2.5, 0.7), (-3.0, 0.3)):

@@ -13,7 +13,8 @@ nbclient = pytest.importorskip("nbclient")
 nbformat = pytest.importorskip("nbformat")
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-# Jupyter takes the notebook's folder as the working directory, other programs take others.
+# Jupyter takes the notebook's folder as the working directory, other programs take
+# others.
 WORKING_DIRECTORIES = {"inpaint": ROOT, "train_moons": ROOT / "tests"}
 NUMBER = re.compile(r"(?<![\w.])-?\d+(?:,\d{3})*(?:\.\d+)?(?:e[-+]?\d+)?")
 
@@ -21,7 +22,11 @@ NUMBER = re.compile(r"(?<![\w.])-?\d+(?:,\d{3})*(?:\.\d+)?(?:e[-+]?\d+)?")
 def printed(notebook) -> list[str]:
     """What each code cell printed."""
     return [
-        "".join(output["text"] for output in cell["outputs"] if output.get("name") == "stdout")
+        "".join(
+            output["text"]
+            for output in cell["outputs"]
+            if output.get("name") == "stdout"
+        )
         for cell in notebook["cells"]
         if cell["cell_type"] == "code"
     ]
@@ -30,9 +35,9 @@ def printed(notebook) -> list[str]:
 def alike(old: str, new: str) -> bool:
     """Whether two texts are equal but for numbers that differ by 2 %, or by 1 in the last digit.
 
-    Other processors round otherwise, and training and sampling amplify that. Over eight sets of
-    instructions (of ATen, oneDNN and MKL) and numbers of threads the fills' log p differed by 0.3 %
-    and their PSNR by 1 dB; all other numbers were the same.
+    Other processors round otherwise, and training and sampling amplify that. Over eight
+    sets of instructions (of ATen, oneDNN and MKL) and numbers of threads the fills' log
+    p differed by 0.3 % and their PSNR by 1 dB; all other numbers were the same.
     """
     if NUMBER.sub("#", old) != NUMBER.sub("#", new):
         return False
@@ -60,7 +65,9 @@ def test_a_notebook_prints_what_is_committed(path, monkeypatch):
     monkeypatch.setenv("DATA_DIR", os.path.relpath(data, ROOT))  # as a user may give it
     notebook = nbformat.read(path, as_version=4)
     committed = printed(notebook)
-    assert any(committed), "the notebook is committed without its outputs: run `make notebooks`"
+    assert any(committed), (
+        "the notebook is committed without its outputs: run `make notebooks`"
+    )
     folder = WORKING_DIRECTORIES.get(path.stem, path.parent)
     resources = {"metadata": {"path": str(folder)}}
     nbclient.NotebookClient(notebook, timeout=240, resources=resources).execute()
@@ -73,7 +80,9 @@ def test_a_notebook_prints_what_is_committed(path, monkeypatch):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
 def test_a_notebook_is_small_and_defines_nothing(path):
     cells = json.loads(path.read_text())["cells"]
-    source = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    source = "\n".join(
+        "".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"
+    )
     assert len(cells) <= 25
     assert path.stat().st_size <= 300_000
     assert not re.search(r"^\s*(def|class) ", source, re.MULTILINE)

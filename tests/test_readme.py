@@ -31,18 +31,30 @@ PARSERS = {
     **{
         f"benchmarks/{module.__name__.partition('.')[2]}.py": module
         for module in (glow_bits, glow_speed, inpainting_calibration, inpainting_table)
-        + (digit_calibration, known_answer, moons_failures, moons_peers, moons_steps, processes)
+        + (
+            digit_calibration,
+            known_answer,
+            moons_failures,
+            moons_peers,
+            moons_steps,
+            processes,
+        )
         + (train_classifier,)
     },
 }
 README = PAGES[0].read_text()
-TEXT = {page.relative_to(ROOT): page.read_text() for page in (*PAGES, ROOT / "flowlib/README.md")}
+TEXT = {
+    page.relative_to(ROOT): page.read_text()
+    for page in (*PAGES, ROOT / "flowlib/README.md")
+}
 SHELL = "\n".join(
     block.replace("\\\n", " ")
     for text in TEXT.values()
     for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
 )
-COMMANDS = re.findall(r"(?:python|torchrun .*?) ((?:benchmarks/)?\w+\.py[^#\n|]*)", SHELL)
+COMMANDS = re.findall(
+    r"(?:python|torchrun .*?) ((?:benchmarks/)?\w+\.py[^#\n|]*)", SHELL
+)
 
 
 def test_there_are_commands():
@@ -75,19 +87,28 @@ def test_every_link_and_picture_exists(page):
 
 def test_every_section_that_is_linked_exists():
     headings = re.findall(r"^## (.*)$", PAGES[1].read_text(), re.MULTILINE)
-    anchors = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    anchors = {
+        re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
+        for heading in headings
+    }
     assert set(re.findall(r"benchmarks/README.md#([\w-]+)", README)) <= anchors
 
 
 def test_every_make_target_exists():
-    targets = {target for text in TEXT.values() for target in re.findall(r"`?make (\w+)", text)}
+    targets = {
+        target for text in TEXT.values() for target in re.findall(r"`?make (\w+)", text)
+    }
     makefile = (ROOT / "Makefile").read_text()
     wanted = {"figures", "test", "tables"}
     assert wanted <= targets
-    assert [one for one in wanted if not re.search(rf"^{one}:", makefile, re.MULTILINE)] == []
+    assert [
+        one for one in wanted if not re.search(rf"^{one}:", makefile, re.MULTILINE)
+    ] == []
 
 
-@pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
+@pytest.mark.parametrize(
+    "page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES]
+)
 def test_the_tables_are_those_of_the_results_files(page):
     text = page.read_text()
     assert MARKED.findall(text)

@@ -22,4 +22,6 @@ def test_an_examples_random_numbers_depend_on_its_own_seed_alone():
     assert torch.equal(together.randn(6)[1], alone.randn(6)[0])
     assert torch.equal(together.rand(5, 2)[1], alone.rand(5, 2)[0])
     assert together.rand(5).dtype == torch.float64
-    assert not torch.equal(Streams([7], "other", like).rand(5), Streams([7], "test", like).rand(5))
+    assert not torch.equal(
+        Streams([7], "other", like).rand(5), Streams([7], "test", like).rand(5)
+    )

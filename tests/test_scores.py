@@ -7,16 +7,27 @@ from flowlib.rng import rng
 
 
 def test_scores_are_those_of_all_pairs():
-    samples, truth = torch.rand(3, 7, 5, dtype=torch.float64), torch.rand(3, 5, dtype=torch.float64)
+    samples, truth = (
+        torch.rand(3, 7, 5, dtype=torch.float64),
+        torch.rand(3, 5, dtype=torch.float64),
+    )
     mask = torch.rand(3, 5) < 0.6
     mask[:, 0] = True
     pairs = (samples[:, :, None] - samples[:, None]).abs().mean((1, 2))
     expected = (samples - truth[:, None]).abs().mean(1) - pairs / 2
-    torch.testing.assert_close(crps(samples, truth, mask), (expected * mask).sum(1) / mask.sum(1))
+    torch.testing.assert_close(
+        crps(samples, truth, mask), (expected * mask).sum(1) / mask.sum(1)
+    )
     hole = mask[:, None]
-    distances = ((samples[:, :, None] - samples[:, None]) * hole[:, None]).norm(dim=3).mean((1, 2))
+    distances = (
+        ((samples[:, :, None] - samples[:, None]) * hole[:, None])
+        .norm(dim=3)
+        .mean((1, 2))
+    )
     error = ((samples - truth[:, None]) * hole).norm(dim=2).mean(1)
-    torch.testing.assert_close(energy_score(samples, truth, mask), error - distances / 2)
+    torch.testing.assert_close(
+        energy_score(samples, truth, mask), error - distances / 2
+    )
 
 
 def test_ranks_are_uniform_for_one_more_draw():
@@ -29,10 +40,17 @@ def test_ranks_are_uniform_for_one_more_draw():
 
 def test_scores_look_at_the_hole_alone():
     truth = torch.full((2, 1, 2, 2), 0.5)
-    mask = torch.tensor([[[[True, False], [False, False]]], [[[True, True], [False, False]]]])
-    filled = torch.where(mask, truth + 0.1, torch.zeros(()))  # what is not missing must not matter
-    torch.testing.assert_close(hole_mse(filled, truth, mask), torch.tensor([0.01, 0.01]))
-    assert psnr(hole_mse(filled, truth, mask).mean().item()) == pytest.approx(20, abs=1e-4)
+    mask = torch.tensor(
+        [[[[True, False], [False, False]]], [[[True, True], [False, False]]]]
+    )
+    # what is not missing must not matter
+    filled = torch.where(mask, truth + 0.1, torch.zeros(()))
+    torch.testing.assert_close(
+        hole_mse(filled, truth, mask), torch.tensor([0.01, 0.01])
+    )
+    assert psnr(hole_mse(filled, truth, mask).mean().item()) == pytest.approx(
+        20, abs=1e-4
+    )
     assert ink_ratio(filled, truth, mask) == pytest.approx(1.2)
 
 
@@ -40,8 +58,11 @@ def test_travelled_is_one_once_the_start_is_forgotten_and_zero_where_nothing_mov
     starts = torch.randn(3, 400, 1, 2, 2, dtype=torch.float64)
     ends = torch.randn(3, 400, 1, 2, 2, dtype=torch.float64)
     # 1,600 squared distances an image: the standard error is below 0.05
-    torch.testing.assert_close(travelled(starts, ends), torch.ones(3).double(), rtol=0, atol=0.2)
+    torch.testing.assert_close(
+        travelled(starts, ends), torch.ones(3).double(), rtol=0, atol=0.2
+    )
     assert travelled(starts, starts).max() == 0
-    halfway = (starts + ends) / 2  # |end - start|² = |z|² / 2, and ends differ by as much
+    # |end - start|² = |z|² / 2, and ends differ by as much
+    halfway = (starts + ends) / 2
     assert travelled(starts, halfway).sub(0.5).abs().max() < 0.1
     assert travelled(starts[:, :1], ends[:, :1]).max() == 0

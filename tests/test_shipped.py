@@ -44,9 +44,15 @@ def clone(tmp_path, digits):
     for path in ROOT.glob("*.py"):
         shutil.copy(path, folder)
     for name in ("flowlib", "benchmarks", "checkpoints/shipped"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("runs"))
+        shutil.copytree(
+            ROOT / name, folder / name, ignore=shutil.ignore_patterns("runs")
+        )
 
-    np.savetxt(folder / "moons.csv", np.random.default_rng(0).normal(size=(200, 2)), delimiter=",")
+    np.savetxt(
+        folder / "moons.csv",
+        np.random.default_rng(0).normal(size=(200, 2)),
+        delimiter=",",
+    )
     for name in ("mnist", "Digits"):
         (folder / name).mkdir()
         for i, image in enumerate(digits.train[:120, 0]):
@@ -91,17 +97,26 @@ def test_no_run_changes_what_is_shipped(clone):
     assert done.stdout.count("status") == len(REFUSED), done.stdout + done.stderr
     assert done.stderr.count("is published with the project") == len(REFUSED)
 
-    made = {path.name for path in (clone / "checkpoints").iterdir() if path.suffix == ".pt"}
+    made = {
+        path.name for path in (clone / "checkpoints").iterdir() if path.suffix == ".pt"
+    }
     own = {f"{data}_{name}.pt" for data in ("moons", "points_moons") for name in NAMES}
     own |= {"glow_digits.pt", "glow_folder_mnist.pt", "glow_folder_Digits.pt"}
     own |= {"classifier_digits.pt"}
     assert {name for name in made if not name.endswith(".resume.pt")} == own
     figures = {path.name for path in (clone / "figures").iterdir()}
-    assert {"folder_mnist_Gen.png", "digits_Gen.png", "folder_Digits_Gen.png"} <= figures
+    assert {
+        "folder_mnist_Gen.png",
+        "digits_Gen.png",
+        "folder_Digits_Gen.png",
+    } <= figures
     assert not {"Gen.png", "batch_inpainting_result.png"} & figures
     assert "checkpoints/glow_digits.pt, " in done.stdout  # its own, not the shipped one
 
 
 def test_without_runs_of_ones_own_the_shipped_weights_are_used(clone):
-    done = start(clone, ["train_glow_mnist.py --figure-only --dataset digits", f"{FILL} --count 1"])
+    done = start(
+        clone,
+        ["train_glow_mnist.py --figure-only --dataset digits", f"{FILL} --count 1"],
+    )
     assert done.stdout.count("checkpoints/shipped/glow_digits.pt, 1.") == 2, done.stderr

@@ -36,7 +36,11 @@ def test_the_root_shows_four_python_files():
 @pytest.mark.parametrize("path", MODULES, ids=IDS)
 def test_imports_run_one_way(path):
     found, name = imports(ast.parse(path.read_text())), str(path.relative_to(ROOT))
-    mine = {module.removeprefix("flowlib.") for module in found if module.startswith("flowlib.")}
+    mine = {
+        module.removeprefix("flowlib.")
+        for module in found
+        if module.startswith("flowlib.")
+    }
     assert not roots(found) & {"benchmarks", "tests"}
     if name == "flows2d.py":
         assert roots(found) <= {"torch", "math", "collections"}
@@ -79,8 +83,13 @@ def test_functions_are_small(path):
 
 
 def test_the_whole_can_be_read_in_an_afternoon():
-    lines = {name: len(path.read_text().splitlines()) for name, path in zip(IDS, MODULES)}
+    lines = {
+        name: len(path.read_text().splitlines()) for name, path in zip(IDS, MODULES)
+    }
     assert sum(lines.values()) <= 4850
     assert lines["flows2d.py"] <= 320
     assert max(lines.values()) <= 320, max(lines, key=lines.get)
-    assert max(len(line) for path in MODULES for line in path.read_text().splitlines()) <= 100
+    assert (
+        max(len(line) for path in MODULES for line in path.read_text().splitlines())
+        <= 100
+    )

@@ -8,7 +8,9 @@ from flowlib.grids import grid
 from flowlib.toy2d import SHAPES, Checkerboard, TwoMoons
 
 
-@pytest.mark.parametrize(("noise", "entropy"), [(0.05, 0.2892), (0.08, 0.7754), (0.1, 1.0076)])
+@pytest.mark.parametrize(
+    ("noise", "entropy"), [(0.05, 0.2892), (0.08, 0.7754), (0.1, 1.0076)]
+)
 def test_the_moons_entropy_is_the_known_one(noise, entropy):
     assert TwoMoons(noise).entropy() == pytest.approx(entropy, abs=1e-3)
 
@@ -17,8 +19,11 @@ def test_the_moons_entropy_is_the_known_one(noise, entropy):
 def test_density_integrates_to_one(shape):
     truth = shape(0.1)
     points, area = grid(truth.bounds(6.5), truth.noise / 3)
-    tolerance = 0.05 if shape is Checkerboard else 1e-8  # the board's edges cut through cells
-    assert (truth.log_prob(points).exp().sum() * area).item() == pytest.approx(1, abs=tolerance)
+    # the board's edges cut through cells
+    tolerance = 0.05 if shape is Checkerboard else 1e-8
+    assert (truth.log_prob(points).exp().sum() * area).item() == pytest.approx(
+        1, abs=tolerance
+    )
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)

@@ -26,7 +26,18 @@ from flowlib.rng import rng
 from flowlib.training import TrainingState
 from train_glow_mnist import Settings, measure_bits, train_glow
 
-QUICK = ["--dataset", "digits", "--steps", 3, "--blocks", 1, "--hidden", 8, "--batch", 8]
+QUICK = [
+    "--dataset",
+    "digits",
+    "--steps",
+    3,
+    "--blocks",
+    1,
+    "--hidden",
+    8,
+    "--batch",
+    8,
+]
 PNG = b"\x89PNG"
 
 
@@ -60,10 +71,15 @@ def test_it_writes_figures_checkpoint_metrics_and_curve(tmp_path, capsys):
     assert (metrics["blocks"], metrics["steps"], metrics["dequantizer"]) == (1, 3, 32)
     assert 0 < metrics["test_bits_per_dim"] < 10
     typical = metrics["held_out_log_prob"]
-    measured = Inpainter(load_glow(tmp_path / "glow.pt"), load_images("digits").held_out)
+    measured = Inpainter(
+        load_glow(tmp_path / "glow.pt"), load_images("digits").held_out
+    )
     measured.glow.metrics = {}
     assert typical == pytest.approx(measured.typical_log_prob, rel=1e-4)
-    curve = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    curve = [
+        json.loads(line)
+        for line in (tmp_path / "metrics.jsonl").read_text().splitlines()
+    ]
     assert curve == metrics["curve"]
     assert curve[-1]["step"] == 3
 
@@ -106,7 +122,9 @@ def test_a_gpus_graph_takes_the_steps_that_its_single_kernels_take(digits):
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
-def test_it_learns_a_folder_of_pictures_and_fills_holes_in_more_of_them(tmp_path, digits, capsys):
+def test_it_learns_a_folder_of_pictures_and_fills_holes_in_more_of_them(
+    tmp_path, digits, capsys
+):
     folder = tmp_path / "mine"
     folder.mkdir()
     for i, image in enumerate(digits.train[:120, 0]):
@@ -115,8 +133,23 @@ def test_it_learns_a_folder_of_pictures_and_fills_holes_in_more_of_them(tmp_path
     run(*QUICK[2:], "--dataset", folder, *places)
     assert load_glow(tmp_path / "glow_mine.pt").metrics["data"] == str(folder)
 
-    flags = ["--mask", "top", "--steps", 0, "--chains", 2, "--output", tmp_path / "filled"]
-    argv = ["--checkpoint", tmp_path / "glow_mine.pt", "--image", folder / "3.png", *flags]
+    flags = [
+        "--mask",
+        "top",
+        "--steps",
+        0,
+        "--chains",
+        2,
+        "--output",
+        tmp_path / "filled",
+    ]
+    argv = [
+        "--checkpoint",
+        tmp_path / "glow_mine.pt",
+        "--image",
+        folder / "3.png",
+        *flags,
+    ]
     inpaint.main([str(argument) for argument in argv])
     assert "samples of the flow take their place" not in capsys.readouterr().out
     folder.rename(tmp_path / "elsewhere")
@@ -133,7 +166,9 @@ def small_glow(digits):
     return glow
 
 
-def test_training_lowers_the_bits_of_the_weights_and_of_their_average(digits, small_glow):
+def test_training_lowers_the_bits_of_the_weights_and_of_their_average(
+    digits, small_glow
+):
     before, _ = measure_bits(small_glow, digits.held_out)
     state = TrainingState(small_glow, muon_and_adam(small_glow, 0.02))
     records = list(train_glow(state, digits.train, Settings(steps=60, batch=32)))
@@ -148,7 +183,9 @@ def test_steps_that_are_not_finite_change_nothing_are_counted_and_stop_in_the_en
 ):
     before = {name: value.clone() for name, value in small_glow.state_dict().items()}
     real = small_glow.forward
-    monkeypatch.setattr(small_glow, "forward", lambda *given: real(*given) * float("nan"))
+    monkeypatch.setattr(
+        small_glow, "forward", lambda *given: real(*given) * float("nan")
+    )
     state = TrainingState(small_glow, muon_and_adam(small_glow, 0.02))
     steps = train_glow(state, digits.train, Settings(steps=60, batch=8))
     assert [next(steps)["skipped"] for _ in range(19)] == list(range(1, 20))
@@ -162,9 +199,23 @@ def test_steps_that_are_not_finite_change_nothing_are_counted_and_stop_in_the_en
 
 def test_a_run_that_is_killed_and_resumed_ends_with_the_same_weights(tmp_path):
     """kill -9 in the middle of a real run that writes a resume file after every step."""
-    argv = [*QUICK, "--steps", 50, "--save-minutes", 0, "--figures", tmp_path, "--checkpoint"]
+    argv = [
+        *QUICK,
+        "--steps",
+        50,
+        "--save-minutes",
+        0,
+        "--figures",
+        tmp_path,
+        "--checkpoint",
+    ]
     run(*argv, tmp_path / "whole.pt")
-    command = [sys.executable, ROOT / "train_glow_mnist.py", *argv, tmp_path / "killed.pt"]
+    command = [
+        sys.executable,
+        ROOT / "train_glow_mnist.py",
+        *argv,
+        tmp_path / "killed.pt",
+    ]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     process = subprocess.Popen([str(word) for word in command], **quiet)
     deadline = time.monotonic() + 60
@@ -173,13 +224,19 @@ def test_a_run_that_is_killed_and_resumed_ends_with_the_same_weights(tmp_path):
     process.kill()
     process.wait()
     assert not (tmp_path / "killed.pt").exists()
-    assert 0 < torch.load(tmp_path / "killed.resume.pt")["state"]["progress"]["step"] < 50
+    assert (
+        0 < torch.load(tmp_path / "killed.resume.pt")["state"]["progress"]["step"] < 50
+    )
     run(*argv, tmp_path / "killed.pt", "--resume")
     assert equal(weights(tmp_path / "whole.pt"), weights(tmp_path / "killed.pt"))
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interrupted_run_is_saved_and_goes_on(number, status, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
+)
+def test_an_interrupted_run_is_saved_and_goes_on(
+    number, status, tmp_path, monkeypatch, capsys
+):
     argv = [*QUICK, "--steps", 8, "--figures", tmp_path, "--checkpoint"]
     run(*argv, tmp_path / "whole.pt")
 
@@ -212,7 +269,9 @@ def test_max_minutes_end_a_run_with_its_schedule_intact(tmp_path, capsys):
     assert equal(weights(tmp_path / "whole.pt"), weights(tmp_path / "glow.pt"))
 
 
-def test_a_resume_file_that_cannot_be_written_does_not_end_the_run(tmp_path, monkeypatch, capsys):
+def test_a_resume_file_that_cannot_be_written_does_not_end_the_run(
+    tmp_path, monkeypatch, capsys
+):
     real, calls = training.save_resume, []
 
     def full_disk(*args):
@@ -240,7 +299,9 @@ def test_a_second_run_on_one_checkpoint_is_told_who_writes_it(tmp_path, one_line
     assert list(tmp_path.iterdir()) == []
 
 
-def test_resuming_with_other_settings_or_from_a_damaged_file_is_one_line(tmp_path, one_line_error):
+def test_resuming_with_other_settings_or_from_a_damaged_file_is_one_line(
+    tmp_path, one_line_error
+):
     argv = [*QUICK, "--figures", tmp_path, "--checkpoint", tmp_path / "glow.pt"]
     run(*argv, "--max-minutes", 0)
     error = one_line_error(train_glow_mnist.main, *argv, "--steps", 4, "--resume")
@@ -252,7 +313,13 @@ def test_resuming_with_other_settings_or_from_a_damaged_file_is_one_line(tmp_pat
 
 def test_the_training_command_runs_in_two_processes(tmp_path):
     argv = [*QUICK, *into(tmp_path), "--checkpoint", tmp_path / "glow.pt"]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+    ]
     command = [str(word) for word in [*launch, ROOT / "train_glow_mnist.py", *argv]]
     subprocess.run(command, check=True, capture_output=True, timeout=120)
     assert json.loads((tmp_path / "metrics.json").read_text())["processes"] == 2
@@ -297,7 +364,9 @@ def test_flags_without_a_meaning_in_the_mode(argv, flag, mode, one_line_error):
     assert f"{flag} has no meaning with {mode}" in error
 
 
-@pytest.mark.parametrize("damage", ["missing", "truncated", "other kind", "not a checkpoint"])
+@pytest.mark.parametrize(
+    "damage", ["missing", "truncated", "other kind", "not a checkpoint"]
+)
 def test_bad_checkpoints(damage, tmp_path, tiny_glow_file, one_line_error):
     path = tmp_path / "bad.pt"
     if damage == "truncated":
@@ -308,7 +377,15 @@ def test_bad_checkpoints(damage, tmp_path, tiny_glow_file, one_line_error):
         torch.save([1, 2, 3], path)
     figure = tmp_path / "digits_Gen.png"
     figure.write_bytes(b"the figure of an earlier run")
-    argv = ["--dataset", "digits", "--figure-only", "--checkpoint", path, "--figures", tmp_path]
+    argv = [
+        "--dataset",
+        "digits",
+        "--figure-only",
+        "--checkpoint",
+        path,
+        "--figures",
+        tmp_path,
+    ]
     says = {"missing": "train_glow_mnist.py", "truncated": "damaged"}
     says |= {"other kind": "kind 'classifier'", "not a checkpoint": "something else"}
     assert says[damage] in one_line_error(train_glow_mnist.main, *argv)
@@ -344,24 +421,35 @@ def test_a_folder_that_grew_is_refused_where_test_images_must_stay_unseen(
 
     Image.new("L", (8, 8), 90).save(pictures / "new.png")
     error = one_line_error(train_glow_mnist.main, *argv, "--resume")
-    assert "glow.resume.pt was made from other data (files: 1 new, such as new.png)" in error
+    assert (
+        "glow.resume.pt was made from other data (files: 1 new, such as new.png)"
+        in error
+    )
     argv = argv[argv.index("--dataset") :]
     error = one_line_error(train_glow_mnist.main, *argv, "--figure-only")
     assert "glow.pt was made from other data (files: 1 new, such as new.png)" in error
     (pictures / "new.png").unlink()
     Image.new("L", (8, 8), 90).save(pictures / "7.png")
-    assert "(other pixels)" in one_line_error(train_glow_mnist.main, *argv, "--figure-only")
+    assert "(other pixels)" in one_line_error(
+        train_glow_mnist.main, *argv, "--figure-only"
+    )
 
 
 def test_an_unreachable_download_is_one_line(tmp_path, monkeypatch, one_line_error):
-    monkeypatch.setattr(MNIST, "mirrors", ["http://127.0.0.1:9/"])  # nothing listens there
+    # nothing listens there
+    monkeypatch.setattr(MNIST, "mirrors", ["http://127.0.0.1:9/"])
     argv = ["--dataset", "mnist", "--data-dir", tmp_path / "data", *into(tmp_path)]
     assert "--dataset digits" in one_line_error(train_glow_mnist.main, *argv)
 
 
 def test_a_folder_that_cannot_be_written_to_is_one_line(tmp_path, one_line_error):
     (tmp_path / "file").write_text("in the way")
-    places = ["--checkpoint", tmp_path / "glow.pt", "--figures", tmp_path / "file" / "figures"]
+    places = [
+        "--checkpoint",
+        tmp_path / "glow.pt",
+        "--figures",
+        tmp_path / "file" / "figures",
+    ]
     assert "cannot write" in one_line_error(train_glow_mnist.main, *QUICK, *places)
     assert {path.name for path in tmp_path.iterdir()} == {"file"}
 
@@ -374,7 +462,9 @@ def test_help_prints_the_docstring_from_any_folder_and_imports_nothing_slow(tmp_
         "except SystemExit: print({'torchvision', 'sklearn', 'matplotlib'} & sys.modules.keys())\n"
     )
     command = [sys.executable, "-c", code]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, check=True
+    )
     assert "python train_glow_mnist.py" in done.stdout
     assert "Writes" in done.stdout
     assert done.stdout.splitlines()[-1] == "set()"

@@ -26,7 +26,9 @@ def run(folder, *argv):
     """Runs the script with everything it writes in `folder`; returns the metrics."""
     folder.mkdir(exist_ok=True)
     argv = [*QUICK, *argv, "--checkpoint", folder, "--figures", folder]
-    train_moons.main([str(word) for word in [*argv, "--metrics", folder / "metrics.json"]])
+    train_moons.main(
+        [str(word) for word in [*argv, "--metrics", folder / "metrics.json"]]
+    )
     return json.loads((folder / "metrics.json").read_text())
 
 
@@ -53,7 +55,9 @@ def test_it_writes_figures_checkpoints_and_metrics(tmp_path, capsys):
     printed = capsys.readouterr().out
     for name in ("realnvp", "permutation"):
         flow = load_model(tmp_path / f"moons_{name}.pt", Flow)
-        again = train_moons.evaluate_flow(flow, train_moons.make_shape("moons", 0.05, 0))
+        again = train_moons.evaluate_flow(
+            flow, train_moons.make_shape("moons", 0.05, 0)
+        )
         for key in ("test_nll", "kl_truth_flow", "kl_flow_truth"):
             assert metrics["models"][name][key] == pytest.approx(again[key], abs=1e-6)
             assert again[key] > 0
@@ -86,10 +90,13 @@ def test_it_fits_the_users_own_points(tmp_path, capsys):
     expected = {f"points_moons_{name}" for name in names} | {"points_moons.gif"}
     assert files_in(tmp_path / "out") == expected
     assert metrics["floor"] is None
-    gaussian = float(re.search(r"fitted Gaussian: ([\d.]+)", capsys.readouterr().out)[1])
+    gaussian = float(
+        re.search(r"fitted Gaussian: ([\d.]+)", capsys.readouterr().out)[1]
+    )
     assert gaussian == pytest.approx(np.log(20 * 0.1) + 1 + np.log(2 * np.pi), abs=0.6)
     assert "kl_truth_flow" not in metrics["models"]["realnvp"]
-    # It standardizes inside: even untrained, the flow speaks the data's own coordinates.
+    # It standardizes inside: even untrained, the flow speaks the data's own
+    # coordinates.
     samples = load_model(tmp_path / "out" / "points_moons_realnvp.pt", Flow).sample(500)
     assert samples.mean(0).tolist() == pytest.approx([100, -3], rel=0.1)
 
@@ -100,11 +107,15 @@ def test_it_fits_and_scores_tables_of_many_columns(tmp_path, capsys, one_line_er
     np.savetxt(tmp_path / "t.csv", points, delimiter=",", header=names, comments="")
     run(tmp_path / "out", "--data", tmp_path / "t.csv", "--layers", 8)
     assert "t.csv: columns $a^$, b, c, d, e, f, g, h\n" in capsys.readouterr().out
-    assert {"t_pairs.png", "t_loss_plot.png", "t_realnvp.pt"} <= files_in(tmp_path / "out")
+    assert {"t_pairs.png", "t_loss_plot.png", "t_realnvp.pt"} <= files_in(
+        tmp_path / "out"
+    )
     assert "t.gif" not in files_in(tmp_path / "out")
 
     points[3] += 9
-    np.savetxt(tmp_path / "new.csv", points[:5], delimiter=",", header=names, comments="")
+    np.savetxt(
+        tmp_path / "new.csv", points[:5], delimiter=",", header=names, comments=""
+    )
     places = ["--checkpoint", tmp_path / "out", "--figures", tmp_path / "out"]
     argv = ["--data", tmp_path / "t.csv", "--score", tmp_path / "new.csv", *places]
     train_moons.main([str(argument) for argument in argv])
@@ -113,19 +124,32 @@ def test_it_fits_and_scores_tables_of_many_columns(tmp_path, capsys, one_line_er
     assert scores[1].split(",")[0] == "4"  # the outlier comes first
     assert float(scores[1].split(",")[2]) == 0
     error = one_line_error(train_moons.main, *argv, "--columns", "b", "c")
-    assert "was made from other data (columns $a^$, b, c, d, e, f, g, h, now b, c): fit it" in error
+    assert (
+        "was made from other data (columns $a^$, b, c, d, e, f, g, h, now b, c): fit it"
+        in error
+    )
 
 
 def write_table(path, names: str, points) -> None:
     np.savetxt(path, points, delimiter=",", header=names, comments="")
 
 
-def test_points_are_scored_by_the_flow_that_was_fitted_to_the_same_table(tmp_path, one_line_error):
+def test_points_are_scored_by_the_flow_that_was_fitted_to_the_same_table(
+    tmp_path, one_line_error
+):
     points = np.random.default_rng(0).normal([1, 5, 50], [1, 2, 9], size=(300, 3))
     table, new = tmp_path / "t.csv", tmp_path / "new.csv"
     write_table(table, "a,b,c", points)
-    write_table(new, "c,a,b", points[:20, [2, 0, 1]])  # reordered: they are found by their names
-    argv = ["--checkpoint", tmp_path / "out", "--figures", tmp_path / "out", "--data", table]
+    # reordered: they are found by their names
+    write_table(new, "c,a,b", points[:20, [2, 0, 1]])
+    argv = [
+        "--checkpoint",
+        tmp_path / "out",
+        "--figures",
+        tmp_path / "out",
+        "--data",
+        table,
+    ]
     train_moons.main([str(word) for word in [*QUICK, *argv, "--columns", "a", "b"]])
     score = [*argv, "--score", new, "--columns"]
     train_moons.main([str(word) for word in [*score, "a", "b"]])
@@ -135,7 +159,10 @@ def test_points_are_scored_by_the_flow_that_was_fitted_to_the_same_table(tmp_pat
     expected = flow.log_prob(torch.tensor(points[:20, :2], dtype=flow.dtype)).tolist()
     assert [found[i] for i in range(1, 21)] == pytest.approx(expected, abs=1e-4)
 
-    for columns, says in (("b a", "columns a, b, now b, a"), ("a c", "columns a, b, now a, c")):
+    for columns, says in (
+        ("b a", "columns a, b, now b, a"),
+        ("a c", "columns a, b, now a, c"),
+    ):
         error = one_line_error(train_moons.main, *score, *columns.split())
         assert f"made from other data ({says})" in error
     write_table(table, "a,b,c", points[:290])
@@ -143,24 +170,50 @@ def test_points_are_scored_by_the_flow_that_was_fitted_to_the_same_table(tmp_pat
     write_table(table, "a,b,c", points + 1)  # another file of the same name
     assert "(other values)" in one_line_error(train_moons.main, *score, "a", "b")
     write_table(table, "a,a,c", points)
-    assert "two columns are called 'a'" in one_line_error(train_moons.main, *score, "a", "c")
+    assert "two columns are called 'a'" in one_line_error(
+        train_moons.main, *score, "a", "c"
+    )
     write_table(table, "a,b,c", points)
     write_table(new, "a,b,b", points)
-    assert "two columns are called 'b'" in one_line_error(train_moons.main, *score, "a", "b")
+    assert "two columns are called 'b'" in one_line_error(
+        train_moons.main, *score, "a", "b"
+    )
 
 
-def test_a_flow_that_does_not_say_its_data_is_not_used_to_score(tmp_path, one_line_error):
-    write_table(tmp_path / "t.csv", "a,b", np.random.default_rng(0).normal(size=(200, 2)))
+def test_a_flow_that_does_not_say_its_data_is_not_used_to_score(
+    tmp_path, one_line_error
+):
+    write_table(
+        tmp_path / "t.csv", "a,b", np.random.default_rng(0).normal(size=(200, 2))
+    )
     for name in ("realnvp", "permutation"):  # as before there were fingerprints
         save_model(realnvp(2, layers=2), tmp_path / f"t_{name}.pt")
-    argv = ["--data", tmp_path / "t.csv", "--score", tmp_path / "t.csv", "--checkpoint", tmp_path]
+    argv = [
+        "--data",
+        tmp_path / "t.csv",
+        "--score",
+        tmp_path / "t.csv",
+        "--checkpoint",
+        tmp_path,
+    ]
     error = one_line_error(train_moons.main, *argv)
-    assert "does not say which data it was made from: fit it with the same command" in error
+    assert (
+        "does not say which data it was made from: fit it with the same command"
+        in error
+    )
 
 
 def test_too_few_layers_for_many_columns_are_one_line(tmp_path, one_line_error):
     np.save(tmp_path / "t.npy", np.random.default_rng(0).normal(size=(200, 30)))
-    argv = [*QUICK, "--data", tmp_path / "t.npy", "--layers", 2, "--checkpoint", tmp_path]
+    argv = [
+        *QUICK,
+        "--data",
+        tmp_path / "t.npy",
+        "--layers",
+        2,
+        "--checkpoint",
+        tmp_path,
+    ]
     error = one_line_error(train_moons.main, *argv, "--figures", tmp_path)
     assert "the permutation flow: layers=2 never transforms dimensions" in error
 
@@ -169,18 +222,25 @@ def test_several_seeds_give_mean_and_spread_and_the_first_ones_figures(
     tmp_path, capsys, monkeypatch
 ):
     saved = []
-    monkeypatch.setattr(train_moons, "save_run", lambda fits, points, seed, *_: saved.append(seed))
+    monkeypatch.setattr(
+        train_moons, "save_run", lambda fits, points, seed, *_: saved.append(seed)
+    )
     two = run(tmp_path, "--noise", 0.1, "--seeds", 2)
     second = run(tmp_path, "--noise", 0.1, "--seed", 1)
     assert saved == [0, 1]
-    kl = sorted(metrics["models"]["realnvp"]["kl_truth_flow"] for metrics in (two, second))
+    kl = sorted(
+        metrics["models"]["realnvp"]["kl_truth_flow"] for metrics in (two, second)
+    )
     assert kl[0] < kl[1]
     spread = two["spread"]["realnvp"]["kl_truth_flow"]
     assert [spread["min"], spread["max"]] == pytest.approx(kl, rel=1e-6)
     assert spread["mean"] == pytest.approx(sum(kl) / 2, rel=1e-6)
     assert "over 2 seeds" in capsys.readouterr().out
     again = run(tmp_path, "--noise", 0.1, "--seed", 1)
-    assert again["models"]["realnvp"]["test_nll"] == second["models"]["realnvp"]["test_nll"]
+    assert (
+        again["models"]["realnvp"]["test_nll"]
+        == second["models"]["realnvp"]["test_nll"]
+    )
 
 
 def test_no_two_seeds_or_purposes_share_points():
@@ -193,7 +253,9 @@ def test_no_two_seeds_or_purposes_share_points():
 def test_few_points_are_not_learned_by_heart():
     few, held_out = torch.randn(40, 2), torch.randn(500, 2)
     flow = realnvp(2, layers=6, hidden=(32, 32))
-    training = train_moons.Training(epochs=60, steps_per_epoch=20, batch=40, lr=1e-2, patience=3)
+    training = train_moons.Training(
+        epochs=60, steps_per_epoch=20, batch=40, lr=1e-2, patience=3
+    )
     steps = list(train_moons.train_flow(flow, lambda n: few, held_out, training))
     nlls = [step.held_out_nll for step in steps if step.held_out_nll is not None]
     assert len(nlls) < 60
@@ -209,7 +271,9 @@ def test_training_gets_better_and_keeps_the_best_held_out_epoch():
     steps = list(train_moons.train_flow(flow, points.draw, points.held_out, training))
     assert [step.step for step in steps] == list(range(1, 301))
     ends = [step for step in steps if step.held_out_nll is not None]
-    assert [(step.step, step.epoch) for step in ends] == [(50 * i, i) for i in range(1, 7)]
+    assert [(step.step, step.epoch) for step in ends] == [
+        (50 * i, i) for i in range(1, 7)
+    ]
     losses = [step.loss for step in steps]
     assert ends[1].train_nll == pytest.approx(np.mean(losses[50:100]))
     held_out = [step.held_out_nll for step in ends]
@@ -273,7 +337,11 @@ def test_offsets_and_scales_of_the_users_points_cost_no_digits_and_no_paper(tmp_
     [
         ("absent.npy", None, "No such file"),
         ("points.doc", "1,2\n", ".npy or .csv"),
-        ("nan.csv", "".join(f"{i}.5,{i * i}.5\n" for i in range(150)) + "3,nan\n", "in row 151"),
+        (
+            "nan.csv",
+            "".join(f"{i}.5,{i * i}.5\n" for i in range(150)) + "3,nan\n",
+            "in row 151",
+        ),
         ("three.csv", "1,2,3\n" * 150, "has 0 columns to fit"),
         ("words.csv", "a,b\nc,d\n", "holds 1 points"),
         ("few.csv", "1,2\n3,4\n", "at least 100"),
@@ -291,7 +359,17 @@ def test_points_that_cannot_be_used(name, content, says, tmp_path, one_line_erro
 
 
 def test_a_learning_rate_that_explodes_is_reported(tmp_path, one_line_error):
-    flags = [*QUICK, "--epochs", 30, "--lr", 1e6, "--figures", tmp_path, "--checkpoint", tmp_path]
+    flags = [
+        *QUICK,
+        "--epochs",
+        30,
+        "--lr",
+        1e6,
+        "--figures",
+        tmp_path,
+        "--checkpoint",
+        tmp_path,
+    ]
     assert "lower --lr" in one_line_error(train_moons.main, *flags)
     assert list(tmp_path.iterdir()) == []
 
@@ -305,7 +383,10 @@ def test_a_learning_rate_that_explodes_is_reported(tmp_path, one_line_error):
         (["--noise", 0.1, "--data", "checkerboard"], "--noise has no meaning"),
         (["--noise", 0.1, "--data", "points.csv"], "--noise has no meaning"),
         (["--score", "new.csv"], "--score has no meaning with --data moons"),
-        (["--score", "new.csv", "--data", "a.csv", "--epochs", 3], "--epochs has no meaning"),
+        (
+            ["--score", "new.csv", "--data", "a.csv", "--epochs", 3],
+            "--epochs has no meaning",
+        ),
         (["--seed", -1], "--seed"),
         (["--device", "tpu"], "--device"),
     ],
@@ -327,9 +408,13 @@ def test_a_folder_that_cannot_be_written_to_is_one_line(tmp_path, one_line_error
     ("number", "status", "word"),
     [(signal.SIGINT, 130, "interrupted\n"), (signal.SIGTERM, 143, "terminated\n")],
 )
-def test_signals_leave_one_word_and_their_exit_status(number, status, word, monkeypatch, capsys):
+def test_signals_leave_one_word_and_their_exit_status(
+    number, status, word, monkeypatch, capsys
+):
     before = signal.getsignal(number)
-    monkeypatch.setattr(train_moons, "make_shape", lambda *_: signal.raise_signal(number))
+    monkeypatch.setattr(
+        train_moons, "make_shape", lambda *_: signal.raise_signal(number)
+    )
     with pytest.raises(SystemExit) as stop:
         train_moons.main([])
     assert stop.value.code == status
@@ -346,7 +431,12 @@ def test_help_prints_the_docstring_from_any_folder_and_imports_no_matplotlib(tmp
     environment = {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", code]
     done = subprocess.run(
-        command, cwd=tmp_path, capture_output=True, text=True, check=True, env=environment
+        command,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+        env=environment,
     )
     assert "python train_moons.py" in done.stdout
     assert "Writes" in done.stdout

@@ -64,8 +64,12 @@ def test_the_average_follows_the_weights_slowly():
 def test_an_update_takes_its_share_of_each_optimizers_own_peak():
     state = trained(0)
     kernel, bias = state.model.weight.clone(), state.model.bias.clone()
-    state.model.weight.grad, state.model.bias.grad = torch.eye(2)[..., None, None], torch.ones(2)
-    state.update(share=0.5)  # of 0.1 for Muon, whose step is near the identity, and of 0.01
+    state.model.weight.grad, state.model.bias.grad = (
+        torch.eye(2)[..., None, None],
+        torch.ones(2),
+    )
+    # of 0.1 for Muon, whose step is near the identity, and of 0.01
+    state.update(share=0.5)
     moved = (kernel - state.model.weight).flatten(1)
     assert (torch.linalg.svdvals(moved) / 0.05 - 1).abs().max() < 0.3
     torch.testing.assert_close(bias - state.model.bias, torch.full((2,), 0.005))
@@ -81,7 +85,9 @@ def test_a_resumed_state_goes_on_as_if_nothing_had_happened(tmp_path):
     assert (resumed.step, resumed.curve, resumed.seconds) == (4, [{"step": 4}], 1.5)
     advance(resumed, 5)
     for name in ("model", "averaged"):
-        pairs = zip(getattr(whole, name).parameters(), getattr(resumed, name).parameters())
+        pairs = zip(
+            getattr(whole, name).parameters(), getattr(resumed, name).parameters()
+        )
         assert all(torch.equal(*pair) for pair in pairs)
 
 
@@ -115,7 +121,9 @@ def test_the_curve_is_written_as_it_grows(tmp_path):
     state, path = trained(0), tmp_path / "curve.jsonl"
     for step in (1, 2):
         extend_curve(state, {"step": step}, path)
-        assert [json.loads(line) for line in path.read_text().splitlines()] == state.curve
+        assert [
+            json.loads(line) for line in path.read_text().splitlines()
+        ] == state.curve
     extend_curve(state, {"step": 3}, None)
     assert [point["step"] for point in state.curve] == [1, 2, 3]
 
@@ -152,7 +160,9 @@ def test_ctrl_c_is_handed_on_after_the_loop():
 
 EDITS = {
     "a negative step": lambda state: state["progress"].update(step=-5),
-    "a step that is no number": lambda state: state["progress"].update(step=float("nan")),
+    "a step that is no number": lambda state: state["progress"].update(
+        step=float("nan")
+    ),
     "more skipped than taken": lambda state: state["progress"].update(skipped=10**20),
     "a step in words": lambda state: state["progress"].update(step="4"),
     "endless seconds": lambda state: state["progress"].update(seconds=float("inf")),
@@ -160,16 +170,26 @@ EDITS = {
     "no progress": lambda state: state.pop("progress"),
     "NaN weights": lambda state: state["model"]["weight"].fill_(float("nan")),
     "an infinite average": lambda state: state["averaged"]["bias"].fill_(float("inf")),
-    "weights of another shape": lambda state: state["model"].update(weight=torch.zeros(3, 3, 1, 1)),
+    "weights of another shape": lambda state: state["model"].update(
+        weight=torch.zeros(3, 3, 1, 1)
+    ),
     "one optimizer only": lambda state: state["optimizers"].pop(),
     "no optimizers": lambda state: state.update(optimizers=None),
-    "another momentum": lambda state: state["optimizers"][0]["param_groups"][0].update(momentum=0),
+    "another momentum": lambda state: state["optimizers"][0]["param_groups"][0].update(
+        momentum=0
+    ),
     "a state of another shape": lambda state: state["optimizers"][0]["state"][0].update(
         momentum=torch.zeros(3, 3)
     ),
-    "a NaN state": lambda state: state["optimizers"][1]["state"][0]["exp_avg"].fill_(float("nan")),
-    "a state in words": lambda state: state["optimizers"][0]["state"][0].update(momentum="none"),
-    "a state of a third parameter": lambda state: state["optimizers"][0]["state"].update({7: {}}),
+    "a NaN state": lambda state: state["optimizers"][1]["state"][0]["exp_avg"].fill_(
+        float("nan")
+    ),
+    "a state in words": lambda state: state["optimizers"][0]["state"][0].update(
+        momentum="none"
+    ),
+    "a state of a third parameter": lambda state: state["optimizers"][0][
+        "state"
+    ].update({7: {}}),
     "no state": lambda state: state["optimizers"][0]["state"].clear(),
 }
 

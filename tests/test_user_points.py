@@ -80,7 +80,9 @@ def test_columns_are_chosen_by_name_or_number_or_all_that_can_be_fitted(tmp_path
 def test_a_column_that_follows_from_others_is_named(tmp_path):
     points = np.column_stack([POINTS, POINTS @ [2, -1] + 1e6])
     np.save(tmp_path / "points.npy", points)
-    with pytest.raises(UserError, match="column 3 follows from column 1, column 2: leave it out"):
+    with pytest.raises(
+        UserError, match="column 3 follows from column 1, column 2: leave it out"
+    ):
         read_points(tmp_path / "points.npy")
     points[:, 2] += np.random.default_rng(1).normal(0, 0.01, len(points))
     np.save(tmp_path / "points.npy", points)
@@ -96,7 +98,10 @@ def test_repetitions_and_few_points_are_said(tmp_path):
     assert read_points(tmp_path / "many.npy").notes == []
     many[:100] = many[100:200]
     np.save(tmp_path / "many.npy", many)
-    assert "100 of 1000 points are repetitions" in read_points(tmp_path / "many.npy").notes[0]
+    assert (
+        "100 of 1000 points are repetitions"
+        in read_points(tmp_path / "many.npy").notes[0]
+    )
 
 
 def test_points_to_be_scored_need_not_be_many_nor_vary(tmp_path):
@@ -107,12 +112,18 @@ def test_points_to_be_scored_need_not_be_many_nor_vary(tmp_path):
 
 def test_scores_are_log_p_and_the_share_of_less_likely_points():
     flow = realnvp(2, layers=2, hidden=(4,))  # starts as the standard normal
-    train, points = torch.randn(4000, 2), torch.tensor([[0.0, 0.0], [2.0, 0.0], [9.0, 9.0]])
+    train, points = (
+        torch.randn(4000, 2),
+        torch.tensor([[0.0, 0.0], [2.0, 0.0], [9.0, 9.0]]),
+    )
     log_p, share = score_points(flow, train, points)
     expected = -0.5 * points.double().square().sum(1) - np.log(2 * np.pi)
     torch.testing.assert_close(log_p, expected, rtol=1e-5, atol=1e-5)
-    # The squared distance of a standard normal in the plane is exponential, with mean 2.
-    torch.testing.assert_close(share.double(), torch.tensor([1, np.exp(-2), 0]), rtol=0, atol=0.02)
+    # The squared distance of a standard normal in the plane is exponential, with mean
+    # 2.
+    torch.testing.assert_close(
+        share.double(), torch.tensor([1, np.exp(-2), 0]), rtol=0, atol=0.02
+    )
 
 
 @pytest.mark.parametrize(
@@ -138,7 +149,12 @@ def test_what_has_no_density_is_said(content, says, tmp_path):
 
 def test_arrays_that_are_no_table_of_numbers(tmp_path):
     path = tmp_path / "points.npy"
-    for array in (np.zeros(200), np.zeros((200, 2, 2)), np.full((200, 2), "1"), POINTS * 1j):
+    for array in (
+        np.zeros(200),
+        np.zeros((200, 2, 2)),
+        np.full((200, 2), "1"),
+        POINTS * 1j,
+    ):
         np.save(path, array)
         with pytest.raises(UserError, match="one array of numbers"):
             read_points(path)

@@ -30,7 +30,9 @@ def size_of(picture) -> tuple[int, int]:
 
 def test_a_hole_is_moved_and_filled(glow, digits):
     settings = FillSettings(map_steps=2, chains=5, moves=2)
-    box = explore_holes(Inpainter(glow, digits.train, settings=settings), digits.test[:9])
+    box = explore_holes(
+        Inpainter(glow, digits.train, settings=settings), digits.test[:9]
+    )
     image, side, top, left, button, bar, picture = widgets_in(box)
     for slider, value in ((image, 3), (side, 2), (top, 7), (left, 0)):
         before = picture.value

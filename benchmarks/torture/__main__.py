@@ -2,9 +2,9 @@
 
     python benchmarks/torture
 
-A try is right if what was worked for is still there, and if what went wrong was said in a line.
-Otherwise it is lost (a file is damaged or gone, or a resumed run ends with other weights), silent
-(a wrong result without a word), a traceback, or a hang.
+A try is right if what was worked for is still there, and if what went wrong was said in
+a line. Otherwise it is lost (a file is damaged or gone, or a resumed run ends with
+other weights), silent (a wrong result without a word), a traceback, or a hang.
 
 Writes   benchmarks/results/torture.json
 Takes    22 minutes on one CPU core (AMD EPYC without AVX-512)
@@ -24,7 +24,8 @@ os.environ["OMP_NUM_THREADS"] = (
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))  # the modules lie there
+# the modules lie there
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 from benchmarks.about import provenance
 from benchmarks.torture import inputs, runs
 from benchmarks.torture.harness import WRONG
@@ -37,8 +38,14 @@ KINDS = {
     **{f"SIGTERM or Ctrl-C: {name}": (16, runs.stop(name)) for name in runs.SCRIPTS},
     "no more room on the disk, in each script": (40, runs.full_disk),
     "a second run on the same checkpoint": (10, runs.two_runs),
-    "one of two processes is killed, then --resume": (10, runs.lose_one(runs.signal.SIGKILL)),
-    "one of two processes hangs, then --resume": (4, runs.lose_one(runs.signal.SIGSTOP)),
+    "one of two processes is killed, then --resume": (
+        10,
+        runs.lose_one(runs.signal.SIGKILL),
+    ),
+    "one of two processes hangs, then --resume": (
+        4,
+        runs.lose_one(runs.signal.SIGSTOP),
+    ),
     "loss, gradient or weights that are not finite": (18, runs.not_finite),
     "truncated checkpoints": (120, inputs.damage(inputs.truncate)),
     "checkpoints with a flipped bit": (480, inputs.damage(inputs.flip)),
@@ -63,9 +70,15 @@ def run_kind(kind, tries: int, seed: int) -> tuple[dict[str, int], list[str]]:
 @one_line_errors()
 def main(argv=None) -> None:
     parser = Parser(__doc__)
-    parser.add_argument("--seed", type=number(int, 0), default=0, help="of what is tried (0)")
-    parser.add_argument("--only", default="", help="the kinds whose names have this in them")
-    parser.add_argument("--tries", type=number(int, 1), help="of each kind, instead of its own")
+    parser.add_argument(
+        "--seed", type=number(int, 0), default=0, help="of what is tried (0)"
+    )
+    parser.add_argument(
+        "--only", default="", help="the kinds whose names have this in them"
+    )
+    parser.add_argument(
+        "--tries", type=number(int, 1), help="of each kind, instead of its own"
+    )
     args = parser.parse_args(argv)
     rows, begin = [], time.monotonic()
     for name, (tries, kind) in KINDS.items():
@@ -73,7 +86,14 @@ def main(argv=None) -> None:
             continue
         start = time.monotonic()
         counts, problems = run_kind(kind, args.tries or tries, args.seed)
-        rows.append({"kind": name, "tries": sum(counts.values()), **counts, "problems": problems})
+        rows.append(
+            {
+                "kind": name,
+                "tries": sum(counts.values()),
+                **counts,
+                "problems": problems,
+            }
+        )
         words = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
         print(
             f"{name}: {words}   ({time.monotonic() - start:.0f} s)",
@@ -85,7 +105,9 @@ def main(argv=None) -> None:
         command = ["python", "benchmarks/torture"]
         about = provenance(command, torch.device("cpu"))
         about |= {"seed": args.seed, "seconds": round(time.monotonic() - begin)}
-        write_json(ROOT / "benchmarks/results/torture.json", {"about": about, "rows": rows})
+        write_json(
+            ROOT / "benchmarks/results/torture.json", {"about": about, "rows": rows}
+        )
     if any(row["problems"] for row in rows):
         raise SystemExit(1)
 

@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-# What may be wrong, from the worst: something that was there or was worked for is gone; a wrong
-# result without a word; a traceback instead of a line; no end.
+# What may be wrong, from the worst: something that was there or was worked for is gone;
+# a wrong result without a word; a traceback instead of a line; no end.
 WRONG = ("lost", "silent", "traceback", "hang")
 
 
@@ -41,9 +41,10 @@ def attempt(
 ) -> Outcome:
     """Runs call() in a forked process, and act(its process id) beside it.
 
-    The process may use 8 GiB more memory than this one, and `largest_file` bytes a file, as if the
-    disk were full. A fork starts in milliseconds, where a new Python needs seconds for its imports.
-    It is safe as long as this process has neither run a backward pass nor started threads of torch.
+    The process may use 8 GiB more memory than this one, and `largest_file` bytes a
+    file, as if the disk were full. A fork starts in milliseconds, where a new Python
+    needs seconds for its imports. It is safe as long as this process has neither run a
+    backward pass nor started threads of torch.
     """
     read_end, write_end = os.pipe()
     start = time.monotonic()
@@ -71,7 +72,9 @@ def attempt(
     return Outcome(128 - status if status < 0 else status, text, seconds, hung)
 
 
-def _run_in_child(call: Callable[[], object], write_end: int, largest_file: int | None) -> None:
+def _run_in_child(
+    call: Callable[[], object], write_end: int, largest_file: int | None
+) -> None:
     """Never returns."""
     status = 1
     try:
@@ -80,7 +83,10 @@ def _run_in_child(call: Callable[[], object], write_end: int, largest_file: int 
         sys.stdout = sys.stderr = os.fdopen(1, "w", buffering=1)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         torch.set_num_threads(1)
-        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        used = (
+            int(Path("/proc/self/statm").read_text().split()[0])
+            * resource.getpagesize()
+        )
         resource.setrlimit(resource.RLIMIT_AS, (used + 2**33, used + 2**33))
         if largest_file is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
@@ -121,7 +127,11 @@ def judge(outcome: Outcome, *statuses: int) -> str:
 
 def damaged_files(folder: Path) -> list[str]:
     """The files below a folder that cannot be read, or that nobody needs any more."""
-    return [path.name for path in folder.rglob("*") if path.is_file() and not _is_whole(path)]
+    return [
+        path.name
+        for path in folder.rglob("*")
+        if path.is_file() and not _is_whole(path)
+    ]
 
 
 def _is_whole(path: Path) -> bool:

@@ -53,7 +53,9 @@ def read(name: str, path: Path) -> dict[str, torch.Tensor]:
     if name == "resume":
         load_resume(state := fresh_state(), path, {"seed": 0})
         return state.model.state_dict()
-    return load_model(path, Flow if name == "permutations" else KINDS[name]).state_dict()
+    return load_model(
+        path, Flow if name == "permutations" else KINDS[name]
+    ).state_dict()
 
 
 def reading(name: str, path: Path, right: dict | None = None) -> str:
@@ -65,7 +67,9 @@ def reading(name: str, path: Path, right: dict | None = None) -> str:
         except UserError as error:
             print(f"error: {error}")
             raise SystemExit(2) from None
-        if right is None or not all(torch.equal(found[key], right[key]) for key in right):
+        if right is None or not all(
+            torch.equal(found[key], right[key]) for key in right
+        ):
             raise SystemExit(3)
 
     outcome = attempt(call, timeout=20)
@@ -116,7 +120,21 @@ def mutate(content: bytearray, chance: random.Random) -> None:
 def edited(tries: int, folder: Path, chance: random.Random) -> Iterator[str]:
     """One value of a checkpoint's config or metadata is another one, or gone."""
     paths = write_checkpoints(folder)
-    odd = [-1, 0, 0.5, 10**6, 10**20, float("nan"), float("inf"), "7", "", None, [], {}, True]
+    odd = [
+        -1,
+        0,
+        0.5,
+        10**6,
+        10**20,
+        float("nan"),
+        float("inf"),
+        "7",
+        "",
+        None,
+        [],
+        {},
+        True,
+    ]
     odd += [[1] * 3, torch.zeros(2), b"x"]
     for i in range(tries):
         name = list(paths)[i % len(paths)]
@@ -136,15 +154,24 @@ def edited(tries: int, folder: Path, chance: random.Random) -> Iterator[str]:
         yield problem + (f": {name} {key}={value!r}" if problem else "")
 
 
-# What has only one right value. Another mean, say, is a valid config: the weights decide.
+# What has only one right value. Another mean, say, is a valid config: the weights
+# decide.
 PLACES = {
     "flow": ["config", "config.dim", "config.transforms", "config.transforms.1.0"],
     "permutations": ["config.dim", "config.transforms.1.1.dim", "state_dict"],
-    "glow": [f"config.{name}" for name in ("shape", *Glow.LIMITS)] + ["state_dict", "config"],
+    "glow": [f"config.{name}" for name in ("shape", *Glow.LIMITS)]
+    + ["state_dict", "config"],
     "classifier": ["config.shape", "config.width", "config.classes", "state_dict"],
-    "resume": [f"state.progress.{name}" for name in ("step", "skipped", "seconds", "curve")],
+    "resume": [
+        f"state.progress.{name}" for name in ("step", "skipped", "seconds", "curve")
+    ],
 }
-PLACES["resume"] += ["settings.seed", "state.model", "state.averaged", "state.optimizers"]
+PLACES["resume"] += [
+    "settings.seed",
+    "state.model",
+    "state.averaged",
+    "state.optimizers",
+]
 
 
 def other_kind(tries: int, folder: Path, chance: random.Random) -> Iterator[str]:
@@ -158,15 +185,33 @@ def other_kind(tries: int, folder: Path, chance: random.Random) -> Iterator[str]
     torch.save(nn.Linear(2, 2), folder / "pickle.pt")
     for _ in range(tries):
         wanted = chance.choice(list(paths))
-        others = [path for name, path in paths.items() if {name, wanted} - {"flow", "permutations"}]
+        others = [
+            path
+            for name, path in paths.items()
+            if {name, wanted} - {"flow", "permutations"}
+        ]
         others = [path for path in others if path != paths[wanted]]
-        path = chance.choice([*others, *(folder / f"{name}.pt" for name in NO_CHECKPOINTS)])
+        path = chance.choice(
+            [*others, *(folder / f"{name}.pt" for name in NO_CHECKPOINTS)]
+        )
         problem = reading(wanted, path)
         yield problem + (f": {path.name} as {wanted}" if problem else "")
 
 
 NO_CHECKPOINTS = ("text", "empty", "folder", "list", "bare", "pickle")
-ODD_VALUES = ("0", "-1", "1" + "0" * 20, "nan", "inf", "1e400", "", "é", "0x10", "1_0", "\udcff")
+ODD_VALUES = (
+    "0",
+    "-1",
+    "1" + "0" * 20,
+    "nan",
+    "inf",
+    "1e400",
+    "",
+    "é",
+    "0x10",
+    "1_0",
+    "\udcff",
+)
 
 
 def flags(tries: int, folder: Path, chance: random.Random) -> Iterator[str]:
@@ -178,7 +223,9 @@ def flags(tries: int, folder: Path, chance: random.Random) -> Iterator[str]:
         text = io.StringIO()
         with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
             main(["--help"])
-        found = sorted(set(re.findall(r"^  (--[a-z-]+)", text.getvalue(), re.MULTILINE)))
+        found = sorted(
+            set(re.findall(r"^  (--[a-z-]+)", text.getvalue(), re.MULTILINE))
+        )
         pairs += [(name, flag, value) for flag in found for value in ODD_VALUES]
     pairs = pairs if tries >= len(pairs) else chance.sample(pairs, tries)
     for i, (name, flag, value) in enumerate(pairs):
@@ -191,12 +238,15 @@ def flags(tries: int, folder: Path, chance: random.Random) -> Iterator[str]:
             script()
 
         outcome = attempt(call, timeout=20)
-        # Some values are valid and ask for a long run: with a progress bar that is no hang.
+        # Some values are valid and ask for a long run: with a progress bar that is no
+        # hang.
         busy = outcome.hung and "%|" in outcome.text
         problem = "" if busy else judge(outcome, 0, 2)
         if damaged_files(place) and not busy:
             problem = problem or "lost"
-        yield problem + (f": {name} {flag} {value!r}: {outcome.text[-600:]}" if problem else "")
+        yield problem + (
+            f": {name} {flag} {value!r}: {outcome.text[-600:]}" if problem else ""
+        )
 
 
 def mutated_tables(tries: int, folder: Path, chance: random.Random) -> Iterator[str]:
@@ -227,7 +277,9 @@ def mutated_pictures(tries: int, folder: Path, chance: random.Random) -> Iterato
     contents = {}
     for role, array in (("picture", stroke), ("mask", mask)):
         for ending in ("png", "jpg", "gif", "tif", "bmp", "webp", "pgm"):
-            Image.fromarray(array).save(buffer := io.BytesIO(), format=FORMATS.get(ending, ending))
+            Image.fromarray(array).save(
+                buffer := io.BytesIO(), format=FORMATS.get(ending, ending)
+            )
             contents[f"{role}.{ending}"] = buffer.getvalue()
     for name in ("picture", "mask"):
         (folder / f"good_{name}.png").write_bytes(contents[f"{name}.png"])
@@ -235,7 +287,9 @@ def mutated_pictures(tries: int, folder: Path, chance: random.Random) -> Iterato
     def check(path: Path) -> None:
         is_mask = path.name.startswith("mask")
         picture = folder / "good_picture.png" if is_mask else path
-        found = read_picture(picture, path if is_mask else folder / "good_mask.png", (1, 8, 8), 17)
+        found = read_picture(
+            picture, path if is_mask else folder / "good_mask.png", (1, 8, 8), 17
+        )
         assert found.image.shape == found.mask.shape == (1, 8, 8)
         assert found.image.max() <= 16
         assert found.mask.any()

@@ -23,7 +23,13 @@ import flowlib.plots.inpainting  # noqa: F401
 import inpaint
 import train_glow_mnist
 import train_moons
-from benchmarks.torture.harness import Outcome, attempt, damaged_files, judge, kill_after
+from benchmarks.torture.harness import (
+    Outcome,
+    attempt,
+    damaged_files,
+    judge,
+    kill_after,
+)
 from flowlib import distributed
 from flowlib.files import SHIPPED
 from flowlib.images.glow import load_glow
@@ -31,7 +37,8 @@ from flowlib.plots import moons as moons_plots
 
 DIGITS = ["--dataset", "digits"]
 GLOW = [*DIGITS, "--steps", "30", "--blocks", "1", "--hidden", "8", "--batch", "8"]
-GLOW += ["--save-minutes", "0"]  # a resume file after each step, so that most kills hit one
+# a resume file after each step, so that most kills hit one
+GLOW += ["--save-minutes", "0"]
 MOONS = ["--epochs", "3", "--steps-per-epoch", "20", "--layers", "2", "--hidden", "8"]
 FILL = [*DIGITS, "--steps", "3", "--chains", "3", "--checkpoint"]
 FILL += [str(SHIPPED / "glow_digits.pt")]
@@ -46,7 +53,14 @@ def glow(folder: Path, *more: str) -> Callable[[], None]:
 
 
 def moons(folder: Path, *more: str) -> Callable[[], None]:
-    places = ["--checkpoint", folder, "--figures", folder, "--metrics", folder / "metrics.json"]
+    places = [
+        "--checkpoint",
+        folder,
+        "--figures",
+        folder,
+        "--metrics",
+        folder / "metrics.json",
+    ]
     return lambda: train_moons.main([*MOONS, *map(str, places), *more])
 
 
@@ -71,7 +85,15 @@ def pictures(folder: Path, *more: str) -> Callable[[], None]:
         picture.parent.mkdir(exist_ok=True)
         if not picture.exists():
             Image.fromarray(np.eye(8, k=i, dtype=np.uint8) * 250).save(picture)
-    argv = [*FILL, "--image", folder.parent / "pictures", "--mask", "top", "--output", folder]
+    argv = [
+        *FILL,
+        "--image",
+        folder.parent / "pictures",
+        "--mask",
+        "top",
+        "--output",
+        folder,
+    ]
     return lambda: inpaint.main([*map(str, argv), *more])
 
 
@@ -89,13 +111,21 @@ def kill(tries: int, folder: Path, chance: random.Random) -> Iterator[str]:
     whole = attempt(glow(folder / "whole"))
     for i in range(tries):
         place = folder / f"try{i}"
-        attempt(glow(place), kill_after(chance.uniform(0, whole.seconds), signal.SIGKILL))
-        broken = [name for name in damaged_files(place) if not name.endswith((".part", ".lock"))]
+        attempt(
+            glow(place), kill_after(chance.uniform(0, whole.seconds), signal.SIGKILL)
+        )
+        broken = [
+            name
+            for name in damaged_files(place)
+            if not name.endswith((".part", ".lock"))
+        ]
         resumed = attempt(glow(place, "--resume"))
         problem = judge(resumed, 0)
         if broken or damaged_files(place):
             problem = problem or f"lost: {broken or damaged_files(place)}"
-        elif not problem and not same_weights(place / "glow.pt", folder / "whole/glow.pt"):
+        elif not problem and not same_weights(
+            place / "glow.pt", folder / "whole/glow.pt"
+        ):
             problem = "silent"
         yield problem
 
@@ -131,7 +161,9 @@ def full_disk(tries: int, folder: Path, chance: random.Random) -> Iterator[str]:
         size = int(10 ** chance.uniform(1, 5.7))
         outcome = attempt(SCRIPTS[name](place, "--seed", "1"), largest_file=size)
         problem = judge(outcome, 0, 2)
-        if damaged_files(place) or before.keys() - {path.name for path in place.iterdir()}:
+        if damaged_files(place) or before.keys() - {
+            path.name for path in place.iterdir()
+        }:
             problem = problem or f"lost: {damaged_files(place)}"
         yield problem + (f": {name} {size}: {outcome.text[-600:]}" if problem else "")
 
@@ -154,12 +186,16 @@ def two_runs(tries: int, folder: Path, chance: random.Random) -> Iterator[str]:
         problem = judge(first, 0) or judge(outcome, 2)
         if not problem and f"written by process {process}" not in outcome.text:
             problem = "silent"
-        if not problem and not same_weights(place / "glow.pt", folder / "whole/glow.pt"):
+        if not problem and not same_weights(
+            place / "glow.pt", folder / "whole/glow.pt"
+        ):
             problem = "lost"
         yield problem + (f": {outcome.text[-600:]}" if problem else "")
 
 
-def two_processes(place: Path, act: Callable | None = None, victim: int = 0) -> list[Outcome]:
+def two_processes(
+    place: Path, act: Callable | None = None, victim: int = 0
+) -> list[Outcome]:
     """What two processes that train together come to; `act` is done to one of them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -201,7 +237,9 @@ def lose_one(number: signal.Signals) -> Callable:
             problem = problem or judge(resumed[0], 0) or judge(resumed[1], 0)
             if damaged_files(place):
                 problem = problem or f"lost: {damaged_files(place)}"
-            if not problem and not same_weights(place / "glow.pt", folder / "whole/glow.pt"):
+            if not problem and not same_weights(
+                place / "glow.pt", folder / "whole/glow.pt"
+            ):
                 problem = "silent"
             yield problem + (f": {outcomes[1 - victim].text[-600:]}" if problem else "")
 
@@ -211,24 +249,37 @@ def lose_one(number: signal.Signals) -> Callable:
 def not_finite(tries: int, folder: Path, chance: random.Random) -> Iterator[str]:
     """From some step on the loss, a gradient or a weight is NaN or infinite."""
     for i in range(tries):
-        place, bad = folder / f"try{i}", [float("nan"), float("inf"), -float("inf")][i % 3]
-        first, what = chance.randrange(1, 10), ("loss", "gradient", "weight")[i // 3 % 3]
+        place, bad = (
+            folder / f"try{i}",
+            [float("nan"), float("inf"), -float("inf")][i % 3],
+        )
+        first, what = (
+            chance.randrange(1, 10),
+            ("loss", "gradient", "weight")[i // 3 % 3],
+        )
 
         def call(place=place, bad=bad, first=first, what=what) -> None:
             build = train_glow_mnist.build_glow
 
             def build_bad(*arguments):
                 model, calls = build(*arguments), []
-                weight, forward = model.flow.flows[0][0].flows[0].net.first.weight, model.forward
+                weight, forward = (
+                    model.flow.flows[0][0].flows[0].net.first.weight,
+                    model.forward,
+                )
 
                 def forward_bad(*batch):
                     calls.append(batch)
                     if len(calls) > first and what == "weight":
                         weight.data[0] = bad
-                    return forward(*batch) * (bad if len(calls) > first and what == "loss" else 1)
+                    return forward(*batch) * (
+                        bad if len(calls) > first and what == "loss" else 1
+                    )
 
                 if what == "gradient":
-                    weight.register_hook(lambda grad: grad * bad if len(calls) > first else grad)
+                    weight.register_hook(
+                        lambda grad: grad * bad if len(calls) > first else grad
+                    )
                 model.forward = forward_bad
                 return model
 

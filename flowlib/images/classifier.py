@@ -14,11 +14,22 @@ class Classifier(nn.Module):
     The first stage has `width` channels, the second twice as many.
     """
 
-    def __init__(self, shape=(1, 28, 28), levels: int = 256, width: int = 24, classes: int = 10):
+    def __init__(
+        self, shape=(1, 28, 28), levels: int = 256, width: int = 24, classes: int = 10
+    ):
         super().__init__()
-        if not (0 < width <= 1024 and 0 < classes <= 1000 and 4 <= min(shape[1:]) <= 512):
-            raise ValueError(f"width {width}, classes {classes} or shape {shape} cannot be")
-        self.config = {"shape": list(shape), "levels": levels, "width": width, "classes": classes}
+        if not (
+            0 < width <= 1024 and 0 < classes <= 1000 and 4 <= min(shape[1:]) <= 512
+        ):
+            raise ValueError(
+                f"width {width}, classes {classes} or shape {shape} cannot be"
+            )
+        self.config = {
+            "shape": list(shape),
+            "levels": levels,
+            "width": width,
+            "classes": classes,
+        }
 
         layers, inputs = [], 1
         for outputs in (width, 2 * width):
@@ -35,7 +46,9 @@ class Classifier(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Grey levels (B, 1, H, W) -> the classes' log-probabilities (B, classes)."""
         weight = self.net[0].weight
-        return self.net(images.to(weight.dtype) / (self.config["levels"] - 1)).log_softmax(1)
+        return self.net(
+            images.to(weight.dtype) / (self.config["levels"] - 1)
+        ).log_softmax(1)
 
     @torch.no_grad()
     def classify(self, images: Tensor, chunk: int = 500) -> Tensor:
@@ -46,4 +59,6 @@ class Classifier(nn.Module):
 
 def load_classifier(path: str | Path, device: str | torch.device = "cpu") -> Classifier:
     """The trained classifier; UserError if the file is missing or unusable."""
-    return load_model(path, Classifier, device, "`python benchmarks/train_classifier.py` makes it")
+    return load_model(
+        path, Classifier, device, "`python benchmarks/train_classifier.py` makes it"
+    )

@@ -1,9 +1,11 @@
 """The layers of the Glow: networks, splines, couplings, ActNorm, split prior, dequantizer.
 
-Every layer is a normflows `Flow`: `inverse` takes data to latent, `forward` takes latent to data.
-Both also return the log-determinant in nats: (B,), or one number if all examples share it.
+Every layer is a normflows `Flow`: `inverse` takes data to latent, `forward` takes
+latent to data. Both also return the log-determinant in nats: (B,), or one number if all
+examples share it.
 
-Papers: Kingma and Dhariwal (2018), arXiv:1807.03039 (Glow); Durkan et al. (2019), arXiv:1906.04032
+Papers: Kingma and Dhariwal (2018), arXiv:1807.03039 (Glow); Durkan et al. (2019),
+arXiv:1906.04032
 (splines); Ho et al. (2019), arXiv:1902.00275 (learned dequantization).
 """
 
@@ -16,17 +18,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 LOG_TWO_PI = math.log(2 * math.pi)
-SMALLEST_BIN = 1e-3  # the least width and height of a spline's bin, as a share of the whole range
+# the least width and height of a spline's bin, as a share of the whole range
+SMALLEST_BIN = 1e-3
 
 
 class ConvNet(nn.Module):
     """Maps (B, inputs, H, W) to (B, outputs, H, W) by convolutions.
 
     A 3x3 convolution of x, tanh(3 x - 3/2) and tanh(3 x + 3/2), `depth` residual blocks
-    h + conv1x1(relu(conv3x3(relu(h)))), then a 1x1 convolution that starts at zero. With
-    `precision` torch.bfloat16 they run in bfloat16, and the output has the input's dtype: latents
-    are never rounded. Use it in training only, since decoding must repeat the outputs that encoding
-    saw.
+    h + conv1x1(relu(conv3x3(relu(h)))), then a 1x1 convolution that starts at zero.
+    With `precision` torch.bfloat16 they run in bfloat16, and the output has the input's
+    dtype: latents are never rounded. Use it in training only, since decoding must
+    repeat the outputs that encoding saw.
     """
 
     def __init__(self, inputs: int, hidden: int, outputs: int, depth: int = 1):
@@ -35,21 +38,31 @@ class ConvNet(nn.Module):
         self.first = nn.Conv2d(3 * inputs, hidden, 3, padding=1)
         self.blocks = nn.ModuleList()
         for _ in range(depth):
-            wide, narrow = nn.Conv2d(hidden, hidden, 3, padding=1), nn.Conv2d(hidden, hidden, 1)
-            self.blocks.append(nn.Sequential(nn.ReLU(), wide, nn.ReLU(inplace=True), narrow))
+            wide, narrow = (
+                nn.Conv2d(hidden, hidden, 3, padding=1),
+                nn.Conv2d(hidden, hidden, 1),
+            )
+            self.blocks.append(
+                nn.Sequential(nn.ReLU(), wide, nn.ReLU(inplace=True), narrow)
+            )
         self.last = nn.Conv2d(hidden, outputs, 1)
         for parameter in self.last.parameters():
             nn.init.zeros_(parameter)
-        self.to(memory_format=torch.channels_last)  # the faster layout on CPUs and tensor cores
+        # the faster layout on CPUs and tensor cores
+        self.to(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor) -> Tensor:
         bf16 = self.precision == torch.bfloat16
         with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
             # Smooth steps at ±1/2 tell background, edges and ink apart from the start.
-            h = self.first(torch.cat([x, (3 * x - 1.5).tanh(), (3 * x + 1.5).tanh()], 1))
+            h = self.first(
+                torch.cat([x, (3 * x - 1.5).tanh(), (3 * x + 1.5).tanh()], 1)
+            )
             for block in self.blocks:
                 h = h + block(h)
-            return self.last(h.relu()).to(x.dtype, memory_format=torch.contiguous_format)
+            return self.last(h.relu()).to(
+                x.dtype, memory_format=torch.contiguous_format
+            )
 
 
 def spline(
@@ -57,19 +70,24 @@ def spline(
 ) -> tuple[Tensor, Tensor]:
     """A monotone rational-quadratic spline on [-bound, bound] (y = x outside), and log dy/dx.
 
-    The range is cut into bins. In a bin of width w and height h the curve goes from (x₀, y₀), with
-    slope d₀, to (x₀ + w, y₀ + h), with slope d₁. Let s = h / w and t = (x - x₀) / w in [0, 1]:
+    The range is cut into bins. In a bin of width w and height h the curve goes from
+    (x₀, y₀), with slope d₀, to (x₀ + w, y₀ + h), with slope d₁. Let s = h / w and t =
+    (x - x₀) / w in [0, 1]:
 
         y = y₀ + h (s t² + d₀ t (1 - t)) / (s + (d₀ + d₁ - 2 s) t (1 - t))
 
-    The inverse solves this for t, a quadratic equation (Durkan et al. 2019, section 3.1).
+    The inverse solves this for t, a quadratic equation (Durkan et al. 2019, section
+    3.1).
 
     Args:
         x: (B, ...), any shape.
-        sizes: (B, 2·bins, ...): the bins' log-widths, then their log-heights, not normalized.
-        slopes: (B, bins - 1, ...): log-slopes where two bins meet, softly bounded by ±4.
+        sizes: (B, 2·bins, ...): the bins' log-widths, then their log-heights, not
+            normalized.
+        slopes: (B, bins - 1, ...): log-slopes where two bins meet, softly bounded by
+            ±4.
     Returns:
-        y, of x's shape, and log dy/dx entry by entry. If all parameters are zero, y = x.
+        y, of x's shape, and log dy/dx entry by entry. If all parameters are zero, y =
+        x.
     """
     inside = x.abs() < bound
     u = torch.where(inside, x, 0) / (2 * bound) + 0.5  # [-bound, bound] -> [0, 1]
@@ -96,22 +114,29 @@ def spline(
     return y, torch.where(inside, -log_slope if inverse else log_slope, 0)
 
 
-def _bin_of(u: Tensor, sizes: Tensor, slopes: Tensor, inverse: bool) -> tuple[tuple, tuple, tuple]:
+def _bin_of(
+    u: Tensor, sizes: Tensor, slopes: Tensor, inverse: bool
+) -> tuple[tuple, tuple, tuple]:
     """The bin that u in [0, 1] is in: its corner (x₀, y₀), its size (w, h), its slopes (d₀, d₁)."""
     bins, ones = slopes.shape[1] + 1, [1] * (u.ndim - 1)
     # Each bin has the least size; the softmax shares out what is left of the range.
-    sizes = sizes.unflatten(1, (2, bins)).softmax(2)  # (B, 2, bins, ...): widths, heights
+    # (B, 2, bins, ...): widths, heights
+    sizes = sizes.unflatten(1, (2, bins)).softmax(2)
     left_over = 1 - bins * SMALLEST_BIN
     # Slope 1 at both ends of the range, so that the spline joins the identity smoothly.
-    slopes = F.pad(slopes, (0, 0) * (u.ndim - 1) + (1, 1))  # (B, bins + 1, ...), log 1 = 0
+    # (B, bins + 1, ...), log 1 = 0
+    slopes = F.pad(slopes, (0, 0) * (u.ndim - 1) + (1, 1))
     k = torch.arange(bins, device=u.device).reshape(-1, *ones)  # (bins, 1, ...)
     with torch.no_grad():  # u's bin, a whole number, has no gradient
-        axis = sizes[:, 1 if inverse else 0]  # (B, bins, ...): the inverse looks along y
-        edges = left_over * axis[:, :-1].cumsum(1) + SMALLEST_BIN * k[1:]  # (B, bins - 1, ...)
+        # (B, bins, ...): the inverse looks along y
+        axis = sizes[:, 1 if inverse else 0]
+        # (B, bins - 1, ...)
+        edges = left_over * axis[:, :-1].cumsum(1) + SMALLEST_BIN * k[1:]
         bin = (edges <= u[:, None]).sum(1, keepdim=True)  # (B, 1, ...)
         before = (k < bin).to(u.dtype)  # (B, bins, ...): 1 for the bins before it
     # A bin's corner is the sum of all widths and heights before it.
-    corner = left_over * (sizes * before[:, None]).sum(2) + SMALLEST_BIN * bin  # (B, 2, ...)
+    # (B, 2, ...)
+    corner = left_over * (sizes * before[:, None]).sum(2) + SMALLEST_BIN * bin
     chosen = bin[:, None].expand(-1, 2, *bin.shape[1:])  # (B, 2, 1, ...)
     size = left_over * sizes.gather(2, chosen).squeeze(2) + SMALLEST_BIN  # (B, 2, ...)
     ends = slopes.gather(1, torch.cat([bin, bin + 1], 1))  # (B, 2, ...)
@@ -121,11 +146,14 @@ def _bin_of(u: Tensor, sizes: Tensor, slopes: Tensor, inverse: bool) -> tuple[tu
 class Coupling(nf.flows.Flow):
     """Half of the channels transform the other half: y = spline(x ⊙ exp s + t), entry by entry.
 
-    s (bounded by ±2), t and the spline come from a network that sees the first half. An affine map
-    alone keeps a Gaussian a Gaussian. With a spline a pixel can be "either background or ink".
+    s (bounded by ±2), t and the spline come from a network that sees the first half. An
+    affine map alone keeps a Gaussian a Gaussian. With a spline a pixel can be "either
+    background or ink".
     """
 
-    def __init__(self, channels: int, hidden: int, depth: int, bins: int, bound: float = 3.0):
+    def __init__(
+        self, channels: int, hidden: int, depth: int, bins: int, bound: float = 3.0
+    ):
         super().__init__()
         self.kept, self.bins, self.bound = channels - channels // 2, bins, bound
         self.net = ConvNet(self.kept, hidden, (1 + 3 * bins) * (channels // 2), depth)
@@ -156,8 +184,9 @@ class Coupling(nf.flows.Flow):
 class ActNorm(nf.flows.AffineConstFlow):
     """Shifts and scales each channel by learned constants (Kingma and Dhariwal 2018, section 3.1).
 
-    While `initializing` is True, `inverse` first sets them: its output has mean 0 and variance 1.
-    normflows' own ActNorm does so at the first call of any kind, even if that call samples.
+    While `initializing` is True, `inverse` first sets them: its output has mean 0 and
+    variance 1. normflows' own ActNorm does so at the first call of any kind, even if
+    that call samples.
     """
 
     initializing = False
@@ -174,7 +203,8 @@ class Block(nf.flows.GlowBlock):
     """One step of Glow. From data to latent: ActNorm, an invertible 1x1 convolution, a coupling."""
 
     def __init__(self, channels: int, hidden: int, depth: int, bins: int):
-        nf.flows.Flow.__init__(self)  # GlowBlock's own __init__ would build normflows' layers
+        # GlowBlock's own __init__ would build normflows' layers
+        nf.flows.Flow.__init__(self)
         coupling = Coupling(channels, hidden, depth, bins)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*torch.lu is deprecated")
@@ -187,16 +217,17 @@ class Block(nf.flows.GlowBlock):
 def start_as_permutation(convolution: nf.flows.Invertible1x1Conv, kept: int) -> None:
     """Makes a 1x1 convolution a random permutation, from where it is learned.
 
-    Its usual start, a random rotation, mixes pixels before any coupling has seen them one by one.
-    But a pixel is black, or saturated, or in between, and a spline flattens that better than it
-    flattens a sum of several. At most half of the `kept` channels were kept by the coupling before,
-    so that each channel is soon transformed.
+    Its usual start, a random rotation, mixes pixels before any coupling has seen them
+    one by one. But a pixel is black, or saturated, or in between, and a spline flattens
+    that better than it flattens a sum of several. At most half of the `kept` channels
+    were kept by the coupling before, so that each channel is soon transformed.
     """
     channels = convolution.num_channels
     order = torch.arange(channels)
     while (order[:kept] < kept).sum() > kept / 2:
         order = torch.randperm(channels)
-    # The convolution's matrix is P (L + I) (U + diag(sign_S exp log_S)), L and U triangular.
+    # The convolution's matrix is P (L + I) (U + diag(sign_S exp log_S)), L and U
+    # triangular.
     convolution.P.copy_(torch.eye(channels)[order])
     convolution.sign_S.fill_(1)
     for parameter in (convolution.L, convolution.U, convolution.log_S):
@@ -206,7 +237,8 @@ def start_as_permutation(convolution: nf.flows.Invertible1x1Conv, kept: int) -> 
 class SplitPrior(nf.flows.Flow):
     """Moves half of the channels to the latent space: z₂ = (x₂ - μ(x₁)) / σ(x₁), and x₁ goes on.
 
-    If z₂ is standard normal, x₂ has the learned prior N(μ(x₁), σ(x₁)²), as in Glow's own code.
+    If z₂ is standard normal, x₂ has the learned prior N(μ(x₁), σ(x₁)²), as in Glow's
+    own code.
     """
 
     def __init__(self, channels: int, hidden: int, depth: int):
@@ -228,14 +260,17 @@ class SplitPrior(nf.flows.Flow):
         """Latent to data: [x₁, z₂] -> x."""
         kept, split = z
         mean, log_std = self._prior(kept)
-        return torch.cat([kept, split * log_std.exp() + mean], 1), log_std.flatten(1).sum(1)
+        return torch.cat([kept, split * log_std.exp() + mean], 1), log_std.flatten(
+            1
+        ).sum(1)
 
 
 class Dequantizer(nn.Module):
     """Spreads each grey level over its bin: v = (image + u) / levels with u in (0, 1).
 
-    u = sigmoid(μ(image) + σ(image) · ε), ε ~ N(0, I), with μ and log σ from a ConvNet that has
-    `hidden` channels inside. At first u is nearly uniform. Source: Ho et al. (2019), section 3.1.
+    u = sigmoid(μ(image) + σ(image) · ε), ε ~ N(0, I), with μ and log σ from a ConvNet
+    that has `hidden` channels inside. At first u is nearly uniform. Source: Ho et al.
+    (2019), section 3.1.
     """
 
     def __init__(self, levels: int, hidden: int):
@@ -247,14 +282,17 @@ class Dequantizer(nn.Module):
     def forward(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """v in (0, 1), of the images' shape, and log q(v | image) in nats, (B,).
 
-        `images` (B, 1, H, W) are whole numbers 0 ... levels - 1; `noise` is ε, of that shape.
+        `images` (B, 1, H, W) are whole numbers 0 ... levels - 1; `noise` is ε, of that
+        shape.
         """
         images = images.to(noise.dtype)
         mean, log_std = self.net(2 * images / (self.levels - 1) - 1).chunk(2, dim=1)
         logit = mean + log_std.exp() * noise
         u = logit.sigmoid()
-        log_q = -0.5 * (noise.square() + LOG_TWO_PI) - log_std  # log N(logit; mean, std²)
+        # log N(logit; mean, std²)
+        log_q = -0.5 * (noise.square() + LOG_TWO_PI) - log_std
         log_q = log_q - F.logsigmoid(logit) - F.logsigmoid(-logit)  # - log du/dlogit
-        log_q = (log_q + math.log(self.levels)).flatten(1).sum(1)  # v is `levels` times narrower
+        # v is `levels` times narrower
+        log_q = (log_q + math.log(self.levels)).flatten(1).sum(1)
         u = u.clamp(max=1 - 2**-14)  # so that rounding never lifts v into the next bin
         return (images + u) / self.levels, log_q

@@ -1,8 +1,8 @@
 """The density of an image as a function of its missing pixels alone, for any log-density.
 
-Every engine that fills holes (map_estimate.py, initial_fills.py, hmc.py) takes one `HoleDensity`.
-None knows a model, so each is tested where the answer has a closed form. A mask is True where an
-entry is *missing*. What lies there in x is never looked at.
+Every engine that fills holes (map_estimate.py, initial_fills.py, hmc.py) takes one
+`HoleDensity`. None knows a model, so each is tested where the answer has a closed form.
+A mask is True where an entry is *missing*. What lies there in x is never looked at.
 """
 
 import copy
@@ -11,24 +11,27 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-VALUE_WORK, GRADIENT_WORK = 1, 3  # what `progress` is told: a gradient costs three evaluations
+# what `progress` is told: a gradient costs three evaluations
+VALUE_WORK, GRADIENT_WORK = 1, 3
 
 
 class HoleDensity:
     """log p(observed, y) of C fills for each of B examples, where y is an unbounded coordinate.
 
-    A fill is a vector y of D entries, one for each entry of an example. Over the hole y = logit(x)
-    (or x itself on the real line), elsewhere y = 0. Densities change with the coordinate:
+    A fill is a vector y of D entries, one for each entry of an example. Over the hole y
+    = logit(x) (or x itself on the real line), elsewhere y = 0. Densities change with
+    the coordinate:
 
         log p(y) = log p(x) + Σ log dx/dy,   dx/dy = x (1 - x),   summed over the hole.
 
     Args:
-        log_prob: (N, *shape) -> (N,), nats, differentiable; a density of x. A model with dropout
-            must be in eval mode, which `load_model` returns.
+        log_prob: (N, *shape) -> (N,), nats, differentiable; a density of x. A model
+            with dropout must be in eval mode, which `load_model` returns.
         x: (B, *shape), or (B, C, *shape) where each fill has its own observed entries.
         mask: (B, *shape) bool, True where missing.
         unit_interval: x is in (0, 1); False takes it from the real line.
-        chunk: how many fills `log_prob` gets at once; by default 128 on a CPU, 2048 on a GPU.
+        chunk: how many fills `log_prob` gets at once; by default 128 on a CPU, 2048 on
+            a GPU.
         progress: called with the work done after each chunk, see `GRADIENT_WORK`.
     Raises:
         ValueError: names the argument that cannot be used.
@@ -51,7 +54,9 @@ class HoleDensity:
         batched = x[:, None] if x.ndim == mask.ndim else x  # (B, 1 or C, *shape)
         if mask.dtype != torch.bool or batched[:, 0].shape != mask.shape:
             shapes = f"{mask.dtype} of shape {tuple(mask.shape)} for x of shape {tuple(x.shape)}"
-            raise ValueError(f"mask must be bool and of the examples' shape, not {shapes}")
+            raise ValueError(
+                f"mask must be bool and of the examples' shape, not {shapes}"
+            )
         if chunk is not None and chunk < 1:
             raise ValueError(f"chunk must be at least 1, not {chunk}")
         self.log_prob, self.unit_interval = log_prob, unit_interval
@@ -60,7 +65,8 @@ class HoleDensity:
         self.shape = mask.shape[1:]
         self.hole = mask.flatten(1)[:, None]  # (B, 1, D)
         # Whatever lay in the hole is gone from here on.
-        self.observed = torch.where(self.hole, 0.5, batched.flatten(2))  # (B, 1 or C, D)
+        # (B, 1 or C, D)
+        self.observed = torch.where(self.hole, 0.5, batched.flatten(2))
 
     def __getitem__(self, rows: Tensor) -> "HoleDensity":
         """The same of some of the examples."""
@@ -76,7 +82,9 @@ class HoleDensity:
 
     def decode(self, y: Tensor) -> Tensor:
         """y (B, C, D) -> completed x (B, C, *shape); observed entries are exactly as given."""
-        x = torch.where(self.hole, y.sigmoid() if self.unit_interval else y, self.observed)
+        x = torch.where(
+            self.hole, y.sigmoid() if self.unit_interval else y, self.observed
+        )
         return x.unflatten(2, self.shape)
 
     @torch.no_grad()
@@ -93,19 +101,24 @@ class HoleDensity:
         def both(x: Tensor) -> Tensor:
             x = x.detach().requires_grad_()
             value = self.log_prob(x)
-            # The sum, not the mean: no fill's gradient depends on how many others there are.
+            # The sum, not the mean: no fill's gradient depends on how many others there
+            # are.
             (grad,) = torch.autograd.grad(value.sum(), x)
-            return torch.cat([value.detach()[:, None], grad.flatten(1)], 1)  # (N, 1 + D)
+            # (N, 1 + D)
+            return torch.cat([value.detach()[:, None], grad.flatten(1)], 1)
 
         with torch.enable_grad():
-            value, grad = self._evaluate(y, both, GRADIENT_WORK).split([1, y.shape[2]], dim=2)
+            value, grad = self._evaluate(y, both, GRADIENT_WORK).split(
+                [1, y.shape[2]], dim=2
+            )
         value = value.squeeze(2)  # (B, C)
         if self.unit_interval:
             x = y.sigmoid()
             grad = grad * x * (1 - x)  # the chain rule
         if not of_x:
             value = value + self.log_jacobian(y)
-            grad = grad + 1 - 2 * x if self.unit_interval else grad  # d/dy log x (1 - x)
+            # d/dy log x (1 - x)
+            grad = grad + 1 - 2 * x if self.unit_interval else grad
         return value, torch.where(self.hole, grad, 0)
 
     def _evaluate(self, y: Tensor, function: Callable, work: int) -> Tensor:

@@ -22,9 +22,15 @@ class Batch:
         def part(value):
             if value is None:
                 return None
-            return value[rows] if isinstance(value, Tensor | Batch) else [value[i] for i in rows]
+            return (
+                value[rows]
+                if isinstance(value, Tensor | Batch)
+                else [value[i] for i in rows]
+            )
 
-        return type(self)(**{field.name: part(getattr(self, field.name)) for field in fields(self)})
+        return type(self)(
+            **{field.name: part(getattr(self, field.name)) for field in fields(self)}
+        )
 
     def __len__(self) -> int:
         return len(getattr(self, fields(self)[0].name))
@@ -42,7 +48,9 @@ class Batch:
             return None if first is None else sum(values, [])
 
         names = [field.name for field in fields(cls)]
-        return cls(**{name: joined([getattr(part, name) for part in parts]) for name in names})
+        return cls(
+            **{name: joined([getattr(part, name) for part in parts]) for name in names}
+        )
 
 
 @dataclass
@@ -63,15 +71,26 @@ class Problem(Batch):
     names: list[str]  # of the images
     seeds: list[int]  # of each image's random numbers
     truth: Truth | None = None
-    observed: Tensor | None = None  # (B, 1, H, W) v of the observed pixels, if known exactly
+    # (B, 1, H, W) v of the observed pixels, if known exactly
+    observed: Tensor | None = None
     pictures: list[Picture] | None = None  # the user's, which the images were made from
 
     @classmethod
-    def cut(cls, grey, mask, seeds, truth=None, v=None, names=None, pictures=None) -> "Problem":
+    def cut(
+        cls, grey, mask, seeds, truth=None, v=None, names=None, pictures=None
+    ) -> "Problem":
         """Cuts holes into grey levels (B, 1, H, W), and into their v where it is known exactly."""
         names = names or [f"image {seed}" for seed in seeds]
         observed = None if v is None else torch.where(mask, 0.5, v)
-        return cls(torch.where(mask, 0, grey), mask, names, list(seeds), truth, observed, pictures)
+        return cls(
+            torch.where(mask, 0, grey),
+            mask,
+            names,
+            list(seeds),
+            truth,
+            observed,
+            pictures,
+        )
 
 
 @dataclass
@@ -88,13 +107,15 @@ class Fill(Batch):
     map: Tensor  # uint8 (B, 1, H, W)
     map_log_prob: Tensor  # (B,)
     map_atypical: Tensor  # bool (B,), likelier than nearly all reference images
-    typical: Tensor  # (B,) likeliest sample's log p minus the reference images' mean, in their σ
+    # (B,) likeliest sample's log p minus the reference images' mean, in their σ
+    typical: Tensor
     samples: Tensor  # uint8 (B, S, 1, H, W)
     samples_v: Tensor  # (B, S, 1, H, W) in (0, 1), before quantization
     log_prob: Tensor  # (B, S)
     acceptance: Tensor  # (B,) of the chains' moves
     travelled: Tensor  # (B,) how far the chains have come, see `scores.travelled`
-    digits: Tensor | None = None  # int64 (B, S): which class each sample is, for the classifier
+    # int64 (B, S): which class each sample is, for the classifier
+    digits: Tensor | None = None
 
     def grey(self, images: Tensor) -> Tensor:
         """Grey levels (B, ...) as grey values in [0, 1]."""
@@ -103,7 +124,8 @@ class Fill(Batch):
     def mean(self) -> Tensor:
         """(B, 1, H, W): of all fills the one with the least expected squared error."""
         grey = self.grey(self.samples)
-        # A mean of equal numbers can be off by a rounding; the observed pixels are exact.
+        # A mean of equal numbers can be off by a rounding; the observed pixels are
+        # exact.
         return torch.where(self.mask, grey.mean(1), self.grey(self.masked))
 
     def interval(self, share: float) -> tuple[Tensor, Tensor]:
@@ -115,8 +137,8 @@ class Fill(Batch):
     def describe_digits(self, i: int, halves: bool = False) -> str:
         """What image i's samples are, the most frequent first: "4: 8 of 12, 9: 3".
 
-        `halves` adds the counts in either half of the samples: "4: 8 of 12 (5 + 3)". Where the
-        halves differ, the count itself is uncertain.
+        `halves` adds the counts in either half of the samples: "4: 8 of 12 (5 + 3)".
+        Where the halves differ, the count itself is uncertain.
         """
         if self.digits is None:
             return ""
@@ -131,20 +153,34 @@ class Fill(Batch):
 
     def numbers(self, i: int) -> dict:
         """Image i's log-densities, digits and diagnostics, as plain numbers."""
-        names = ("map_log_prob", "map_atypical", "log_prob", "acceptance", "travelled", "digits")
+        names = (
+            "map_log_prob",
+            "map_atypical",
+            "log_prob",
+            "acceptance",
+            "travelled",
+            "digits",
+        )
         values = {name: getattr(self, name) for name in names}
-        return {name: value[i].tolist() for name, value in values.items() if value is not None}
+        return {
+            name: value[i].tolist()
+            for name, value in values.items()
+            if value is not None
+        }
 
     def compare(self, truth: Truth) -> dict:
         """The fills' metrics, over the missing pixels alone."""
         grey = self.grey(self.samples)
         rank = scores.ranks(self.samples_v, truth.v, rng(0, "ties"))[self.mask]
         atypical = {"atypical": self.map_atypical.float().mean().item()}
-        covered = {c: scores.inside(rank, c).float().mean().item() for c in scores.COVERAGES}
+        covered = {
+            c: scores.inside(rank, c).float().mean().item() for c in scores.COVERAGES
+        }
         return {
             "images": len(self),
             "truth_log_prob": truth.log_prob.mean().item(),
-            "map": self._metrics(self.grey(self.map), truth, self.map_log_prob) | atypical,
+            "map": self._metrics(self.grey(self.map), truth, self.map_log_prob)
+            | atypical,
             "mean": self._metrics(self.mean(), truth),
             "sample": self._metrics(grey[:, 0], truth, self.log_prob[:, 0]),
             "crps": scores.crps(grey, truth.grey, self.mask).mean().item(),
@@ -153,11 +189,16 @@ class Fill(Batch):
             "travelled": self.travelled.median().item(),
         }
 
-    def _metrics(self, filled: Tensor, truth: Truth, log_prob: Tensor | None = None) -> dict:
+    def _metrics(
+        self, filled: Tensor, truth: Truth, log_prob: Tensor | None = None
+    ) -> dict:
         mse = scores.hole_mse(filled, truth.grey, self.mask).mean().item()
         ink = scores.ink_ratio(filled, truth.grey, self.mask)
         metrics = {"hole_psnr": scores.psnr(mse), "hole_mse": mse, "ink_ratio": ink}
         if log_prob is not None:
             likelier = (log_prob > truth.log_prob).float().mean().item()
-            metrics |= {"log_prob": log_prob.mean().item(), "likelier_than_truth": likelier}
+            metrics |= {
+                "log_prob": log_prob.mean().item(),
+                "likelier_than_truth": likelier,
+            }
         return metrics

@@ -1,12 +1,14 @@
 """Hamiltonian Monte Carlo: samples of the missing pixels given the observed ones, for any density.
 
-A chain moves through fills y like a ball through a landscape of height U(y) = -log p(y). A move
-gives it a random momentum r, follows it for a few leapfrog steps, and accepts where it has come to
-with probability min(1, exp(H - H')), H = U + |r|² / 2 the energy. This leaves p as it is, as long
-as the step size does not depend on where the chain has been. So the first half of the moves adapts
-it, towards an acceptance of 65 %, and the second half keeps it.
+A chain moves through fills y like a ball through a landscape of height U(y) = -log
+p(y). A move gives it a random momentum r, follows it for a few leapfrog steps, and
+accepts where it has come to with probability min(1, exp(H - H')), H = U + |r|² / 2 the
+energy. This leaves p as it is, as long as the step size does not depend on where the
+chain has been. So the first half of the moves adapts it, towards an acceptance of 65 %,
+and the second half keeps it.
 
-Source: Neal (2011), arXiv:1206.1901, sections 2, 4.2 (a step size for each entry) and 5.4.4.
+Source: Neal (2011), arXiv:1206.1901, sections 2, 4.2 (a step size for each entry) and
+5.4.4.
 """
 
 import math
@@ -42,20 +44,24 @@ def sample_hmc(
     """Moves C chains for each of B examples from y (B, C, D).
 
     Args:
-        width: (B, C, D), how far each entry can move before the density changes much; the steps
-            are in proportion to it, which is the same as giving each entry a mass of 1 / width².
-        moves, leapfrog: moves of each chain, and steps of a move, each of which costs one gradient.
-            Raises ValueError if one of them is not positive.
+        width: (B, C, D), how far each entry can move before the density changes much;
+            the steps are in proportion to it, which is the same as giving each entry a
+            mass of 1 / width².
+        moves, leapfrog: moves of each chain, and steps of a move, each of which costs
+            one gradient. Raises ValueError if one of them is not positive.
     """
     if min(moves, leapfrog) < 1:
-        raise ValueError(f"moves and leapfrog must be at least 1, not {moves} and {leapfrog}")
+        raise ValueError(
+            f"moves and leapfrog must be at least 1, not {moves} and {leapfrog}"
+        )
     count, entries = y.shape[1:]
     log_p, grad = density.value_and_grad(y)
     step, accepted_moves = y.new_full((len(y), 1), 0.2), []
     for move in range(moves):
         momentum = streams.randn(count, entries) * density.hole
         # Steps of varying length keep a chain from running in circles.
-        length = step[..., None] * (0.8 + 0.4 * streams.rand(count, 1)) * width  # (B, C, D)
+        # (B, C, D)
+        length = step[..., None] * (0.8 + 0.4 * streams.rand(count, 1)) * width
         energy = momentum.square().sum(2) / 2 - log_p
         new_y, new_grad = y, grad
         for _ in range(leapfrog):

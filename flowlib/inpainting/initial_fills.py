@@ -1,9 +1,11 @@
 """Initial fills for a sampler: similar reference images, and their refinement under any density.
 
-An ascent mends what is wrong pixel by pixel, but it cannot move a stroke: each of its pixels would
-have to cross from dark to light first. A fill can take over a whole patch of another one instead, a
-crossover (Liang and Wong 2000, Statistica Sinica 10, 317-342). Both are cheap, so the sampler that
-starts from the result has less to do. This is a search, not a sampler: an ascent has no inverse.
+An ascent mends what is wrong pixel by pixel, but it cannot move a stroke: each of its
+pixels would
+have to cross from dark to light first. A fill can take over a whole patch of another
+one instead, a crossover (Liang and Wong 2000, Statistica Sinica 10, 317-342). Both are
+cheap, so the sampler that starts from the result has less to do. This is a search, not
+a sampler: an ascent has no inverse.
 """
 
 import torch
@@ -21,8 +23,8 @@ def nearest_images(
 ) -> Tensor:
     """The k reference images nearest to each x in its observed pixels, nearest first: (B, k, ...).
 
-    x (B, ...) is looked at only where the mask (B, ...) is False. The references are (N, ...),
-    `weight` (B, ...) is that of each pixel's squared difference, 1 if None.
+    x (B, ...) is looked at only where the mask (B, ...) is False. The references are
+    (N, ...), `weight` (B, ...) is that of each pixel's squared difference, 1 if None.
     """
     observed = (~mask).flatten(1).float()
     if weight is not None:
@@ -30,16 +32,21 @@ def nearest_images(
     x, flat = torch.where(mask, 0, x).flatten(1).float(), references.flatten(1).float()
     # Σ w (x - r)² without Σ w x², which is the same for every reference
     distance = observed @ flat.square().T - 2 * (observed * x) @ flat.T  # (B, N)
-    return references[distance.topk(min(k, len(references)), dim=1, largest=False).indices]
+    return references[
+        distance.topk(min(k, len(references)), dim=1, largest=False).indices
+    ]
 
 
 def similar_images(masked: Tensor, mask: Tensor, references: Tensor, k: int) -> Tensor:
     """The k reference images that are most similar to each image near its hole: (B, k, 1, H, W).
 
-    A pixel counts by how many of the 7x7 pixels around it are missing: what is next to the hole
+    A pixel counts by how many of the 7x7 pixels around it are missing: what is next to
+    the hole
     says most about what is in it.
     """
-    share = nn.functional.avg_pool2d(mask.float(), 7, 1, padding=3, count_include_pad=False)
+    share = nn.functional.avg_pool2d(
+        mask.float(), 7, 1, padding=3, count_include_pad=False
+    )
     return nearest_images(masked, mask, references, k, weight=0.05 + share)
 
 
@@ -57,22 +64,27 @@ def refine_fills(
 ) -> Tensor:
     """Fills that fit the observed pixels better: y (B, C, D) -> (B, C, D).
 
-    In each round every fill is offered `crossovers` patches, in the first round of the `similar`
-    (B, K, D), later of the other fills. An ascent of `steps` steps follows. A patch costs one
-    evaluation of the density, a step one gradient.
+    In each round every fill is offered `crossovers` patches, in the first round of the
+    `similar` (B, K, D), later of the other fills. An ascent of `steps` steps follows. A
+    patch costs one evaluation of the density, a step one gradient.
 
-    An example has at most `rounds` rounds, and no more once the other fills' patches gain less than
-    LEAST_GAIN. Those are not taken: so small a gain says little about the observed pixels, and much
-    about what the density likes best. The fills would grow alike and lose ink.
+    An example has at most `rounds` rounds, and no more once the other fills' patches
+    gain less than LEAST_GAIN. Those are not taken: so small a gain says little about
+    the observed pixels, and much about what the density likes best. The fills would
+    grow alike and lose ink.
     """
     ascent = y.shape[1] * steps * GRADIENT_WORK
     work = y.shape[1] * (crossovers + 1) * VALUE_WORK + ascent  # of a round
-    y, left = y.clone(), torch.arange(len(y), device=y.device)  # which examples have another round
+    # which examples have another round
+    y, left = y.clone(), torch.arange(len(y), device=y.device)
     for i in range(rounds):
         part, random = density[left], streams[left.tolist()]
-        crossed, gain = cross_over(part, y[left], None if i else similar, random, crossovers)
+        crossed, gain = cross_over(
+            part, y[left], None if i else similar, random, crossovers
+        )
         more = (gain >= LEAST_GAIN) | (i == 0)
-        density.progress(int((~more).sum()) * ((rounds - 1 - i) * work + ascent))  # not needed
+        # not needed
+        density.progress(int((~more).sum()) * ((rounds - 1 - i) * work + ascent))
         left = left[more]
         if not len(left):
             break
@@ -81,19 +93,26 @@ def refine_fills(
 
 
 def cross_over(
-    density: HoleDensity, y: Tensor, similar: Tensor | None, streams: Streams, count: int
+    density: HoleDensity,
+    y: Tensor,
+    similar: Tensor | None,
+    streams: Streams,
+    count: int,
 ) -> tuple[Tensor, Tensor]:
     """Offers each fill (B, C, D) `count` patches, of `similar` (B, K, D) or of the other fills.
 
-    A fill takes a patch with the Metropolis probability min(1, p(new) / p(old)). Returns the fills
-    and what they gained in log p, in nats, on average over an example's: (B,).
+    A fill takes a patch with the Metropolis probability min(1, p(new) / p(old)).
+    Returns the fills and what they gained in log p, in nats, on average over an
+    example's: (B,).
     """
     log_p = first = density(y)
     for _ in range(count):
         givers = y if similar is None else similar
         giver = (streams.rand(y.shape[1]) * givers.shape[1]).long()  # (B, C)
         patch = random_patches(density.hole, y.shape[1], density.shape, streams)
-        candidate = torch.where(patch, givers.gather(1, giver[..., None].expand_as(y)), y)
+        candidate = torch.where(
+            patch, givers.gather(1, giver[..., None].expand_as(y)), y
+        )
         value = density(candidate)
         gain = torch.nan_to_num(value - log_p, nan=-torch.inf)
         taken = streams.rand(y.shape[1]).log() < gain
@@ -111,20 +130,26 @@ def climb(density: HoleDensity, y: Tensor, steps: int, lr: float) -> Tensor:
     return y
 
 
-def random_patches(hole: Tensor, count: int, shape: tuple[int, ...], streams: Streams) -> Tensor:
+def random_patches(
+    hole: Tensor, count: int, shape: tuple[int, ...], streams: Streams
+) -> Tensor:
     """A box of missing entries for each fill: hole (B, 1, D) bool -> (B, count, D) bool.
 
-    It lies around a random missing entry, and its sides are a seventh to a half of the hole's. With
-    larger boxes one good fill would replace all others, and they would look surer than they are.
+    It lies around a random missing entry, and its sides are a seventh to a half of the
+    hole's. With larger boxes one good fill would replace all others, and they would
+    look surer than they are.
     """
     missing = hole.unflatten(2, shape)[:, 0]  # (B, *shape)
-    center = (streams.rand(count, hole.shape[2]) * hole).argmax(2)  # (B, C), a flat index
+    # (B, C), a flat index
+    center = (streams.rand(count, hole.shape[2]) * hole).argmax(2)
     box = torch.ones(len(hole), count, *shape, dtype=torch.bool, device=hole.device)
     for axis in reversed(range(len(shape))):
         size, index = shape[axis], torch.arange(shape[axis], device=hole.device)
-        place, center = center % size, center // size  # the center's place along this axis
+        # the center's place along this axis
+        place, center = center % size, center // size
         # How far the hole reaches along this axis.
-        along = missing.movedim(1 + axis, 1).reshape(len(hole), size, -1).any(2)  # (B, size)
+        # (B, size)
+        along = missing.movedim(1 + axis, 1).reshape(len(hole), size, -1).any(2)
         last, first = torch.where(along, index, -1), torch.where(along, index, size)
         side = (last.amax(1) - first.amin(1) + 1).clamp(min=1)[:, None]  # (B, 1)
         length = 1 + side // 7 + (streams.rand(count) * (side // 2 - side // 7)).long()

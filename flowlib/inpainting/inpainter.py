@@ -17,7 +17,8 @@ from flowlib.inpainting.initial_fills import climb, refine_fills, similar_images
 from flowlib.inpainting.map_estimate import find_map
 from flowlib.rng import Streams
 
-FIRST_STEPS = 10  # of the MAP ascent, after which the likeliest of several goes on alone
+# of the MAP ascent, after which the likeliest of several goes on alone
+FIRST_STEPS = 10
 Progress = Callable[[int], object] | None
 
 
@@ -55,12 +56,15 @@ def run_engine(
 ) -> tuple[Tensor, Chains]:
     """Refines fills y (B, C, D) and moves a chain from each. Returns the chains' starts and ends.
 
-    `similar` and `lr` are those of `refine_fills`. `widths` says how far each entry of the refined
-    fills can move, (B, C, D) -> (B, C, D).
+    `similar` and `lr` are those of `refine_fills`. `widths` says how far each entry of
+    the refined fills can move, (B, C, D) -> (B, C, D).
     """
     search = {"rounds": settings.rounds, "crossovers": settings.crossovers}
-    y = refine_fills(density, y, similar, streams, steps=settings.ascent, lr=lr, **search)
-    y = climb(density, y, settings.last_ascent, lr)  # near to the top of each fill's mode
+    y = refine_fills(
+        density, y, similar, streams, steps=settings.ascent, lr=lr, **search
+    )
+    # near to the top of each fill's mode
+    y = climb(density, y, settings.last_ascent, lr)
     width = widths(y) * density.hole
     y = y + width * streams.randn(*y.shape[1:])
     moves = {"moves": settings.moves, "leapfrog": settings.leapfrog}
@@ -70,8 +74,9 @@ def run_engine(
 class Inpainter:
     """Fills holes with a Glow, whose weights stay as they are.
 
-    `references` are complete images of the same kind, uint8 (N, 1, H, W): the training images, or
-    samples of the flow. A `classifier`, if given, tells which digit a fill is.
+    `references` are complete images of the same kind, uint8 (N, 1, H, W): the training
+    images, or samples of the flow. A `classifier`, if given, tells which digit a fill
+    is.
 
     Example:
         >>> inpainter = Inpainter(glow, load_images("mnist").train)
@@ -96,7 +101,11 @@ class Inpainter:
         mean, std = self.typical_log_prob
         digits = None
         if self.classifier is not None:
-            digits = self.classifier.classify(sampled["samples"].flatten(0, 1)).argmax(1).cpu()
+            digits = (
+                self.classifier.classify(sampled["samples"].flatten(0, 1))
+                .argmax(1)
+                .cpu()
+            )
             digits = digits.unflatten(0, (len(problem), -1))  # (B, S)
         best_log_prob = self.log_prob(best)
         return Fill(
@@ -111,11 +120,15 @@ class Inpainter:
             **sampled,
         )
 
-    def find_map(self, problem: Problem, starts: Tensor, progress: Progress = None) -> Tensor:
+    def find_map(
+        self, problem: Problem, starts: Tensor, progress: Progress = None
+    ) -> Tensor:
         """The likeliest fill of each image, v (B, 1, H, W); see `map_estimate.find_map`.
 
-        All `starts` (B, S, 1, H, W) climb for FIRST_STEPS, then the likeliest goes on alone. Under
-        squares black overtakes a sample on the way: choosing at once cost 130 nats (square:14).
+        All `starts` (B, S, 1, H, W) climb for FIRST_STEPS, then the likeliest goes on
+        alone. Under
+        squares black overtakes a sample on the way: choosing at once cost 130 nats
+            (square:14).
         """
         observed = self._dequantize(problem.masked[:, None], problem.seeds, "observed")
         density = self._density(problem, observed, progress)
@@ -126,15 +139,17 @@ class Inpainter:
     def starts(self, sampled: dict[str, Tensor]) -> Tensor:
         """Guesses for `find_map`, (B, 2, 1, H, W): black, and the likeliest of what was sampled."""
         likeliest = sampled["log_prob"].argmax(1)
-        v = sampled["samples_v"][torch.arange(len(likeliest)), likeliest]  # (B, 1, H, W)
+        # (B, 1, H, W)
+        v = sampled["samples_v"][torch.arange(len(likeliest)), likeliest]
         return torch.stack([torch.full_like(v, 0.5 / self.glow.levels), v], 1)
 
     def sample(self, problem: Problem, progress: Progress = None) -> dict[str, Tensor]:
         """Samples of the missing pixels given the observed ones, and how the chains fared.
 
-        A chain starts near a similar reference image that has been refined to fit what is observed.
-        Where in its bin an observed pixel lies, each chain draws for itself, unless
-        `problem.observed` says. Returns the `Fill`'s fields from `samples` to `travelled`.
+        A chain starts near a similar reference image that has been refined to fit what
+        is observed. Where in its bin an observed pixel lies, each chain draws for
+        itself, unless `problem.observed` says. Returns the `Fill`'s fields from
+        `samples` to `travelled`.
         """
         settings, seeds, observed = self.settings, problem.seeds, problem.observed
         if observed is None:
@@ -143,14 +158,16 @@ class Inpainter:
         density = self._density(problem, observed, progress)
         number = settings.chains * settings.similar
         similar = similar_images(problem.masked, problem.mask, self.references, number)
-        similar = density.encode(self._dequantize(similar, seeds, "donors"))  # (B, K, D)
+        # (B, K, D)
+        similar = density.encode(self._dequantize(similar, seeds, "donors"))
         streams = Streams(seeds, "fills", similar)
         # In a random order, so that the first sample is no better than the last.
         order = streams.rand(settings.chains).argsort(1) % similar.shape[1]  # (B, C)
         y = similar.gather(1, order[..., None].expand(-1, -1, similar.shape[2]))
 
         def widths(y: Tensor) -> Tensor:
-            levels = self.glow.quantize(density.decode(y)).flatten(2).long()  # (B, C, D)
+            # (B, C, D)
+            levels = self.glow.quantize(density.decode(y)).flatten(2).long()
             return self.pixel_widths[levels]
 
         start, chains = run_engine(density, y, similar, widths, streams, settings)
@@ -174,7 +191,9 @@ class Inpainter:
         """
         precision = self.glow.precision
         self.glow.set_precision(torch.float32)
-        parts = [self.glow.log_prob(part.to(self.glow.device)).cpu() for part in v.split(100)]
+        parts = [
+            self.glow.log_prob(part.to(self.glow.device)).cpu() for part in v.split(100)
+        ]
         self.glow.set_precision(precision)
         return torch.cat(parts)
 
@@ -194,18 +213,24 @@ class Inpainter:
     def pixel_widths(self) -> Tensor:
         """How far a pixel can move in y before the density changes much, by grey level: (levels,).
 
-        1 / root mean square of d log p(y) / dy, over the pixels of that level, and of levels next
-        to it, in 64 reference images. Black, most of the background, stands alone. The brightest
+        1 / root mean square of d log p(y) / dy, over the pixels of that level, and of
+        levels next to it, in 64 reference images. Black, most of the background, stands
+        alone. The brightest
         strokes are the narrow ones: there most pixels have one of two or three levels.
         """
         images = self.references[:64]
-        v = self._dequantize(images[:, None], range(len(images)), "widths")  # (N, 1, 1, H, W)
+        # (N, 1, 1, H, W)
+        v = self._dequantize(images[:, None], range(len(images)), "widths")
         everything = torch.ones_like(v[:, 0], dtype=torch.bool)
         density = HoleDensity(self.glow.log_prob, v, everything)
         _, grad = density.value_and_grad(density.encode(v))
         levels = self.glow.levels
-        level, pixel = torch.arange(levels, device=v.device), images.flatten().long().to(v.device)
-        near = (-0.5 * ((level[:, None] - level) / (levels / 64)) ** 2).exp()  # (levels, levels)
+        level, pixel = (
+            torch.arange(levels, device=v.device),
+            images.flatten().long().to(v.device),
+        )
+        # (levels, levels)
+        near = (-0.5 * ((level[:, None] - level) / (levels / 64)) ** 2).exp()
         near[0, 1:] = near[1:, 0] = 0
         squares = grad.new_zeros(levels).index_add_(0, pixel, grad.square().flatten())
         counts = torch.bincount(pixel, minlength=levels).to(grad.dtype)
@@ -219,13 +244,19 @@ class Inpainter:
 
     def _dequantize(self, images: Tensor, seeds: Sequence[int], purpose: str) -> Tensor:
         """v of uint8 images (B, K, 1, H, W), with noise that belongs to each image's seed."""
-        streams = Streams(seeds, f"dequantize {purpose}", torch.zeros((), device=self.glow.device))
+        streams = Streams(
+            seeds, f"dequantize {purpose}", torch.zeros((), device=self.glow.device)
+        )
         noise = streams.randn(*images.shape[1:]).flatten(0, 1)
         with torch.no_grad():
             v, _ = self.glow.dequantizer(images.flatten(0, 1).to(noise.device), noise)
         return v.unflatten(0, (len(seeds), -1))
 
-    def _density(self, problem: Problem, observed: Tensor, progress: Progress) -> HoleDensity:
+    def _density(
+        self, problem: Problem, observed: Tensor, progress: Progress
+    ) -> HoleDensity:
         device = self.glow.device
         hole = problem.mask.to(device)
-        return HoleDensity(self.glow.log_prob, observed.to(device), hole, progress=progress)
+        return HoleDensity(
+            self.glow.log_prob, observed.to(device), hole, progress=progress
+        )

@@ -20,14 +20,16 @@ def find_map(
 ) -> Tensor:
     """The likeliest completion of each example: argmax over δ of log p(x_observed + δ · M).
 
-    Gradient ascent (Adam, learning rate falling along a cosine) on the missing entries alone, in
-    y = logit(x). What is maximized is the density of x: the density of y has another maximum, since
-    densities, unlike probabilities, depend on the coordinate. Each start climbs by itself, and the
-    likeliest point on its way is kept, so no result is worse than its start. Returns the likeliest
-    point that an example's starts led to, (B, *shape).
+    Gradient ascent (Adam, learning rate falling along a cosine) on the missing entries
+    alone, in y = logit(x). What is maximized is the density of x: the density of y has
+    another maximum, since densities, unlike probabilities, depend on the coordinate.
+    Each start climbs by itself, and the likeliest point on its way is kept, so no
+    result is worse than its start. Returns the likeliest point that an example's starts
+    led to, (B, *shape).
 
     Args:
-        starts: (B, S, *shape), guesses at the missing entries; elsewhere they are ignored.
+        starts: (B, S, *shape), guesses at the missing entries; elsewhere they are
+            ignored.
         steps: of the ascent; 0 only compares the starts.
         lr, final_lr: first and last learning rate.
     Raises:
@@ -39,7 +41,9 @@ def find_map(
     """
     if starts.shape[2:] != density.shape or 0 in starts.shape[:2]:
         shape = ", ".join(map(str, density.shape))
-        raise ValueError(f"starts must be of shape (B, S, {shape}), not {tuple(starts.shape)}")
+        raise ValueError(
+            f"starts must be of shape (B, S, {shape}), not {tuple(starts.shape)}"
+        )
     if steps < 0 or not 0 < final_lr <= lr:
         given = f"steps={steps}, lr={lr}, final_lr={final_lr}"
         raise ValueError(f"steps must be >= 0 and 0 < final_lr <= lr, not {given}")
@@ -59,13 +63,14 @@ def find_map(
 class Adam:
     """Takes the steps of torch.optim.Adam, uphill. torch's own imports a compiler first: 2 seconds.
 
-    A larger eps keeps entries of y whose gradient is nearly 0 from moving far. Source: Kingma and
-    Ba (2015), arXiv:1412.6980.
+    A larger eps keeps entries of y whose gradient is nearly 0 from moving far. Source:
+    Kingma and Ba (2015), arXiv:1412.6980.
     """
 
     def __init__(self, y: Tensor, eps: float = 1e-8):
         self.eps, self.steps = eps, 0
-        self.mean = self.square = torch.zeros_like(y)  # means of the gradient, of its square
+        # means of the gradient, of its square
+        self.mean = self.square = torch.zeros_like(y)
 
     def step(self, y: Tensor, grad: Tensor, lr: float) -> Tensor:
         """Where the next step leads from y. A gradient that is infinite or NaN counts as 0."""
@@ -73,7 +78,8 @@ class Adam:
         (first, second), self.steps = BETAS, self.steps + 1
         self.mean = self.mean.lerp(grad, 1 - first)
         self.square = (self.square * second).addcmul(grad, grad, value=1 - second)
-        # Both means began at 0. So the weights in them do not sum to 1 yet, but to these.
+        # Both means began at 0. So the weights in them do not sum to 1 yet, but to
+        # these.
         mean_weight, square_weight = 1 - first**self.steps, 1 - second**self.steps
         scale = self.square.sqrt() / math.sqrt(square_weight) + self.eps
         return y.addcdiv(self.mean, scale, value=lr / mean_weight)

@@ -1,7 +1,7 @@
 """Scores: how good a fill is, and whether samples of it can be trusted.
 
-All look at the missing entries alone, where the mask is True. Grey values are in [0, 1]. Shapes: B
-images, S samples of each.
+All look at the missing entries alone, where the mask is True. Grey values are in [0,
+1]. Shapes: B images, S samples of each.
 """
 
 import math
@@ -31,23 +31,33 @@ def ink_ratio(filled: Tensor, truth: Tensor, mask: Tensor) -> float:
 def crps(samples: Tensor, truth: Tensor, mask: Tensor) -> Tensor:
     """Continuous ranked probability score, the missing pixels' mean: (B, S, ...), (B, ...) -> (B,).
 
-    E|X - truth| - E|X - X'| / 2 for each pixel; 0 is perfect, and of one sample it is the absolute
-    error. Source: Gneiting and Raftery (2007), doi:10.1198/016214506000001437, equation 21.
+    E|X - truth| - E|X - X'| / 2 for each pixel; 0 is perfect, and of one sample it is
+    the absolute error. Source: Gneiting and Raftery (2007),
+    doi:10.1198/016214506000001437, equation 21.
     """
     samples, count = samples.transpose(0, 1), samples.shape[1]  # (S, B, ...)
     error = (samples - truth).abs().mean(0)
-    # In sorted order the k-th of S samples enters the sum over all pairs 2 k - S - 1 times.
-    times = 2 * torch.arange(1, count + 1, dtype=samples.dtype, device=samples.device) - count - 1
-    spread = 2 * torch.tensordot(times, samples.sort(0).values, 1) / count**2  # mean |X - X'|
+    # In sorted order the k-th of S samples enters the sum over all pairs 2 k - S - 1
+    # times.
+    times = (
+        2 * torch.arange(1, count + 1, dtype=samples.dtype, device=samples.device)
+        - count
+        - 1
+    )
+    # mean |X - X'|
+    spread = 2 * torch.tensordot(times, samples.sort(0).values, 1) / count**2
     score = torch.where(mask, error - spread / 2, 0)
     return score.flatten(1).sum(1) / mask.flatten(1).sum(1)
 
 
-def ranks(samples: Tensor, truth: Tensor, generator: torch.Generator | None = None) -> Tensor:
+def ranks(
+    samples: Tensor, truth: Tensor, generator: torch.Generator | None = None
+) -> Tensor:
     """Where the truth stands among the samples, in (0, 1): (B, S, ...), (B, ...) -> (B, ...).
 
-    Ranks are uniform if the truth is one more draw from where the samples are from. Ties are broken
-    at random. Source: Talts et al. (2018), arXiv:1804.06788 (simulation-based calibration).
+    Ranks are uniform if the truth is one more draw from where the samples are from.
+    Ties are broken at random. Source: Talts et al. (2018), arXiv:1804.06788
+    (simulation-based calibration).
     """
     truth = truth[:, None]
     ties = 1 + (samples == truth).sum(1)
@@ -58,12 +68,13 @@ def ranks(samples: Tensor, truth: Tensor, generator: torch.Generator | None = No
 def travelled(starts: Tensor, ends: Tensor) -> Tensor:
     """How far chains have come: mean squared distance, start to end over end to end.
 
-    (B, C, ...) twice -> (B,). 1 if a chain's end says nothing about where it started; 0 if no chain
-    has moved, or if there is only one.
+    (B, C, ...) twice -> (B,). 1 if a chain's end says nothing about where it started; 0
+    if no chain has moved, or if there is only one.
     """
     moved = (ends - starts).square().flatten(2).sum(2).mean(1)
     spread = ends.var(1, correction=min(1, ends.shape[1] - 1)).flatten(1).sum(1)
-    return torch.where(spread > 0, moved / (2 * spread), 0)  # two ends differ by 2 Var on average
+    # two ends differ by 2 Var on average
+    return torch.where(spread > 0, moved / (2 * spread), 0)
 
 
 def inside(rank: Tensor, share: float) -> Tensor:

@@ -34,16 +34,21 @@ def sample_figure(glow: Glow, train: Tensor, seed: int = 0) -> Figure:
         note = ": the model itself" if temperature == 1 else ""
         panel.set_title(f"temperature {temperature:g}{note}", fontsize=9)
     chosen = samples[:, :1]  # (ROWS, 1, H, W)
-    distance = torch.cdist(chosen.flatten(1).float(), train.flatten(1).float())  # (ROWS, N)
+    # (ROWS, N)
+    distance = torch.cdist(chosen.flatten(1).float(), train.flatten(1).float())
     nearest = train[distance.topk(NEAREST, largest=False).indices].squeeze(2)
     draw_images(panels[-1], torch.cat([chosen, nearest], 1), glow.levels)
     panels[-1].axvline(chosen.shape[3] + 0.5, color="tab:orange", linewidth=2)
-    panels[-1].set_title("A sample (left) and the 3\ntraining images nearest to it", fontsize=9)
+    panels[-1].set_title(
+        "A sample (left) and the 3\ntraining images nearest to it", fontsize=9
+    )
     return figure
 
 
 @torch.no_grad()
-def interpolation_figure(glow: Glow, images: Tensor, seed: int = 0, steps: int = 11) -> Figure:
+def interpolation_figure(
+    glow: Glow, images: Tensor, seed: int = 0, steps: int = 11
+) -> Figure:
     """Straight lines between the latents of two images each, decoded; the ends are the images."""
     v = glow.dequantize(images[: 2 * ROWS].to(glow.device), rng(seed, "interpolation"))
     latents, _ = glow.encode(v)
@@ -52,7 +57,9 @@ def interpolation_figure(glow: Glow, images: Tensor, seed: int = 0, steps: int =
         v, _ = glow.decode([torch.lerp(z[::2], z[1::2], weight) for z in latents])
         columns.append(glow.quantize(v).squeeze(1).cpu())  # (ROWS, H, W)
     figure = Figure(figsize=(0.62 * steps, 0.62 * ROWS + 0.5), layout="constrained")
-    title = "Straight lines in latent space between two test images (first and last column)"
+    title = (
+        "Straight lines in latent space between two test images (first and last column)"
+    )
     figure.suptitle(title, fontsize=10)
     draw_images(figure.subplots(), torch.stack(columns, 1), glow.levels)
     return figure

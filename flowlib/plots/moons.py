@@ -30,8 +30,9 @@ FRAMES = 56  # of the animation, while the points move
 def plot_losses(histories: dict[str, list], points) -> Figure:
     """NLL over epochs and, where the truth is known, an estimate of KL(truth || flow).
 
-    The estimate is the flow's NLL minus the truth's NLL on the same held-out points, so that the
-    sampling error which both share cancels. `histories` has the last Step of each epoch.
+    The estimate is the flow's NLL minus the truth's NLL on the same held-out points, so
+    that the sampling error which both share cancels. `histories` has the last Step of
+    each epoch.
     """
     columns = 1 if points.truth is None else 2
     figure = Figure(figsize=(1 + 4.5 * columns, 4), layout="constrained")
@@ -41,14 +42,20 @@ def plot_losses(histories: dict[str, list], points) -> Figure:
         train = [record.train_nll for record in history]
         held_out = np.array([record.held_out_nll for record in history])
         title, color = TITLES[name], COLORS[name]
-        panels[0].plot(epochs, train, color=color, alpha=0.4, linewidth=3, label=f"{title}, train")
-        panels[0].plot(epochs, held_out, color=color, linewidth=1, label=f"{title}, held-out")
+        panels[0].plot(
+            epochs, train, color=color, alpha=0.4, linewidth=3, label=f"{title}, train"
+        )
+        panels[0].plot(
+            epochs, held_out, color=color, linewidth=1, label=f"{title}, held-out"
+        )
         best = held_out.argmin()
         panels[0].plot(epochs[best], held_out[best], "o", color=color, markersize=5)
         seen += [*train[: best + 1], *held_out[: best + 1]]
         if points.truth is not None:
             truth_nll = -points.truth.log_prob(points.held_out).mean().item()
-            panels[1].semilogy(epochs, np.maximum(held_out - truth_nll, 1e-4), color=color)
+            panels[1].semilogy(
+                epochs, np.maximum(held_out - truth_nll, 1e-4), color=color
+            )
     if points.truth is not None:
         level, label = points.floor, f"entropy of the truth, {points.floor:.4f}"
         panels[1].set(xlabel="epoch", ylabel="NLL - NLL of the truth (nats per point)")
@@ -59,7 +66,8 @@ def plot_losses(histories: dict[str, list], points) -> Figure:
     panels[0].axhline(level, color="black", linestyle="--", linewidth=1, label=label)
     panels[0].set(xlabel="epoch", ylabel="negative log-likelihood (nats per point)")
     panels[0].set_title("Training (dot: the weights that are kept)")
-    low, high = min(*seen, level), max(*seen, level)  # not where points were learned by heart
+    # not where points were learned by heart
+    low, high = min(*seen, level), max(*seen, level)
     panels[0].set_ylim(low - 0.1 * (high - low), high + 0.1 * (high - low))
     for panel in panels:
         panel.grid(alpha=0.3)
@@ -67,23 +75,35 @@ def plot_losses(histories: dict[str, list], points) -> Figure:
     return figure
 
 
-def plot_densities(flows: dict[str, Flow], points, metrics: dict[str, dict], seed=0) -> Figure:
+def plot_densities(
+    flows: dict[str, Flow], points, metrics: dict[str, dict], seed=0
+) -> Figure:
     """Each flow's density and samples, with a contour of the true density where it is known.
 
     `metrics` is for each flow what train_moons.evaluate_flow returns.
     """
     bounds, x, y, where = picture_grid(points)
-    truth = None if points.truth is None else np.exp(log_density(points.truth.log_prob, where))
+    truth = (
+        None
+        if points.truth is None
+        else np.exp(log_density(points.truth.log_prob, where))
+    )
     ratio = (bounds[3] - bounds[2]) / (bounds[1] - bounds[0])
     equal = 0.3 < ratio < 2  # years against euros have no scale in common
-    figure = Figure(figsize=(10, 2 + 8 * (ratio if equal else 0.8)), layout="constrained")
+    figure = Figure(
+        figsize=(10, 2 + 8 * (ratio if equal else 0.8)), layout="constrained"
+    )
     panels = figure.subplots(2, 2, sharex=True, sharey=True)
     for (left, right), (name, flow) in zip(panels, flows.items()):
         density = np.exp(log_density(flow.log_prob, where, flow.base_mean))
         top = float((density if truth is None else truth).max())
         levels = np.linspace(0.03, 1.15, 15) * top
-        filled = left.contourf(x, y, density, levels=levels, cmap="viridis", extend="max")
-        figure.colorbar(filled, ax=left, label="density", format="%.2f" if top > 0.1 else "%.1e")
+        filled = left.contourf(
+            x, y, density, levels=levels, cmap="viridis", extend="max"
+        )
+        figure.colorbar(
+            filled, ax=left, label="density", format="%.2f" if top > 0.1 else "%.1e"
+        )
         samples = flow.sample(4000, rng(seed, "density figure")).cpu().numpy()
         right.scatter(*samples.T, s=2, alpha=0.5, color=COLORS[name], linewidths=0)
         for panel, color in ((left, "#D55E00"), (right, "black")):
@@ -97,7 +117,9 @@ def plot_densities(flows: dict[str, Flow], points, metrics: dict[str, dict], see
             reverse = math.inf if row["kl_flow_truth"] is None else row["kl_flow_truth"]
             quality = f"KL(truth || flow) {row['kl_truth_flow']:.4f} nats, reverse {reverse:.4f}"
         left.set(title=f"{TITLES[name]}: density\n{quality}", ylabel=points.labels[1])
-        right.set(title=f"{TITLES[name]}: 4,000 samples", xlim=bounds[:2], ylim=bounds[2:])
+        right.set(
+            title=f"{TITLES[name]}: 4,000 samples", xlim=bounds[:2], ylim=bounds[2:]
+        )
     for panel in panels[-1]:
         panel.set_xlabel(points.labels[0])
     dashed = "" if truth is None else " (dashed: a tenth of the true density's maximum)"
@@ -108,20 +130,25 @@ def plot_densities(flows: dict[str, Flow], points, metrics: dict[str, dict], see
 def plot_pairs(flows: dict[str, Flow], points, seed: int = 0) -> Figure:
     """Each pair of the first six columns: the points, and the samples of a flow over them.
 
-    Below the diagonal the first flow's samples, above it the second one's, on it the histograms.
+    Below the diagonal the first flow's samples, above it the second one's, on it the
+    histograms.
     """
     count = min(6, len(points.columns))
     figure = Figure(figsize=(10, 10), layout="constrained")
     panels = figure.subplots(count, count, sharex="col")
     data, noise = points.draw(2000).cpu().numpy(), rng(seed, "pairs figure")
-    samples = {name: flow.sample(2000, noise).cpu().numpy() for name, flow in flows.items()}
+    samples = {
+        name: flow.sample(2000, noise).cpu().numpy() for name, flow in flows.items()
+    }
     low, high = np.quantile(data, [0.001, 0.999], axis=0)
     low, high = low - 0.1 * (high - low), high + 0.1 * (high - low)
     for i, j in np.ndindex(count, count):
         panel = panels[i, j]
         name = list(flows)[j > i]
         if i == j:
-            options = dict(bins=40, range=(low[i], high[i]), density=True, histtype="step")
+            options = dict(
+                bins=40, range=(low[i], high[i]), density=True, histtype="step"
+            )
             panel.hist(data[:, i], color="0.5", **options)
             for name, found in samples.items():
                 panel.hist(found[:, i], color=COLORS[name], **options)
@@ -147,8 +174,8 @@ def plot_pairs(flows: dict[str, Flow], points, seed: int = 0) -> Figure:
 def save_animation(flows: dict[str, Flow], points, path: Path, seed: int = 0) -> None:
     """Writes a GIF in which noise becomes data, and says so.
 
-    It shows the same points after each transform, and on straight lines in between. A point's color
-    is the direction from the center in which it started.
+    It shows the same points after each transform, and on straight lines in between. A
+    point's color is the direction from the center in which it started.
     """
     figure = Figure(figsize=(8, 3), dpi=80, layout="constrained")
     noise = rng(seed, "animation")
@@ -162,19 +189,28 @@ def save_animation(flows: dict[str, Flow], points, path: Path, seed: int = 0) ->
         sector = np.floor(np.arctan2(y, x) / (2 * np.pi) * len(SECTORS)).astype(int)
         panel.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), xticks=[], yticks=[])
         panel.set(title=TITLES[name])
-        dots.append(panel.scatter(*start.T, s=3, c=np.array(SECTORS)[sector], linewidths=0))
+        dots.append(
+            panel.scatter(*start.T, s=3, c=np.array(SECTORS)[sector], linewidths=0)
+        )
     caption, canvas, images = figure.supxlabel("noise"), FigureCanvasAgg(figure), []
     for frame in tqdm(range(FRAMES + 1), desc="animation", leave=False):
         done = frame / FRAMES
-        caption.set_text({0: "noise", 1: "data"}.get(done, f"{done:.0%} of the transforms"))
+        caption.set_text(
+            {0: "noise", 1: "data"}.get(done, f"{done:.0%} of the transforms")
+        )
         for scatter, states in zip(dots, paths):
             step, part = divmod(done * (len(states) - 1), 1)
-            before, after = states[int(step)], states[min(int(step) + 1, len(states) - 1)]
+            before, after = (
+                states[int(step)],
+                states[min(int(step) + 1, len(states) - 1)],
+            )
             scatter.set_offsets((1 - part) * before + part * after)
         canvas.draw()
         images.append(Image.fromarray(np.array(canvas.buffer_rgba())).convert("RGB"))
     times = [600, *[70] * (FRAMES - 1), 1500]  # ms a frame
-    options = dict(format="GIF", save_all=True, append_images=images[1:], duration=times, loop=0)
+    options = dict(
+        format="GIF", save_all=True, append_images=images[1:], duration=times, loop=0
+    )
     write_atomically(path, lambda temporary: images[0].save(temporary, **options))
     print(f"wrote {path}")
 
@@ -183,8 +219,8 @@ def save_animation(flows: dict[str, Flow], points, path: Path, seed: int = 0) ->
 def _path_to_data(flow: Flow, x: Tensor) -> np.ndarray:
     """Where the points are after each transform, noise first: (transforms, n, 2).
 
-    All states have the data's scale and order of coordinates: `Standardize`, a built flow's first
-    transform, is undone in each, and so are the permutations.
+    All states have the data's scale and order of coordinates: `Standardize`, a built
+    flow's first transform, is undone in each, and so are the permutations.
     """
     scale, states, order = flow.transforms[0], [], torch.arange(2, device=x.device)
     for transform, state in zip(flow.transforms, flow.trajectory(x)[1:]):
@@ -198,14 +234,17 @@ def _path_to_data(flow: Flow, x: Tensor) -> np.ndarray:
 def picture_grid(points) -> tuple[Bounds, np.ndarray, np.ndarray, Tensor]:
     """The bounds of a picture, and SIDE x SIDE places in it: their x, their y, all of them (N, 2).
 
-    It reaches 5 noise levels beyond the truth, or a tenth of their range beyond the user's points.
+    It reaches 5 noise levels beyond the truth, or a tenth of their range beyond the
+    user's points.
     """
     if points.truth is not None:
         bounds = points.truth.bounds(5)
     else:
         low, high = points.test.double().aminmax(dim=0)
         margin = (high - low) / 10
-        bounds = tuple(torch.stack([low - margin, high + margin], dim=1).flatten().tolist())
+        bounds = tuple(
+            torch.stack([low - margin, high + margin], dim=1).flatten().tolist()
+        )
     x = torch.linspace(*bounds[:2], SIDE, dtype=torch.float64)
     y = torch.linspace(*bounds[2:], SIDE, dtype=torch.float64)
     where = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).reshape(-1, 2)

@@ -1,6 +1,7 @@
 """Widgets for the notebooks: move a slider or press a button, and see what the flow makes of it.
 
-Each function returns an ipywidgets box, which a notebook shows. Its picture is the PNG of a figure.
+Each function returns an ipywidgets box, which a notebook shows. Its picture is the PNG
+of a figure.
 """
 
 import io
@@ -32,14 +33,20 @@ def explore_holes(inpainter: Inpainter, images: Tensor) -> VBox:
     def problem(truth: Truth | None = None) -> Problem:
         i = image.value
         mask = torch.zeros(1, 1, height, width, dtype=torch.bool)
-        mask[..., top.value : top.value + side.value, left.value : left.value + side.value] = True
+        mask[
+            ...,
+            top.value : top.value + side.value,
+            left.value : left.value + side.value,
+        ] = True
         return Problem.cut(images[[i]], mask, [i], truth)
 
     def show_hole(_=None) -> None:
         one, figure = problem(), Figure(figsize=(2, 2), layout="constrained")
         grey = one.masked[0] / (inpainter.glow.levels - 1)  # (1, H, W)
         panel = figure.subplots()
-        panel.imshow(torch.where(one.mask[0], HOLE_COLOR, grey).permute(1, 2, 0).numpy())
+        panel.imshow(
+            torch.where(one.mask[0], HOLE_COLOR, grey).permute(1, 2, 0).numpy()
+        )
         panel.set_axis_off()
         picture.layout.width, picture.value = "200px", to_png(figure)
 
@@ -50,7 +57,9 @@ def explore_holes(inpainter: Inpainter, images: Tensor) -> VBox:
             bar.value += work
 
         one = problem(inpainter.truth(images[[image.value]], [image.value]))
-        figure = plot_fills({f"image {image.value}": (one, inpainter.fill(one, progress))})
+        figure = plot_fills(
+            {f"image {image.value}": (one, inpainter.fill(one, progress))}
+        )
         picture.layout.width, picture.value = "900px", to_png(figure)
         button.disabled = False
 
@@ -64,7 +73,9 @@ def explore_holes(inpainter: Inpainter, images: Tensor) -> VBox:
 def explore_line(glow: Glow, images: Tensor) -> VBox:
     """Choose two of the images (N, 1, H, W), and walk from one's latents to the other's."""
     last = len(images) - 1
-    ends = [IntSlider(i, 0, last, description=word) for i, word in ((0, "from"), (1, "to"))]
+    ends = [
+        IntSlider(i, 0, last, description=word) for i, word in ((0, "from"), (1, "to"))
+    ]
     place = ipywidgets.FloatSlider(0.5, min=0, max=1, step=0.05, description="place")
     picture = Image(layout={"width": "200px"})
 
@@ -83,11 +94,15 @@ def explore_line(glow: Glow, images: Tensor) -> VBox:
 
 def explore_temperature(glow: Glow) -> VBox:
     """Choose the temperature of sixteen samples; their noise stays the same."""
-    slider = ipywidgets.FloatSlider(1.0, min=0.1, max=1.5, step=0.05, description="temperature")
+    slider = ipywidgets.FloatSlider(
+        1.0, min=0.1, max=1.5, step=0.05, description="temperature"
+    )
     picture = Image(layout={"width": "800px"})
 
     def show(_=None) -> None:
-        picture.value = to_png(draw(glow, glow.sample(16, rng(0, "temperature"), slider.value), 8))
+        picture.value = to_png(
+            draw(glow, glow.sample(16, rng(0, "temperature"), slider.value), 8)
+        )
 
     slider.observe(show, "value")
     show()
