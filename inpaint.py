@@ -195,7 +195,8 @@ def report_pictures(problems: dict[str, Problem], fills: dict[str, Fill], args) 
     title = "Orange: missing. Below: log p in nats, which digit, how far the chains moved."
     rows = {}
     for i, name in enumerate(problem.names):
-        picture, typical = problem.pictures[i], fill.typical[i].item()
+        picture = problem.pictures[i]
+        typical = fill.typical[i].item()
         if typical < -4:
             far = f"log p is {-typical:.0f} standard deviations below that of training images"
             picture.notes.append(f"{far}: the model knows no such pictures")
@@ -203,11 +204,14 @@ def report_pictures(problems: dict[str, Problem], fills: dict[str, Fill], args) 
         words = textwrap.fill("; ".join(picture.notes), 110)
         figure = plot_fills({name: (problem[[i]], fill[[i]])}, f"{words}\n{title}")
         files.save_figure(figure, args.output, f"{name}.png")
+
         likeliest = samples[i, fill.log_prob[i].argmax()]
-        whole = torch.from_numpy(picture.restore(likeliest))[None] / 255
-        user_images.save_grey(args.output / f"{name}{FILLED}.png", whole)
-        for ending, image in zip(RESULTS, [mean[i], best[i], (high - low)[i], *samples[i]]):
+        whole = picture.restore(likeliest)
+        user_images.save_picture(args.output / f"{name}{FILLED}.png", whole)
+        results = [mean[i], best[i], (high - low)[i], *samples[i]]
+        for ending, image in zip(RESULTS, results):
             user_images.save_grey(args.output / f"{name}{ending}.png", image)
+
         width = (high - low)[i][problem.mask[i]].mean().item()
         rows[name] = {"notes": picture.notes, "missing_pixels": int(problem.mask[i].sum())}
         rows[name] |= fill.numbers(i) | {"mean_uncertainty": width}

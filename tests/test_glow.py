@@ -292,6 +292,10 @@ def tiny(**options) -> Glow:
         (lambda: tiny().sample(1, temperature=0), "temperature"),
         (lambda: tiny().log_prob(torch.rand(1, 1, 28, 28)), "v must be of shape"),
         (lambda: tiny().bits_per_dim(torch.zeros(1, 28, 28)), "images must be of shape"),
+        (lambda: tiny().bits_per_dim(torch.full((1, 1, 8, 8), 9 / 255)), "whole grey levels 0"),
+        (lambda: tiny().dequantize(torch.full((1, 1, 8, 8), -1)), "whole grey levels 0 ... 255"),
+        (lambda: tiny(levels=17).dequantize(torch.full((1, 1, 8, 8), 17)), "levels 0 ... 16 are"),
+        (lambda: tiny().bits_per_dim(torch.full((1, 1, 8, 8), float("nan"))), "whole grey"),
     ],
 )
 def test_bad_arguments_are_named(make, named):

@@ -100,6 +100,28 @@ def test_a_picture_may_have_any_name(tmp_path, tiny_glow_file, picture):
     assert len(json.loads((tmp_path / "filled" / "results.json").read_text())) == 2
 
 
+def test_a_filled_picture_keeps_its_colors_and_two_figures_are_said_to_be_two(
+    tmp_path, tiny_glow_file, picture, capsys
+):
+    color = np.full((40, 80, 4), (250, 240, 220, 255), dtype=np.uint8)
+    color[5:35, 15:24] = color[5:35, 55:64] = (20, 40, 160, 255)
+    color[:4, :4, 3] = 0
+    Image.fromarray(color).save(tmp_path / "two.png")
+    missing = np.zeros((40, 80), dtype=np.uint8)
+    missing[10:20, 10:20] = 255
+    Image.fromarray(missing).save(tmp_path / "hole.png")
+    flags = ["--dataset", "digits", "--steps", 0, "--chains", 1, "--checkpoint", tiny_glow_file]
+    flags += ["--mask", tmp_path / "hole.png", "--output", tmp_path / "filled"]
+    run("--image", tmp_path / "two.png", *flags)
+    with Image.open(tmp_path / "filled" / "two_filled.png") as filled:
+        same = (np.asarray(filled) == color).all(-1)
+    assert same[missing == 0].all()
+    assert not same[missing > 0].all()
+    assert "; two separate figures" in capsys.readouterr().out
+    notes = json.loads((tmp_path / "filled" / "results.json").read_text())["two"]["notes"]
+    assert any(note.startswith("two separate figures") for note in notes)
+
+
 def test_a_named_mask_works_for_pictures_too(tmp_path, tiny_glow_file, picture, capsys):
     flags = ["--dataset", "digits", "--steps", 0, "--chains", 1]
     flags += ["--checkpoint", tiny_glow_file, "--output", tmp_path / "filled"]

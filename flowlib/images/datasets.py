@@ -1,26 +1,30 @@
-"""The data sets, each in three parts: MNIST and its like, the 8x8 digits, a folder of pictures."""
+"""The data sets, each in three parts: MNIST and its like, 8x8 digits, and folders."""
 
+import contextlib
+import hashlib
+import os
 import socket
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from flowlib.cli import Parser
 from flowlib.distributed import Processes
 from flowlib.files import ROOT, UserError
-from flowlib.images.user_images import open_picture, pictures_in
-from flowlib.rng import rng
+from flowlib.images.pictures import pictures_in, read_alike
 
 TITLES = {"mnist": "MNIST", "fashion": "FashionMNIST", "kmnist": "KMNIST"}
 TITLES |= {"letters": "EMNIST's letters", "balanced": "EMNIST, balanced"}
 TITLES |= {"digits": "scikit-learn's 8x8 digits"}
 DATASETS = ("auto", *TITLES)
 LEAST = 100  # pictures in a folder
-DOWNLOAD_TIMEOUT = 10  # seconds that a server may stay silent; torchvision asks two of them
+PARTS = ("train", "held-out", "test")
+# The folders that a user may have split the pictures into, lower-cased.
+OWN_PARTS = {"train": "train", "test": "test", "held_out": "held-out"}
+OWN_PARTS |= dict.fromkeys(("val", "valid", "validation"), "held-out")
+DOWNLOAD_TIMEOUT = 10  # seconds that a server may stay silent; there are two
 
 
 def add_dataset_flags(parser: Parser) -> None:
@@ -44,7 +48,7 @@ def figure_name(file: str, name: str) -> str:
 
 @dataclass(frozen=True)
 class Images:
-    """Images, uint8 (N, 1, H, W), values 0 ... levels - 1, and their classes, int64 (N,)."""
+    """Images, uint8 (N, 1, H, W), 0 ... levels - 1, and their classes, int64 (N,)."""
 
     name: str
     levels: int
@@ -55,6 +59,7 @@ class Images:
     held_out_labels: Tensor
     test_labels: Tensor
     source: str  # what `load_images` takes to load them again
+    made_from: dict  # plain types, by which it is known whether the data changed
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -62,10 +67,11 @@ class Images:
 
 
 def load_together(group: Processes, dataset: str, data_dir: Path) -> Images:
-    """`load_images` for several processes: the first one chooses and downloads, the others wait."""
+    """`load_images` for several processes: the first downloads, the others wait."""
     images = load_images(dataset, data_dir) if group.first else None
     chosen = group.gather(images.source if images else None)[0]
-    return images or load_images(chosen, data_dir, download=False)
+    with contextlib.redirect_stdout(None):  # the first one has said what it found
+        return images or load_images(chosen, data_dir, download=False)
 
 
 def load_images(
@@ -74,20 +80,21 @@ def load_images(
     """A data set, in three parts.
 
     Args:
-        dataset: one of DATASETS, or a folder of pictures. "auto": MNIST if it is present or can be
-            downloaded, otherwise the digits, and a printed line says so.
+        dataset: one of DATASETS, or a folder of pictures. "auto": MNIST if it is there
+            or can be downloaded, otherwise the digits, and a printed line says so.
         data_dir: the folder that torchvision's data sets call `root`.
     Raises:
         UserError: if the images cannot be had.
     """
     if dataset not in DATASETS:
         if not Path(dataset).is_dir():
-            names = ", ".join(DATASETS)
-            raise UserError(f"no data set {dataset!r}: --dataset takes {names} or a folder")
+            known = f"--dataset takes {', '.join(DATASETS)} or a folder"
+            raise UserError(f"no data set {dataset!r}: {known}")
         return _load_folder(Path(dataset))
     if dataset != "digits":
         try:
-            return _load_torchvision(dataset.replace("auto", "mnist"), Path(data_dir), download)
+            name = "mnist" if dataset == "auto" else dataset
+            return _load_torchvision(name, Path(data_dir), download)
         except UserError as error:
             advice = "--data-dir says where it lies, --dataset digits does without it"
             if dataset != "auto":
@@ -98,60 +105,117 @@ def load_images(
     bundled = load_digits()
     images, labels = torch.from_numpy(bundled.images), torch.from_numpy(bundled.target)
     # The last 360 digits are the test images, and the 180 before them are held out.
-    return _split("digits", 17, images.to(torch.uint8), labels.long(), (180, 360))
+    return _cut("digits", 17, images.to(torch.uint8), labels.long(), 180, 360)
 
 
 def _load_torchvision(dataset: str, data_dir: Path, download: bool) -> Images:
     from torchvision import datasets  # here, for it takes a second and a half to import
 
     emnist = dataset in ("letters", "balanced")
-    kind = partial(datasets.EMNIST, split=dataset) if emnist else getattr(datasets, TITLES[dataset])
+    kind = getattr(datasets, "EMNIST" if emnist else TITLES[dataset])
+    options = {"download": download} | ({"split": dataset} if emnist else {})
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
     try:
-        train, test = (kind(data_dir, train=part, download=download) for part in (True, False))
+        train = kind(data_dir, train=True, **options)
+        test = kind(data_dir, train=False, **options)
     except Exception as error:  # torchvision checks a damaged file in many ways
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         where = f"{data_dir} nor downloaded ({reason})"
         raise UserError(f"{TITLES[dataset]} cannot be read from {where}") from None
     finally:
         socket.setdefaulttimeout(timeout)
-    images, labels = torch.cat([train.data, test.data]), torch.cat([train.targets, test.targets])
+
+    images = torch.cat([train.data, test.data])
+    labels = torch.cat([train.targets, test.targets])
     if len(images) != len(labels):
-        raise UserError(f"{TITLES[dataset]} in {data_dir} has not one label for each image")
-    images = images.mT if emnist else images  # EMNIST's files hold them column by column
+        problem = "has not one label for each image"
+        raise UserError(f"{TITLES[dataset]} in {data_dir} {problem}")
+    if emnist:
+        images = images.mT  # its files hold them column by column
     # The last 5,000 training images are held out.
-    return _split(dataset, 256, images, labels, (5000, len(test.data)))
+    return _cut(dataset, 256, images, labels, 5000, len(test.data))
+
+
+def folder_name(folder: Path) -> str:
+    """What a folder's checkpoints are called after: never as a known data set's."""
+    name = folder.resolve().name
+    return f"folder_{name}" if name.lower() in DATASETS else name
 
 
 def _load_folder(folder: Path) -> Images:
-    """All pictures below a folder; a class for each folder that directly holds some.
+    """All pictures below a folder, in three parts; a class for each folder of pictures.
 
-    In random order, a tenth of them is held out and a tenth is to test on.
+    See `_find_parts` for the parts. Printed lines say what was found.
     """
-    paths = pictures_in(folder, "**/*")
+    paths = pictures_in(folder, deep=True)
     if len(paths) < LEAST:
-        raise UserError(f"{folder} holds {len(paths)} pictures; at least {LEAST} are needed")
-    pictures, shape = [], None
-    for path in paths:
-        picture = torch.from_numpy(np.array(open_picture(path, []).convert("L")))
-        shape = shape or picture.shape
-        if picture.shape != shape:
-            sizes = " and ".join("x".join(map(str, size)) for size in (shape, picture.shape))
-            raise UserError(f"{path}: the pictures must be of one size, not {sizes}")
-        pictures.append(picture)
-    if any(side % 4 or side > 512 for side in shape):
-        sides = "x".join(map(str, shape))
-        raise UserError(f"{folder}: sides must be multiples of 4, at most 512, not {sides}")
-    classes = sorted({path.parent for path in paths})
-    labels = torch.tensor([classes.index(path.parent) for path in paths])
-    order, tenth = torch.randperm(len(paths), generator=rng(0, "folder")), len(paths) // 10
-    images, labels = torch.stack(pictures)[order], labels[order]
-    images = _split(folder.resolve().name, 256, images, labels, (tenth, tenth))
-    return replace(images, source=str(folder.resolve()))
+        problem = f"holds {len(paths)} pictures; at least {LEAST} are needed"
+        raise UserError(f"{folder} {problem}")
+    files = dict(sorted((path.relative_to(folder).as_posix(), path) for path in paths))
+    names = list(files)
+    images = read_alike(folder, list(files.values()))  # (N, height, width)
+    if any(side % 4 or side > 512 for side in images.shape[1:]):
+        sides = "x".join(map(str, images.shape[1:]))
+        limits = "sides must be multiples of 4, at most 512"
+        raise UserError(f"{folder}: {limits}, not {sides}")
+
+    parts, kinds = _find_parts(folder, names)
+    order = sorted(range(len(names)), key=lambda i: _chance(names[i]))
+    rows = [[i for i in order if parts[i] == part] for part in PARTS]
+    sizes = [f"{len(chosen)} {part}" for part, chosen in zip(PARTS, rows)]
+    classes = sorted(set(kinds))
+    found = f"{len(names)} pictures, classes: {len(classes)}"
+    print(f"{folder}: {found}, mean grey level {images.mean():.1f}, {', '.join(sizes)}")
+    if not all(rows):
+        raise UserError(f"{folder}: each part needs pictures, not {', '.join(sizes)}")
+
+    pixels = hashlib.sha256(repr(images.shape).encode())
+    pixels.update(images)
+    made_from = {"files": names, "pixels": pixels.hexdigest()[:16]}
+    images = torch.from_numpy(images)[:, None]
+    labels = torch.tensor([classes.index(kind) for kind in kinds])
+    tensors = [values[chosen] for values in (images, labels) for chosen in rows]
+    source = str(folder.resolve())
+    return Images(folder_name(folder), 256, *tensors, source, made_from)
 
 
-def _split(name: str, levels: int, images: Tensor, labels: Tensor, last: tuple[int, int]) -> Images:
-    """The three parts; `last` says how many images at the end are held out and to test on."""
+def _chance(name: str) -> float:
+    """A number in [0, 1) that looks random and belongs to this name."""
+    digest = hashlib.blake2b(os.fsencode(name), digest_size=8).digest()
+    return int.from_bytes(digest, "little") / 2**64
+
+
+def _find_parts(folder: Path, names: list[str]) -> tuple[list[str], list[str]]:
+    """The part and the class of each picture in a folder, by their paths in it.
+
+    A tenth is to test on and a tenth is held out. Which ones depends on nothing but
+    each picture's own path, so that test images stay test images when a folder grows.
+    Folders train/ and test/ at the top, perhaps val/ too, are the user's own split.
+    """
+    tenths = [int(10 * _chance(name)) for name in names]
+    parts = [{0: "test", 1: "held-out"}.get(tenth, "train") for tenth in tenths]
+    kinds = [name.rpartition("/")[0] for name in names]
+    tops = [name.partition("/")[0].lower() for name in names]
+    given = set(tops) & OWN_PARTS.keys()
+    if "train" not in given or len(given) == 1:
+        return parts, kinds
+
+    folders = ", ".join(f"{top}/" for top in sorted(given))
+    if "test" not in given or set(tops) != given:
+        problem = "no test/" if "test" not in given else "pictures outside of these"
+        raise UserError(f"{folder} is split into {folders} but has {problem}")
+    own = [OWN_PARTS[top] for top in tops]
+    if "held-out" not in own:
+        folders += "; a tenth of train/ is held out"
+        chosen = [pair == ("train", "held-out") for pair in zip(own, parts)]
+        own = ["held-out" if out else part for out, part in zip(chosen, own)]
+    print(f"{folder}: its own folders are the parts: {folders}")
+    return own, [kind.partition("/")[2] for kind in kinds]
+
+
+def _cut(name: str, levels: int, images: Tensor, labels: Tensor, *last: int) -> Images:
+    """The three parts; `last` says how many at the end are held out and to test on."""
     sizes = [len(images) - sum(last), *last]
-    return Images(name, levels, *images[:, None].split(sizes), *labels.split(sizes), source=name)
+    parts = *images[:, None].split(sizes), *labels.split(sizes)
+    return Images(name, levels, *parts, source=name, made_from={"name": name})

@@ -145,15 +145,20 @@ class Glow(nn.Module):
 
         P(image) = E_q[p(v) / q(v | image)] over the dequantizer's v. In expectation the log of a
         mean of `draws` such ratios is below log P. One draw is the training loss, more are tighter.
+        Raises ValueError if the images are not whole grey levels, such as image / 255.
         """
+        self._check_levels(images)
         noises = (self._noise(images.shape, generator) for _ in range(draws))
         log_weights = torch.stack([self._log_weight(images, noise) for noise in noises])
         return to_bits_per_dim(log_weights.logsumexp(0) - math.log(draws), self.shape)
 
     @torch.no_grad()
     def dequantize(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """One random v in each pixel's bin, (B, 1, H, W); `quantize` gives the images back."""
-        self._check(images, "images")
+        """One random v in each pixel's bin, (B, 1, H, W); `quantize` gives the images back.
+
+        Raises ValueError if the images are not whole grey levels, such as image / 255.
+        """
+        self._check_levels(images)
         return self.dequantizer(images, self._noise(images.shape, generator))[0]
 
     def quantize(self, v: Tensor) -> Tensor:
@@ -209,6 +214,13 @@ class Glow(nn.Module):
         if tuple(x.shape[1:]) != self.shape:
             shape = ", ".join(map(str, self.shape))
             raise ValueError(f"{name} must be of shape (B, {shape}), not {tuple(x.shape)}")
+
+    def _check_levels(self, images: Tensor) -> None:
+        """Not for `forward`: this waits for the GPU."""
+        self._check(images, "images")
+        top = self.levels - 1
+        if not ((images >= 0) & (images <= top) & (images % 1 == 0)).all():
+            raise ValueError(f"images: whole grey levels 0 ... {top} are expected")
 
 
 def load_glow(path: str | Path, device: str | torch.device = "cpu") -> Glow:

@@ -1,4 +1,4 @@
-"""What is paper and what is ink in a picture, so that the ground becomes 0 and the ink 1."""
+"""What is paper and what is ink in a picture: the ground becomes 0 and the ink 1."""
 
 from dataclasses import dataclass
 
@@ -7,9 +7,10 @@ import numpy as np
 
 @dataclass
 class Tones:
-    """A picture's ground, place by place, its ink, and how far its noise reaches from the ground.
+    """A picture's ground, place by place, its ink, and its noise.
 
-    All are grey values; `reach` has the sign of ink minus ground.
+    All are grey values. `reach` says how far the noise reaches from the ground; it has
+    the sign of ink minus ground.
     """
 
     ground: np.ndarray  # (rows, columns)
@@ -21,17 +22,59 @@ class Tones:
         ground = self.ground + self.reach
         return ((picture - ground) / (self.ink - ground)).clip(0, 1)
 
-    def draw(self, values: np.ndarray) -> np.ndarray:
-        """Values in [0, 1] as the picture would show them, (rows, columns)."""
-        return self.ground + values * (self.ink - self.ground)
+    def draw(self, values: np.ndarray, ground: np.ndarray) -> np.ndarray:
+        """The grey values that show values in [0, 1] on some of the ground, (N,)."""
+        return ground + values * (self.ink - ground)
 
 
-def find_tones(picture: np.ndarray, seen: np.ndarray, ink: str, notes: list[str]) -> Tones:
-    """The tones of a picture (rows, columns), from its observed pixels; notes what will change.
+@dataclass
+class Colors:
+    """How a picture's channels follow from its grey values: one linear function each.
+
+    With transparency the last channel is the opacity, and the others are fitted after
+    they are multiplied by it: what is laid over paper is linear in these.
+    """
+
+    weights: np.ndarray  # (2, channels): offset and slope, beyond the grey value itself
+    transparent: bool
+
+    @classmethod
+    def fit(cls, channels: np.ndarray, grey: np.ndarray) -> "Colors":
+        """Least squares over N pixels: channels (N, C) and grey (N,), in [0, 1].
+
+        Where the pixels do not decide, a channel is the grey value, and opaque.
+        """
+        transparent = channels.shape[1] in (2, 4)
+        beyond = channels - grey[:, None]
+        if transparent:
+            opacity = channels[:, -1:]
+            beyond = channels * opacity - grey[:, None]
+            beyond[:, -1:] = opacity - 1
+
+        basis = np.stack([np.ones_like(grey), grey], axis=1)
+        return cls(np.linalg.lstsq(basis, beyond, rcond=None)[0], transparent)
+
+    def draw(self, grey: np.ndarray) -> np.ndarray:
+        """The channels of grey values (N,), in [0, 1], (N, C)."""
+        grey = grey[:, None]
+        beyond = self.weights[0] + grey * self.weights[1]
+        channels = grey + beyond
+        if self.transparent:
+            opacity = 1 + beyond[:, -1:]
+            channels = channels / np.maximum(opacity, 1e-6)
+            channels[:, -1:] = opacity
+        return channels.clip(0, 1)
+
+
+def find_tones(picture: np.ndarray, seen: np.ndarray, ink: str, notes: list) -> Tones:
+    """The tones of a picture (rows, columns), from its observed pixels.
+
+    Notes what will change.
 
     Args:
         seen: bool (rows, columns), which pixels are observed.
-        ink: "light" or "dark"; "auto" takes the side of the median on which values reach further.
+        ink: "light" or "dark"; "auto" takes the side of the median on which values
+            reach further.
     """
     middle, low, high = np.quantile(picture[seen], [0.5, 0.002, 0.998])
     dark = ink == "dark" or (ink == "auto" and middle - low > high - middle)
@@ -40,11 +83,14 @@ def find_tones(picture: np.ndarray, seen: np.ndarray, ink: str, notes: list[str]
         notes.append(f"dark ink on a light ground: inverted{how_to_keep}")
     sign, paper = (-1, 1.0) if dark else (1, 0.0)
     as_it_is = Tones(np.full(picture.shape, paper), 1 - paper)
+
     light = sign * picture  # in this the ink is above the ground
-    ground, noise = np.full(picture.shape, np.quantile(light[seen], 0.02)), 0.0
+    ground = np.full(picture.shape, np.quantile(light[seen], 0.02))
+    noise = 0.0
     plain = (np.abs(light - ground) < 0.02)[seen].mean() > 0.2
     if not plain:
         ground, noise = _fit_ground(light, seen)
+
     above = (light - ground)[seen] - 3 * noise
     top = above.max() if len(above) < 1000 else np.quantile(above, 0.999)
     if top < max(0.05, noise):  # nothing stands out: there is no ink, or nothing else
@@ -53,6 +99,7 @@ def find_tones(picture: np.ndarray, seen: np.ndarray, ink: str, notes: list[str]
     brightest = middle + 3 * noise + np.quantile(above[above > top / 2], 0.75)
     if plain and abs(sign * middle - paper) < 0.02 and brightest - middle > 0.9:
         return as_it_is
+
     shade = "ground" if plain else "shaded or noisy ground"
     found = f"{shade} around {sign * middle:.2f} and ink of {sign * brightest:.2f}"
     notes.append(f"{found}: brought to 0 and 1")
@@ -60,13 +107,17 @@ def find_tones(picture: np.ndarray, seen: np.ndarray, ink: str, notes: list[str]
 
 
 def _fit_ground(light: np.ndarray, seen: np.ndarray) -> tuple[np.ndarray, float]:
-    """A surface of second order through the ground, (rows, columns), and the noise around it."""
+    """A surface of second order through the ground, and the noise around it."""
     rows, columns = light.shape
-    y, x = np.meshgrid(np.linspace(-1, 1, rows), np.linspace(-1, 1, columns), indexing="ij")
+    y, x = np.linspace(-1, 1, rows), np.linspace(-1, 1, columns)
+    y, x = np.meshgrid(y, x, indexing="ij")
     basis = np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], axis=-1)
-    some, step = np.zeros(light.shape, bool), max(1, round((rows * columns / 20_000) ** 0.5))
+
+    step = max(1, round((rows * columns / 20_000) ** 0.5))
+    some = np.zeros(light.shape, bool)
     some[::step, ::step] = True  # some 20,000 places are enough
     places, values = basis[some & seen], light[some & seen]
+
     surface, noise = np.median(values), 1.0
     for _ in range(8):  # each time without what is far from the surface: the ink
         ground = np.abs(values - surface) <= 2.5 * noise

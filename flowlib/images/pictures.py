@@ -1,0 +1,190 @@
+"""Picture files: which there are, how they are opened, and their grey levels."""
+
+import warnings
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from flowlib.files import UserError
+
+ENDINGS = (".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".gif", ".tif", ".tiff", ".webp")
+ENDINGS += (".pgm",)
+HIDDEN = ("@eaDir", "__MACOSX")  # besides names that start with a dot
+
+
+def pictures_in(folder: Path, deep: bool = False) -> list[Path]:
+    """The picture files in a folder, sorted; with `deep` also those in its sub-folders.
+
+    Folders that are linked count, each folder once. Hidden files and folders do not,
+    such as macOS's ._a.png and Jupyter's .ipynb_checkpoints.
+    """
+    found: list[Path] = []
+    real, linked = [folder], []
+    entered = set(folder.resolve().parents)  # where a link would lead into a loop
+    while real or linked:
+        here = real.pop() if real else linked.pop(0)
+        if here.resolve() in entered:
+            print(f"{here} leads to a folder that is read already: skipped")
+            continue
+        entered.add(here.resolve())
+        for entry in sorted(here.iterdir()):
+            if entry.name.startswith(".") or entry.name in HIDDEN:
+                continue
+            if not entry.is_dir():
+                found += [entry] if entry.suffix.lower() in ENDINGS else []
+            elif deep:
+                (linked if entry.is_symlink() else real).append(entry)
+    return sorted(found)
+
+
+def open_picture(path: Path, notes: list[str]) -> Image.Image:
+    """The picture in a file, upright, of mode L, LA, RGB, RGBA, I;16 or F.
+
+    Notes what of the file is not in it. Raises UserError if there is no picture, or one
+    of no use.
+    """
+    if not path.is_file():
+        raise UserError(f"no file at {path}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as file:
+                if (count := getattr(file, "n_frames", 1)) > 1:
+                    notes.append(f"the first of {count} frames")
+                if file.mode in ("LA", "RGB", "RGBA") and ";16" in str(file.tile):
+                    notes.append("16 bits for each color: read as 8")
+                ImageOps.exif_transpose(file, in_place=True)  # as a viewer shows it
+                picture = _plain(file)
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        limit = f"{Image.MAX_IMAGE_PIXELS / 1e6:.0f} million pixels"
+        raise UserError(f"{path} has more than {limit}: reduce it first") from None
+    except (OSError, ValueError, SyntaxError) as error:
+        reason = type(error).__name__  # UnidentifiedImageError is an OSError
+        raise UserError(f"{path} cannot be read as a picture ({reason})") from None
+    if min(picture.size) < 4:
+        raise UserError(f"{path} is only {picture.size[0]}x{picture.size[1]}")
+    if picture.mode == "F" and not np.isfinite(np.asarray(picture)).all():
+        raise UserError(f"{path} has values that are not finite")
+    return picture
+
+
+def _plain(picture: Image.Image) -> Image.Image:
+    """The same picture in a mode that a PNG can hold, or in floats."""
+    mode = picture.mode
+    keyed = "transparency" in picture.info  # one of the colors stands for it
+    if mode in ("LA", "RGBA", "I;16", "F") or (mode in ("L", "RGB") and not keyed):
+        return picture
+    if mode.startswith("I"):
+        levels = np.asarray(picture).clip(0, 65535)
+        return Image.fromarray(levels.astype(np.uint16))
+    if mode in ("La", "RGBa", "PA") or keyed:
+        return picture.convert("LA" if mode in ("L", "La") else "RGBA")
+    if mode == "1":
+        return picture.convert("L")
+    plain = picture.convert("RGB")
+    if mode != "P":
+        plain.info.pop("icc_profile", None)  # it describes other colors than these
+    return plain
+
+
+def grey_levels(picture: Image.Image) -> np.ndarray:
+    """The grey levels of a picture, (rows, columns): uint8, uint16 or float32.
+
+    Where parts are transparent: these and the opacity, uint8 (rows, columns, 2).
+    """
+    if picture.mode not in ("LA", "RGBA"):
+        return np.asarray(picture.convert("L") if picture.mode == "RGB" else picture)
+    levels = np.asarray(picture.convert("LA"))
+    return levels[..., 0] if levels[..., 1].min() == 255 else levels
+
+
+def is_bright(levels: np.ndarray) -> bool:
+    """Whether nothing that is visible is dark: (..., 2) with the opacity.
+
+    Over white it would be lost.
+    """
+    visible = levels[..., 0][levels[..., 1] > 0]
+    return visible.size > 0 and bool(np.quantile(visible, 0.005) > 160)
+
+
+def lay_over(levels: np.ndarray, black: bool) -> np.ndarray:
+    """Grey levels with their opacity over black or white, float32 (rows, columns)."""
+    paper = 0 if black else 255
+    opacity = levels[..., 1] / np.float32(255)
+    return levels[..., 0] * opacity + paper * (1 - opacity)
+
+
+def read_alike(folder: Path, paths: list[Path]) -> np.ndarray:
+    """The grey levels of a folder's pictures, uint8 (N, rows, columns).
+
+    All are treated alike: transparent ones are laid over one paper, 16-bit ones have
+    one depth, floats one range. Printed lines say what was done. Raises UserError if
+    the pictures are not of one size, or one of them cannot be read.
+    """
+    notes: list[str] = []
+    levels = []
+    for path in paths:
+        picture = open_picture(path, notes)
+        notes += ["color, turned to grey"] if picture.mode in ("RGB", "RGBA") else []
+        levels.append(grey_levels(picture))
+    ((shape, _),) = Counter(values.shape[:2] for values in levels).most_common(1)
+    for path, values in zip(paths, levels):
+        if values.shape[:2] != shape:
+            both = (shape, values.shape[:2])
+            sizes = " and ".join("x".join(map(str, size)) for size in both)
+            raise UserError(f"{path}: the pictures must be of one size, not {sizes}")
+
+    black = _common_paper([values for values in levels if values.ndim == 3], notes)
+    bits = _common_depth([v for v in levels if v.dtype == np.uint16], notes)
+    top = _common_range([v for v in levels if v.dtype == np.float32], folder, notes)
+    images = np.empty((len(paths), *shape), np.uint8)
+    for image, values in zip(images, levels):
+        if values.ndim == 3:
+            image[:] = np.rint(lay_over(values, black))
+        elif values.dtype == np.uint16:
+            image[:] = values >> (bits - 8)
+        elif values.dtype == np.float32:
+            image[:] = np.rint(255 * (values / top))
+        else:
+            image[:] = values
+
+    for note, count in Counter(notes).items():
+        print(f"{folder}: {count} of {len(paths)} pictures: {note}")
+    if (images == images[0]).all():
+        print(f"{folder}: all pictures are equal")
+    elif len(found := set().union(*(np.unique(i).tolist() for i in images))) == 2:
+        print(f"{folder}: the pictures have no grey levels but {sorted(found)}")
+    return images
+
+
+def _common_paper(transparent: list[np.ndarray], notes: list[str]) -> bool:
+    """Whether transparent pictures are laid over black: if most of them are bright."""
+    bright = [is_bright(values) for values in transparent]
+    black = 2 * sum(bright) > len(bright)
+    for one in bright:
+        doubt = "" if one == black else ", though it may be lost there"
+        notes.append(f"transparent, laid over {'black' if black else 'white'}{doubt}")
+    return black
+
+
+def _common_depth(deep: list[np.ndarray], notes: list[str]) -> int:
+    """The fewest bits, of those that cameras have, that hold all the grey levels."""
+    highest = max((int(values.max()) for values in deep), default=0)
+    bits = next(bits for bits in (8, 10, 12, 14, 16) if highest < 2**bits)
+    notes += [f"grey levels up to {highest}, read as {bits}-bit ones"] * len(deep)
+    return bits
+
+
+def _common_range(floats: list[np.ndarray], folder: Path, notes: list[str]) -> float:
+    """The float that is white: 1, 255 for whole numbers, or the highest that occurs."""
+    highest = max((float(values.max()) for values in floats), default=0.0)
+    if any(values.min() < 0 for values in floats):
+        raise UserError(f"{folder}: pictures of floats must not have values below 0")
+    whole = all((values == np.rint(values)).all() for values in floats)
+    top = max(1.0, highest)
+    if 1 < highest <= 255 and whole:
+        top = 255.0
+    notes += [f"floats up to {highest:g}, {top:g} is taken as white"] * len(floats)
+    return top
