@@ -12,7 +12,11 @@ from flowlib.images.datasets import load_images
 
 def test_the_digits_are_split_without_overlap(digits):
     assert digits.shape == (1, 8, 8)
-    assert [len(part) for part in (digits.train, digits.held_out, digits.test)] == [1257, 180, 360]
+    assert [len(part) for part in (digits.train, digits.held_out, digits.test)] == [
+        1257,
+        180,
+        360,
+    ]
     assert digits.train.max() == digits.levels - 1
 
 
@@ -24,7 +28,9 @@ def test_mnist_holds_out_the_last_training_images(mnist):
 
 
 def test_an_unknown_data_set_is_named():
-    with pytest.raises(UserError, match="no data set 'cifar': --dataset takes auto, mnist"):
+    with pytest.raises(
+        UserError, match="no data set 'cifar': --dataset takes auto, mnist"
+    ):
         load_images("cifar")
 
 
@@ -46,13 +52,22 @@ def test_the_like_of_mnist_comes_through_the_same_door(name, folder, prefix, tmp
     column = column.T if folder == "EMNIST" else column
     train, test = ("train", "test" if folder == "EMNIST" else "t10k")
     for part, n in ((train, 5003), (test, 7)):
-        for kind, code, shape in (("images-idx3", 3, (n, 28, 28)), ("labels-idx1", 1, (n,))):
-            header = bytes([0, 0, 8, code]) + b"".join(size.to_bytes(4, "big") for size in shape)
+        for kind, code, shape in (
+            ("images-idx3", 3, (n, 28, 28)),
+            ("labels-idx1", 1, (n,)),
+        ):
+            header = bytes([0, 0, 8, code]) + b"".join(
+                size.to_bytes(4, "big") for size in shape
+            )
             content = column.tobytes() * n if code == 3 else bytes(n)
             (raw / f"{prefix}{part}-{kind}-ubyte").write_bytes(header + content)
     images = load_images(name, tmp_path, download=False)
     assert images.name == name
-    assert [len(part) for part in (images.train, images.held_out, images.test)] == [3, 5000, 7]
+    assert [len(part) for part in (images.train, images.held_out, images.test)] == [
+        3,
+        5000,
+        7,
+    ]
     assert (images.test[:, 0, :, 3] == 200).all()
     assert images.test.float().mean() == pytest.approx(200 / 28)
 
@@ -68,7 +83,9 @@ def test_images_without_a_label_each_are_one_line(tmp_path, monkeypatch):
 
 def write_folder(folder, digits, count=120):
     """Digits as PNGs, a sub-folder for each class."""
-    for i, (image, label) in enumerate(zip(digits.train[:count, 0], digits.train_labels)):
+    for i, (image, label) in enumerate(
+        zip(digits.train[:count, 0], digits.train_labels)
+    ):
         path = folder / str(int(label)) / f"{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray((image * 15).numpy()).save(path)
@@ -83,12 +100,16 @@ def test_a_folder_of_pictures_is_a_data_set(tmp_path, digits):
     assert sum(sizes) == 120
     assert min(sizes[1:]) > 5
     whole = torch.cat([images.train, images.held_out, images.test])
-    labels = torch.cat([images.train_labels, images.held_out_labels, images.test_labels])
+    labels = torch.cat(
+        [images.train_labels, images.held_out_labels, images.test_labels]
+    )
     expected = {
         (image.numpy().tobytes(), int(label))
         for image, label in zip(digits.train[:120] * 15, digits.train_labels)
     }
-    found = {(image.numpy().tobytes(), int(label)) for image, label in zip(whole, labels)}
+    found = {
+        (image.numpy().tobytes(), int(label)) for image, label in zip(whole, labels)
+    }
     assert found == expected
     again = load_images(images.source)
     assert torch.equal(again.train, images.train)
@@ -99,7 +120,9 @@ def test_folders_that_cannot_be_used(tmp_path, digits):
         load_images(str(tmp_path))
     write_folder(tmp_path, digits)
     Image.new("L", (8, 12)).save(tmp_path / "z.png")
-    with pytest.raises(UserError, match="z.png: the pictures must be of one size, not 8x8"):
+    with pytest.raises(
+        UserError, match="z.png: the pictures must be of one size, not 8x8"
+    ):
         load_images(str(tmp_path))
     for path in tmp_path.rglob("*.png"):
         Image.new("L", (10, 8)).save(path)
@@ -145,10 +168,15 @@ def sorted_rows(pictures: np.ndarray) -> np.ndarray:
         (lambda grey: grey.astype(np.uint16), "up to 255, read as 8-bit ones"),
         (lambda grey: grey.astype(np.float32) / 255, "up to 1, 1 is taken as white"),
         (lambda grey: grey.astype(np.float32), "up to 255, 255 is taken as white"),
-        (lambda grey: grey.astype(np.float32) * 0.3, "up to 76.5, 76.5 is taken as white"),
+        (
+            lambda grey: grey.astype(np.float32) * 0.3,
+            "up to 76.5, 76.5 is taken as white",
+        ),
     ],
 )
-def test_pictures_of_any_depth_give_the_grey_levels_of_8_bits(values, says, tmp_path, capsys):
+def test_pictures_of_any_depth_give_the_grey_levels_of_8_bits(
+    values, says, tmp_path, capsys
+):
     expected = sorted_rows(strokes())
     write_pictures(tmp_path, values(strokes()), ending="tif")
     assert np.array_equal(load(tmp_path), expected)
@@ -166,15 +194,21 @@ def test_strokes_on_nothing_are_seen_and_all_pictures_lie_on_one_paper(
     grey = np.full_like(opacity, ink)
     write_pictures(tmp_path, np.stack([grey, grey, grey, opacity], -1))
     assert np.array_equal(
-        load(tmp_path), sorted_rows(np.abs(paper - opacity.astype(int)).astype(np.uint8))
+        load(tmp_path),
+        sorted_rows(np.abs(paper - opacity.astype(int)).astype(np.uint8)),
     )
     name = "white" if paper else "black"
-    assert f"120 of 120 pictures: transparent, laid over {name}\n" in capsys.readouterr().out
+    assert (
+        f"120 of 120 pictures: transparent, laid over {name}\n"
+        in capsys.readouterr().out
+    )
     Image.new("LA", (8, 8), (paper, 255)).save(tmp_path / "x.png")  # opaque: has no say
     odd = Image.new("LA", (8, 8), (paper, 200))
     odd.save(tmp_path / "y.png")
     assert len(load(tmp_path)) == 122
-    doubt = f"1 of 122 pictures: transparent, laid over {name}, though it may be lost there"
+    doubt = (
+        f"1 of 122 pictures: transparent, laid over {name}, though it may be lost there"
+    )
     assert doubt in capsys.readouterr().out
 
 
@@ -215,14 +249,22 @@ def test_linked_folders_are_entered_once_and_hidden_ones_never(tmp_path, capsys)
     for hidden in (".ipynb_checkpoints", ".cache/x", "@eaDir", "__MACOSX"):
         write_pictures(mine, strokes()[:2], [f"b/{hidden}"])
     (mine / "a").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
-    (mine / "0").symlink_to(mine / "b", target_is_directory=True)  # real ones come first
+    (mine / "0").symlink_to(
+        mine / "b", target_is_directory=True
+    )  # real ones come first
     (mine / "b" / "loop").symlink_to(mine, target_is_directory=True)
     (mine / "up").symlink_to(tmp_path, target_is_directory=True)
     images = load_images(str(mine))
     assert np.array_equal(load(mine), sorted_rows(strokes()))
-    assert {name.rpartition("/")[0] for name in images.made_from["files"]} == {"a/deep", "b"}
+    assert {name.rpartition("/")[0] for name in images.made_from["files"]} == {
+        "a/deep",
+        "b",
+    }
     assert len(images.train_labels.unique()) == 2
-    assert f"{mine / '0'} leads to a folder that is read already" in capsys.readouterr().out
+    assert (
+        f"{mine / '0'} leads to a folder that is read already"
+        in capsys.readouterr().out
+    )
 
 
 @pytest.mark.parametrize("held_out", [None, "val", "Validation"])
@@ -241,13 +283,17 @@ def test_train_and_test_at_the_top_are_the_users_own_split(held_out, tmp_path, c
     assert ("a tenth of train/ is held out" in printed) == (held_out is None)
 
     write_pictures(tmp_path, strokes()[:1], ["other"])
-    with pytest.raises(UserError, match="is split into .* but has pictures outside of these"):
+    with pytest.raises(
+        UserError, match="is split into .* but has pictures outside of these"
+    ):
         load_images(str(tmp_path))
 
 
 def test_a_split_without_test_images_is_not_guessed(tmp_path):
     write_pictures(tmp_path, strokes(), ["train/a", "valid/a"])
-    with pytest.raises(UserError, match="is split into train/, valid/ but has no test/"):
+    with pytest.raises(
+        UserError, match="is split into train/, valid/ but has no test/"
+    ):
         load_images(str(tmp_path))
 
 
@@ -290,8 +336,12 @@ def test_a_data_set_that_cannot_be_downloaded_is_one_line(tmp_path, monkeypatch)
         load_images("fashion", tmp_path / "elsewhere")
 
 
-def test_an_unreachable_download_falls_back_or_fails_in_one_line(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(MNIST, "mirrors", ["http://127.0.0.1:9/"])  # nothing listens there
+def test_an_unreachable_download_falls_back_or_fails_in_one_line(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(
+        MNIST, "mirrors", ["http://127.0.0.1:9/"]
+    )  # nothing listens there
     with pytest.raises(UserError, match="--data-dir says where it lies"):
         load_images("mnist", tmp_path)
     assert load_images("auto", tmp_path).name == "digits"

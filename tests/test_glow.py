@@ -34,7 +34,9 @@ def test_log_det_is_that_of_the_jacobian_on_an_8x8_image():
     v = 0.05 + 0.9 * torch.rand(1, 1, 8, 8, dtype=torch.float64)
 
     def latents(flat):
-        return torch.cat([z.flatten() for z in glow.encode(flat.reshape(1, 1, 8, 8))[0]])
+        return torch.cat(
+            [z.flatten() for z in glow.encode(flat.reshape(1, 1, 8, 8))[0]]
+        )
 
     jacobian = torch.autograd.functional.jacobian(latents, v.flatten())
     log_det = torch.linalg.slogdet(jacobian).logabsdet.item()
@@ -78,7 +80,9 @@ def test_every_parameter_gets_a_gradient():
     images = torch.randint(0, 17, (4, 1, 8, 8))
     glow(images, torch.randn(images.shape, dtype=torch.float64)).sum().backward()
     parameters = glow.named_parameters()
-    assert [name for name, value in parameters if value.grad is None or not value.grad.any()] == []
+    assert [
+        name for name, value in parameters if value.grad is None or not value.grad.any()
+    ] == []
 
 
 def test_bfloat16_stays_inside_the_networks():
@@ -124,7 +128,9 @@ def test_the_probabilities_of_all_images_sum_to_less_than_one_and_approach_it_wi
             self.dequantizer = Dequantizer(3, 4).double()
 
         def log_prob(self, v):
-            logit_normal = TransformedDistribution(Normal(-0.5, 0.8), SigmoidTransform())
+            logit_normal = TransformedDistribution(
+                Normal(-0.5, 0.8), SigmoidTransform()
+            )
             return logit_normal.log_prob(v).flatten(1).sum(1)
 
     glow = TwoPixels()
@@ -144,7 +150,9 @@ def test_more_draws_tighten_the_bound():
     glow = small_glow()
     images = torch.randint(0, 17, (200, 1, 8, 8))
     with torch.no_grad():
-        one, many = (glow.bits_per_dim(images, draws).mean().item() for draws in (1, 20))
+        one, many = (
+            glow.bits_per_dim(images, draws).mean().item() for draws in (1, 20)
+        )
     assert many < one
 
 
@@ -163,17 +171,24 @@ def test_initialize_whitens_the_training_images_and_a_sample_does_not():
     glow = Glow((1, 8, 8), 17, blocks=1, hidden=4, dequantizer=4)
     before = {name: value.clone() for name, value in glow.state_dict().items()}
     glow.sample(4)
-    assert all(torch.equal(value, before[name]) for name, value in glow.state_dict().items())
+    assert all(
+        torch.equal(value, before[name]) for name, value in glow.state_dict().items()
+    )
     images = torch.randint(0, 17, (512, 1, 8, 8))
     glow.initialize(images)
-    z = torch.cat([z.flatten(1) for z in glow.encode(glow.dequantize(images))[0]], dim=1)
+    z = torch.cat(
+        [z.flatten(1) for z in glow.encode(glow.dequantize(images))[0]], dim=1
+    )
     assert z.mean().item() == pytest.approx(0, abs=0.05)
     assert z.std().item() == pytest.approx(1, abs=0.1)
 
 
 def test_compiled_couplings_have_the_same_density_and_gradient(monkeypatch):
-    # This backend traces the couplings as the default one does, without its C++ or GPU code.
-    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    # This backend traces the couplings as the default one does, without its C++ or GPU
+    # code.
+    monkeypatch.setattr(
+        torch, "compile", functools.partial(torch.compile, backend="aot_eager")
+    )
     glow, v = small_glow(), torch.rand(4, 1, 8, 8, dtype=torch.float64).requires_grad_()
     found = []
     for _ in range(2):
@@ -206,7 +221,9 @@ def test_samples_have_the_mean_log_prob_that_their_entropy_implies():
     glow = small_glow()
     with torch.no_grad():
         for base in glow.flow.q0:
-            base.log_scale -= 2  # narrow, so that no sample is clamped at the edges of (0, 1)
+            base.log_scale -= (
+                2  # narrow, so that no sample is clamped at the edges of (0, 1)
+            )
         v = glow.sample(500, rng(0, "test"))
         assert 1e-6 < v.min() < v.max() < 1 - 1e-6
         log_det = glow.encode(v)[1]
@@ -236,7 +253,9 @@ def test_samples_are_reproducible_inside_the_unit_interval_and_vary_less_when_co
 # ---------------------------------------------------------------- checkpoints and bad arguments
 
 
-def test_a_saved_glow_loads_into_a_differently_seeded_one_with_the_same_results(tmp_path):
+def test_a_saved_glow_loads_into_a_differently_seeded_one_with_the_same_results(
+    tmp_path,
+):
     glow = small_glow().float()
     save_model(glow, tmp_path / "glow.pt", metrics={"test_bits_per_dim": 2.0})
     torch.manual_seed(99)
@@ -246,10 +265,14 @@ def test_a_saved_glow_loads_into_a_differently_seeded_one_with_the_same_results(
     assert loaded.metrics == {"test_bits_per_dim": 2.0}
     assert torch.equal(*(model.sample(3, rng(1, "test")) for model in (glow, loaded)))
     images = torch.randint(0, 17, (3, 1, 8, 8))
-    assert torch.equal(*(m.bits_per_dim(images, generator=rng(1, "x")) for m in (glow, loaded)))
+    assert torch.equal(
+        *(m.bits_per_dim(images, generator=rng(1, "x")) for m in (glow, loaded))
+    )
 
 
-def test_a_script_says_which_glow_it_takes_and_refuses_one_of_other_data(tmp_path, digits, capsys):
+def test_a_script_says_which_glow_it_takes_and_refuses_one_of_other_data(
+    tmp_path, digits, capsys
+):
     cpu, path = torch.device("cpu"), tmp_path / "glow.pt"
     metrics = {"test_bits_per_dim": 2.25, "data": "digits"}
     save_model(small_glow(), path, metrics=metrics)  # as before there were fingerprints
@@ -266,7 +289,9 @@ def test_a_script_says_which_glow_it_takes_and_refuses_one_of_other_data(tmp_pat
         save_model(small_glow(), path, made_from=made_from)
         with pytest.raises(UserError, match=says):
             choose_glow(path, "digits", cpu, digits)
-    choose_glow(path, "digits", cpu)  # where no data are used there is nothing to compare
+    choose_glow(
+        path, "digits", cpu
+    )  # where no data are used there is nothing to compare
 
 
 @pytest.mark.parametrize(("dataset", "pixels"), [("mnist", 784), ("digits", 64)])
@@ -274,7 +299,9 @@ def test_the_shipped_weights_load_and_know_their_metrics(dataset, pixels):
     glow = load_glow(SHIPPED / f"glow_{dataset}.pt")
     assert math.prod(glow.shape) == pixels
     assert glow.metrics["data"] == dataset
-    assert glow.metrics["parameters"] == sum(parameter.numel() for parameter in glow.parameters())
+    assert glow.metrics["parameters"] == sum(
+        parameter.numel() for parameter in glow.parameters()
+    )
 
 
 def tiny(**options) -> Glow:
@@ -291,11 +318,26 @@ def tiny(**options) -> Glow:
         (lambda: tiny().sample(0), "n must"),
         (lambda: tiny().sample(1, temperature=0), "temperature"),
         (lambda: tiny().log_prob(torch.rand(1, 1, 28, 28)), "v must be of shape"),
-        (lambda: tiny().bits_per_dim(torch.zeros(1, 28, 28)), "images must be of shape"),
-        (lambda: tiny().bits_per_dim(torch.full((1, 1, 8, 8), 9 / 255)), "whole grey levels 0"),
-        (lambda: tiny().dequantize(torch.full((1, 1, 8, 8), -1)), "whole grey levels 0 ... 255"),
-        (lambda: tiny(levels=17).dequantize(torch.full((1, 1, 8, 8), 17)), "levels 0 ... 16 are"),
-        (lambda: tiny().bits_per_dim(torch.full((1, 1, 8, 8), float("nan"))), "whole grey"),
+        (
+            lambda: tiny().bits_per_dim(torch.zeros(1, 28, 28)),
+            "images must be of shape",
+        ),
+        (
+            lambda: tiny().bits_per_dim(torch.full((1, 1, 8, 8), 9 / 255)),
+            "whole grey levels 0",
+        ),
+        (
+            lambda: tiny().dequantize(torch.full((1, 1, 8, 8), -1)),
+            "whole grey levels 0 ... 255",
+        ),
+        (
+            lambda: tiny(levels=17).dequantize(torch.full((1, 1, 8, 8), 17)),
+            "levels 0 ... 16 are",
+        ),
+        (
+            lambda: tiny().bits_per_dim(torch.full((1, 1, 8, 8), float("nan"))),
+            "whole grey",
+        ),
     ],
 )
 def test_bad_arguments_are_named(make, named):

@@ -40,9 +40,13 @@ def picture(tmp_path):
     return tmp_path / "pictures"
 
 
-def test_holes_in_test_images_give_a_figure_a_table_and_metrics(tmp_path, tiny_glow_file, capsys):
+def test_holes_in_test_images_give_a_figure_a_table_and_metrics(
+    tmp_path, tiny_glow_file, capsys
+):
     run(*QUICK, "--checkpoint", tiny_glow_file, *into(tmp_path))
-    assert (tmp_path / "digits_batch_inpainting_result.png").read_bytes().startswith(PNG)
+    assert (
+        (tmp_path / "digits_batch_inpainting_result.png").read_bytes().startswith(PNG)
+    )
     masks = json.loads((tmp_path / "metrics.json").read_text())["masks"]
     assert list(masks) == ["square:4", "noise:0.5"]
     for metrics in masks.values():
@@ -57,11 +61,22 @@ def test_the_flows_own_samples_need_no_data_set(tmp_path, tiny_glow_file, monkey
     monkeypatch.setattr(inpaint, "load_together", None)
     flags = ["--source", "samples", "--mask", "top", "--checkpoint", tiny_glow_file]
     run(*QUICK, *flags, *into(tmp_path))
-    assert json.loads((tmp_path / "metrics.json").read_text())["masks"]["top"]["images"] == 3
+    assert (
+        json.loads((tmp_path / "metrics.json").read_text())["masks"]["top"]["images"]
+        == 3
+    )
 
 
 def test_two_processes_fill_what_one_does(tmp_path, tiny_glow_file, two_processes):
-    flags = [*QUICK, "--mask", "left", "--checkpoint", tiny_glow_file, "--precision", "fp32"]
+    flags = [
+        *QUICK,
+        "--mask",
+        "left",
+        "--checkpoint",
+        tiny_glow_file,
+        "--precision",
+        "fp32",
+    ]
     run(*flags, *into(tmp_path / "one"))
     printed = two_processes(ROOT / "inpaint.py", *flags, *into(tmp_path / "two"))
     assert printed.count("hole PSNR") == 3  # only the first process prints
@@ -72,13 +87,32 @@ def test_two_processes_fill_what_one_does(tmp_path, tiny_glow_file, two_processe
         assert two[row]["hole_mse"] == pytest.approx(one[row]["hole_mse"], abs=0.02)
 
 
-def test_pictures_of_ones_own_are_filled_with_one_command(tmp_path, tiny_glow_file, picture):
+def test_pictures_of_ones_own_are_filled_with_one_command(
+    tmp_path, tiny_glow_file, picture
+):
     output = tmp_path / "filled"
-    flags = ["--dataset", "digits", "--steps", 2, "--chains", 4, "--checkpoint", tiny_glow_file]
+    flags = [
+        "--dataset",
+        "digits",
+        "--steps",
+        2,
+        "--chains",
+        4,
+        "--checkpoint",
+        tiny_glow_file,
+    ]
     run("--image", picture, "--mask", tmp_path / "mask.png", *flags, "--output", output)
     written = {path.name for path in output.iterdir()}
     for name in ("one", "two"):
-        endings = ("", "_filled", "_mean", "_map", "_uncertainty", "_sample_1", "_sample_4")
+        endings = (
+            "",
+            "_filled",
+            "_mean",
+            "_map",
+            "_uncertainty",
+            "_sample_1",
+            "_sample_4",
+        )
         assert {f"{name}{ending}.png" for ending in endings} <= written
     numbers = json.loads((output / "results.json").read_text())["one"]
     assert "resized from 40x40 to 8x8" in numbers["notes"]
@@ -110,7 +144,16 @@ def test_a_filled_picture_keeps_its_colors_and_two_figures_are_said_to_be_two(
     missing = np.zeros((40, 80), dtype=np.uint8)
     missing[10:20, 10:20] = 255
     Image.fromarray(missing).save(tmp_path / "hole.png")
-    flags = ["--dataset", "digits", "--steps", 0, "--chains", 1, "--checkpoint", tiny_glow_file]
+    flags = [
+        "--dataset",
+        "digits",
+        "--steps",
+        0,
+        "--chains",
+        1,
+        "--checkpoint",
+        tiny_glow_file,
+    ]
     flags += ["--mask", tmp_path / "hole.png", "--output", tmp_path / "filled"]
     run("--image", tmp_path / "two.png", *flags)
     with Image.open(tmp_path / "filled" / "two_filled.png") as filled:
@@ -118,7 +161,9 @@ def test_a_filled_picture_keeps_its_colors_and_two_figures_are_said_to_be_two(
     assert same[missing == 0].all()
     assert not same[missing > 0].all()
     assert "; two separate figures" in capsys.readouterr().out
-    notes = json.loads((tmp_path / "filled" / "results.json").read_text())["two"]["notes"]
+    notes = json.loads((tmp_path / "filled" / "results.json").read_text())["two"][
+        "notes"
+    ]
     assert any(note.startswith("two separate figures") for note in notes)
 
 
@@ -129,36 +174,64 @@ def test_a_named_mask_works_for_pictures_too(tmp_path, tiny_glow_file, picture, 
     assert "one: 32 of 64 pixels missing" in capsys.readouterr().out
 
 
-def test_a_mask_file_works_for_test_images_too(tmp_path, tiny_glow_file, picture, capsys):
+def test_a_mask_file_works_for_test_images_too(
+    tmp_path, tiny_glow_file, picture, capsys
+):
     flags = [*QUICK, "--mask", tmp_path / "mask.png", "--checkpoint", tiny_glow_file]
     run(*flags, *into(tmp_path / "out"))
-    (metrics,) = json.loads((tmp_path / "out" / "metrics.json").read_text())["masks"].values()
+    (metrics,) = json.loads((tmp_path / "out" / "metrics.json").read_text())[
+        "masks"
+    ].values()
     assert metrics["images"] == 3
     assert metrics["mask"].startswith("the hole of ")
 
 
-def test_a_picture_unlike_the_training_images_is_said_to_be(tmp_path, tiny_glow_file, capsys):
+def test_a_picture_unlike_the_training_images_is_said_to_be(
+    tmp_path, tiny_glow_file, capsys
+):
     noise = np.random.default_rng(0).integers(0, 255, (8, 8), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "noise.png")
-    flags = ["--dataset", "digits", "--steps", 0, "--chains", 2, "--checkpoint", tiny_glow_file]
+    flags = [
+        "--dataset",
+        "digits",
+        "--steps",
+        0,
+        "--chains",
+        2,
+        "--checkpoint",
+        tiny_glow_file,
+    ]
     flags += ["--mask", "square:2", "--output", tmp_path / "filled"]
     run("--image", tmp_path / "noise.png", *flags)
     said = "below that of training images: the model knows no such pictures"
     assert said in capsys.readouterr().out
-    assert said in json.loads((tmp_path / "filled/results.json").read_text())["noise"]["notes"][-1]
+    assert (
+        said
+        in json.loads((tmp_path / "filled/results.json").read_text())["noise"]["notes"][
+            -1
+        ]
+    )
 
 
-def test_no_result_overwrites_a_picture_or_another_result(tmp_path, picture, one_line_error):
+def test_no_result_overwrites_a_picture_or_another_result(
+    tmp_path, picture, one_line_error
+):
     before = (picture / "one.png").read_bytes()
     flags = ["--dataset", "digits", "--mask", tmp_path / "mask.png"]
-    error = one_line_error(inpaint.main, "--image", picture, *flags, "--output", picture)
+    error = one_line_error(
+        inpaint.main, "--image", picture, *flags, "--output", picture
+    )
     assert "results need another one" in error
     assert (picture / "one.png").read_bytes() == before
     (picture / "one.PNG").write_bytes(before)
-    error = one_line_error(inpaint.main, "--image", picture, *flags, "--output", tmp_path / "f")
+    error = one_line_error(
+        inpaint.main, "--image", picture, *flags, "--output", tmp_path / "f"
+    )
     assert "two results would be called one.png" in error
     (picture / "one.PNG").rename(picture / "one_mean.png")
-    error = one_line_error(inpaint.main, "--image", picture, *flags, "--output", tmp_path / "f")
+    error = one_line_error(
+        inpaint.main, "--image", picture, *flags, "--output", tmp_path / "f"
+    )
     assert "two results would be called one_mean.png" in error
     assert not (tmp_path / "f").exists()
 
@@ -171,7 +244,10 @@ def test_no_result_overwrites_a_picture_or_another_result(tmp_path, picture, one
         ([*QUICK, "--mask", "noise:0"], "no pixel is missing"),
         ([*QUICK, "--mask", "circle"], "square:SIDE"),
         ([*QUICK, "--count", 400], "only 360 test images"),
-        (["--image", "a.png", "--dataset", "digits", "--output", "f"], "no file at a.png"),
+        (
+            ["--image", "a.png", "--dataset", "digits", "--output", "f"],
+            "no file at a.png",
+        ),
         ([*QUICK, "--steps", -1], "--steps"),
         ([*QUICK, "--seed", 10**20], "--seed"),
         ([*QUICK, "--ink", "dark"], "--ink has no meaning without --image"),
@@ -191,7 +267,9 @@ def test_pictures_need_one_mask(picture, one_line_error):
     )
 
 
-@pytest.mark.parametrize("damage", ["missing", "truncated", "other kind", "not a checkpoint"])
+@pytest.mark.parametrize(
+    "damage", ["missing", "truncated", "other kind", "not a checkpoint"]
+)
 def test_bad_checkpoints(damage, tmp_path, tiny_glow_file, one_line_error):
     path, figure = tmp_path / "bad.pt", tmp_path / "digits_batch_inpainting_result.png"
     if damage == "truncated":
@@ -216,17 +294,23 @@ def test_a_model_of_other_images_is_refused(
     tmp_path, mnist, tiny_glow_file, one_line_error, monkeypatch
 ):
     monkeypatch.setattr(inpaint, "load_together", lambda *_: mnist)
-    error = one_line_error(inpaint.main, "--checkpoint", tiny_glow_file, *into(tmp_path))
+    error = one_line_error(
+        inpaint.main, "--checkpoint", tiny_glow_file, *into(tmp_path)
+    )
     assert "must match" in error
 
 
 def test_an_unreachable_download_is_one_line(tmp_path, monkeypatch, one_line_error):
-    monkeypatch.setattr(MNIST, "mirrors", ["http://127.0.0.1:9/"])  # nothing listens there
+    monkeypatch.setattr(
+        MNIST, "mirrors", ["http://127.0.0.1:9/"]
+    )  # nothing listens there
     flags = ["--dataset", "mnist", "--data-dir", tmp_path / "data"]
     assert "--dataset digits" in one_line_error(inpaint.main, *flags, *into(tmp_path))
 
 
-def test_a_folder_that_cannot_be_written_to_is_one_line(tmp_path, tiny_glow_file, one_line_error):
+def test_a_folder_that_cannot_be_written_to_is_one_line(
+    tmp_path, tiny_glow_file, one_line_error
+):
     (tmp_path / "file").write_text("in the way")
     flags = ["--checkpoint", tiny_glow_file, "--figures", tmp_path / "file" / "figures"]
     assert "cannot write" in one_line_error(inpaint.main, *QUICK, *flags)
@@ -235,7 +319,9 @@ def test_a_folder_that_cannot_be_written_to_is_one_line(tmp_path, tiny_glow_file
 
 def test_help_prints_the_docstring_and_the_script_starts_from_any_folder(tmp_path):
     argv = [sys.executable, ROOT / "inpaint.py", "--help"]
-    done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        argv, cwd=tmp_path, capture_output=True, text=True, check=True
+    )
     assert "python inpaint.py" in done.stdout
     assert "Writes" in done.stdout
     assert list(tmp_path.iterdir()) == []

@@ -32,9 +32,9 @@ def stroke():
 @pytest.fixture
 def files(tmp_path):
     def write(name: str, values: np.ndarray, mode: str | None = None):
-        Image.fromarray(values).convert(mode).save(tmp_path / name) if mode else Image.fromarray(
-            values
-        ).save(tmp_path / name)
+        Image.fromarray(values).convert(mode).save(
+            tmp_path / name
+        ) if mode else Image.fromarray(values).save(tmp_path / name)
         return tmp_path / name
 
     return write
@@ -46,16 +46,24 @@ def hole(size=28):
     return mask
 
 
-def test_a_picture_of_the_models_size_comes_through_unchanged_but_for_its_hole(stroke, files):
-    picture = read_picture(files("a.png", stroke), files("m.png", hole()), SHAPE, LEVELS)
+def test_a_picture_of_the_models_size_comes_through_unchanged_but_for_its_hole(
+    stroke, files
+):
+    picture = read_picture(
+        files("a.png", stroke), files("m.png", hole()), SHAPE, LEVELS
+    )
     missing = torch.from_numpy(hole() > 0)[None]
     assert torch.equal(picture.mask, missing)
-    assert torch.equal(picture.image[~missing], torch.from_numpy(stroke)[None][~missing])
+    assert torch.equal(
+        picture.image[~missing], torch.from_numpy(stroke)[None][~missing]
+    )
     assert picture.notes == []
 
 
 def test_dark_ink_is_inverted_and_said_so(stroke, files):
-    picture = read_picture(files("a.png", 255 - stroke), files("m.png", hole()), SHAPE, LEVELS)
+    picture = read_picture(
+        files("a.png", 255 - stroke), files("m.png", hole()), SHAPE, LEVELS
+    )
     assert picture.image[0, 20, 13] == 255
     assert picture.image[0, 0, 0] == 0
     assert any("inverted" in note for note in picture.notes)
@@ -66,18 +74,30 @@ def test_dark_ink_is_inverted_and_said_so(stroke, files):
 
 
 def test_an_inverted_mask_is_seen_and_polarity_decides(stroke, files):
-    inverted = read_picture(files("a.png", stroke), files("m.png", 255 - hole()), SHAPE, LEVELS)
+    inverted = read_picture(
+        files("a.png", stroke), files("m.png", 255 - hole()), SHAPE, LEVELS
+    )
     assert torch.equal(inverted.mask[0], torch.from_numpy(hole() > 0))
     assert any("took black as missing" in note for note in inverted.notes)
     as_told = read_picture(
-        files("a.png", stroke), files("m.png", 255 - hole()), SHAPE, LEVELS, polarity="white"
+        files("a.png", stroke),
+        files("m.png", 255 - hole()),
+        SHAPE,
+        LEVELS,
+        polarity="white",
     )
     assert torch.equal(as_told.mask[0], torch.from_numpy(hole() == 0))
 
 
 @pytest.mark.parametrize(
     ("mode", "note"),
-    [("RGB", "color"), ("RGBA", "color"), ("P", "color"), ("L", None), ("I;16", "16-bit")],
+    [
+        ("RGB", "color"),
+        ("RGBA", "color"),
+        ("P", "color"),
+        ("L", None),
+        ("I;16", "16-bit"),
+    ],
 )
 def test_other_kinds_of_picture_give_the_same_grey(mode, note, stroke, files):
     file = (
@@ -94,12 +114,16 @@ def test_other_kinds_of_picture_give_the_same_grey(mode, note, stroke, files):
 def test_transparency_is_laid_over_white(files):
     values = np.zeros((28, 28, 4), dtype=np.uint8)
     values[4:24, 12:16] = (0, 0, 0, 255)  # black ink, all else transparent
-    picture = read_picture(files("a.png", values), files("m.png", hole()), SHAPE, LEVELS)
+    picture = read_picture(
+        files("a.png", values), files("m.png", hole()), SHAPE, LEVELS
+    )
     assert picture.image[0, 20, 13] == 255
     assert picture.image[0, 0, 0] == 0
 
 
-def test_a_large_picture_is_resized_with_its_mask_and_the_hole_does_not_bleed(files, stroke):
+def test_a_large_picture_is_resized_with_its_mask_and_the_hole_does_not_bleed(
+    files, stroke
+):
     large, mask = stroke.repeat(4, 0).repeat(4, 1), hole(112)
     picture = read_picture(files("a.png", large), files("m.png", mask), SHAPE, LEVELS)
     assert picture.image.shape == picture.mask.shape == SHAPE
@@ -110,11 +134,15 @@ def test_a_large_picture_is_resized_with_its_mask_and_the_hole_does_not_bleed(fi
 
 @pytest.mark.parametrize("ink", [(255, 255, 255), (0, 200, 0), (0, 0, 0)])
 @pytest.mark.parametrize("punched", [False, True])
-def test_in_a_mask_with_transparency_the_rarer_part_is_missing(ink, punched, stroke, files):
+def test_in_a_mask_with_transparency_the_rarer_part_is_missing(
+    ink, punched, stroke, files
+):
     values = np.zeros((28, 28, 4), dtype=np.uint8)
     opaque = (hole() > 0) != punched
     values[opaque] = (*ink, 255)
-    picture = read_picture(files("a.png", stroke), files("m.png", values), SHAPE, LEVELS)
+    picture = read_picture(
+        files("a.png", stroke), files("m.png", values), SHAPE, LEVELS
+    )
     assert torch.equal(picture.mask[0], torch.from_numpy(hole() > 0))
     assert "the mask's transparency says what is missing" in picture.notes
 
@@ -123,7 +151,9 @@ def test_in_a_mask_with_transparency_the_rarer_part_is_missing(ink, punched, str
 def test_in_any_other_mask_the_brightest_color_is_missing(ink, stroke, files):
     values = np.zeros((28, 28, 3), dtype=np.uint8)
     values[hole() > 0] = ink
-    picture = read_picture(files("a.png", stroke), files("m.png", values), SHAPE, LEVELS)
+    picture = read_picture(
+        files("a.png", stroke), files("m.png", values), SHAPE, LEVELS
+    )
     assert torch.equal(picture.mask[0], torch.from_numpy(hole() > 0))
 
 
@@ -132,7 +162,9 @@ def test_a_photograph_is_taken_as_a_viewer_shows_it(stroke, tmp_path, files):
     exif[0x0112] = 6  # the camera was turned: show it a quarter turn to the right
     turned = np.rot90(stroke.repeat(4, 0).repeat(4, 1)).copy()
     Image.fromarray(turned).save(tmp_path / "phone.png", exif=exif)
-    photo = read_picture(tmp_path / "phone.png", files("m.png", hole(112)), SHAPE, LEVELS)
+    photo = read_picture(
+        tmp_path / "phone.png", files("m.png", hole(112)), SHAPE, LEVELS
+    )
     large = files("a.png", stroke.repeat(4, 0).repeat(4, 1))
     upright = read_picture(large, files("m.png", hole(112)), SHAPE, LEVELS)
     assert torch.equal(photo.image, upright.image)
@@ -163,7 +195,10 @@ def test_what_cannot_be_used_is_said(stroke, files, tmp_path):
 
 
 def test_what_a_scratch_runs_through_is_missing_and_edges_do_not_grow(files, stroke):
-    large, mask = stroke.repeat(40, 0).repeat(40, 1), np.zeros((1120, 1120), dtype=np.uint8)
+    large, mask = (
+        stroke.repeat(40, 0).repeat(40, 1),
+        np.zeros((1120, 1120), dtype=np.uint8),
+    )
     mask[:, 500:506] = 255  # a seventh of a pixel of the model
     picture = read_picture(files("a.png", large), files("m.png", mask), SHAPE, LEVELS)
     assert picture.mask[0, :, 12].all()
@@ -173,7 +208,9 @@ def test_what_a_scratch_runs_through_is_missing_and_edges_do_not_grow(files, str
     assert picture.mask.sum() == 28 + 10 * 5
 
 
-def paper(stroke, ground: float, ink: float, shade: float = 0.0, noise: float = 0.0) -> np.ndarray:
+def paper(
+    stroke, ground: float, ink: float, shade: float = 0.0, noise: float = 0.0
+) -> np.ndarray:
     """A photograph of a stroke on paper, ten times as large, grey levels."""
     large = stroke.repeat(10, 0).repeat(10, 1) / 255
     x = np.linspace(-1, 1, 280)
@@ -184,9 +221,16 @@ def paper(stroke, ground: float, ink: float, shade: float = 0.0, noise: float = 
 
 @pytest.mark.parametrize(
     ("ground", "ink", "shade", "noise"),
-    [(0.7, 0.1, 0.1, 0.03), (0.35, 0.1, 0.03, 0.01), (0.2, 0.06, 0, 0), (0.3, 0.9, 0.05, 0.02)],
+    [
+        (0.7, 0.1, 0.1, 0.03),
+        (0.35, 0.1, 0.03, 0.01),
+        (0.2, 0.06, 0, 0),
+        (0.3, 0.9, 0.05, 0.02),
+    ],
 )
-def test_ground_becomes_0_and_ink_1_on_any_paper(ground, ink, shade, noise, stroke, files):
+def test_ground_becomes_0_and_ink_1_on_any_paper(
+    ground, ink, shade, noise, stroke, files
+):
     photo = files("a.png", paper(stroke, ground, ink, shade, noise))
     picture = read_picture(photo, files("m.png", hole(280)), SHAPE, LEVELS)
     expected = torch.where(picture.mask[0], 0, torch.from_numpy(stroke)).int()
@@ -197,7 +241,9 @@ def test_ground_becomes_0_and_ink_1_on_any_paper(ground, ink, shade, noise, stro
 
 def test_a_fill_is_drawn_into_the_picture_with_its_own_paper_and_ink(stroke, files):
     photo = paper(stroke, 0.7, 0.1, 0.1, 0.01)
-    picture = read_picture(files("a.png", photo), files("m.png", hole(280)), SHAPE, LEVELS)
+    picture = read_picture(
+        files("a.png", photo), files("m.png", hole(280)), SHAPE, LEVELS
+    )
     restored = np.asarray(picture.restore(torch.from_numpy(stroke)[None] / 255))
     missing = hole(280) > 0
     assert np.array_equal(restored[~missing], photo[~missing])
@@ -209,7 +255,10 @@ def test_a_fill_is_drawn_into_the_picture_with_its_own_paper_and_ink(stroke, fil
 
 
 def test_a_small_digit_is_cropped_and_the_fill_goes_back_to_its_place(stroke, files):
-    page, mask = np.full((500, 400), 255, dtype=np.uint8), np.zeros((500, 400), dtype=np.uint8)
+    page, mask = (
+        np.full((500, 400), 255, dtype=np.uint8),
+        np.zeros((500, 400), dtype=np.uint8),
+    )
     page[300:360, 40:100] = 255 - stroke[:20, 4:24].repeat(3, 0).repeat(3, 1)
     mask[330:340, 60:80] = 255
     args = files("a.png", page), files("m.png", mask), SHAPE, LEVELS
@@ -230,7 +279,8 @@ def test_a_digit_far_from_the_middle_is_centered_and_one_of_mnist_stays(stroke, 
     shifted = np.zeros_like(stroke)
     shifted[8:, 8:] = stroke[4:24, 4:24]
     stays, moves = (
-        read_picture(files(f"{i}.png", x), *args) for i, x in enumerate((stroke, shifted))
+        read_picture(files(f"{i}.png", x), *args)
+        for i, x in enumerate((stroke, shifted))
     )
     assert stays.frame == (0, 0, 28, 28)
     assert not any("centered" in note for note in stays.notes)
@@ -245,7 +295,9 @@ def test_a_digit_far_from_the_middle_is_centered_and_one_of_mnist_stays(stroke, 
 
 
 def test_a_model_of_other_proportions_sees_the_picture_undistorted(stroke, files):
-    picture = read_picture(files("a.png", stroke), files("m.png", hole()), (1, 28, 56), LEVELS)
+    picture = read_picture(
+        files("a.png", stroke), files("m.png", hole()), (1, 28, 56), LEVELS
+    )
     sides = picture.image[0][:, :14], picture.image[0][:, 42:]
     assert not torch.cat(sides).any()
     expected = torch.where(torch.from_numpy(hole() > 0), 0, torch.from_numpy(stroke))
@@ -258,19 +310,25 @@ def test_a_model_of_other_proportions_sees_the_picture_undistorted(stroke, files
 def test_white_strokes_on_transparency_are_ink(files, stroke):
     values = np.full((28, 28, 4), 255, dtype=np.uint8)
     values[..., 3] = stroke
-    picture = read_picture(files("a.png", values), files("m.png", hole()), SHAPE, LEVELS)
+    picture = read_picture(
+        files("a.png", values), files("m.png", hole()), SHAPE, LEVELS
+    )
     expected = torch.where(picture.mask[0], 0, torch.from_numpy(stroke))
     assert torch.equal(picture.image[0], expected)
 
 
 def test_a_mask_that_covers_everything_is_said_to(files, stroke):
     everything = np.full((28, 28), 255, dtype=np.uint8)
-    picture = read_picture(files("a.png", stroke), files("m.png", everything), SHAPE, LEVELS)
+    picture = read_picture(
+        files("a.png", stroke), files("m.png", everything), SHAPE, LEVELS
+    )
     assert picture.mask.all()
     assert "nothing of the picture is known" in picture.notes[-1]
 
 
-def test_hidden_files_and_other_kinds_are_no_pictures_and_masks_lie_apart(files, tmp_path):
+def test_hidden_files_and_other_kinds_are_no_pictures_and_masks_lie_apart(
+    files, tmp_path
+):
     picture = files("a.png", hole())
     for name in ("._a.png", "a.json"):
         (tmp_path / name).write_text("{}")
@@ -288,7 +346,8 @@ def test_a_folder_of_masks_gives_the_one_of_the_pictures_name(files, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("bad", "says"), [(np.nan, "values that are not"), (np.inf, "values that"), (-1, "no value")]
+    ("bad", "says"),
+    [(np.nan, "values that are not"), (np.inf, "values that"), (-1, "no value")],
 )
 def test_pictures_of_floats_need_finite_values_and_light(bad, says, files):
     values = np.full((28, 28), bad, dtype=np.float32)
@@ -362,7 +421,10 @@ def fill_in(path, mask, stroke) -> np.ndarray:
         ((0, 0, 0, 0), (0, 0, 0, 255)),  # black strokes on nothing
         ((255, 255, 255, 0), (0, 0, 0, 255)),
         ((255, 255, 255, 0), (255, 255, 255, 255)),
-        ((9, 200, 7, 0), (200, 0, 0, 255)),  # what lies under full transparency is no color
+        (
+            (9, 200, 7, 0),
+            (200, 0, 0, 255),
+        ),  # what lies under full transparency is no color
         ((255, 255), (60, 255)),
     ],
 )
@@ -370,7 +432,9 @@ def test_the_hole_is_filled_in_the_pictures_own_colors(paper, ink, stroke, files
     own = np.where(stroke[..., None] > 0, ink, paper).astype(np.uint8)
     tampered = own.copy()
     tampered[hole() > 0] = 255 - own[hole() > 0]
-    filled = fill_in(files("a.png", tampered), files("m.png", hole()), stroke).astype(int)
+    filled = fill_in(files("a.png", tampered), files("m.png", hole()), stroke).astype(
+        int
+    )
     opaque = own[..., -1:] / 255 if len(ink) in (2, 4) else 1
     difference = np.abs(filled - own)
     if len(ink) in (2, 4):
@@ -392,7 +456,9 @@ def test_the_hole_takes_its_colors_from_its_surroundings(stroke, files):
 
 def test_floats_are_filled_in_16_bits_and_said_to_be(stroke, tmp_path, files):
     values = 3.5 * stroke.astype(np.float32) / 255
-    picture = read_picture(files("a.tif", values), files("m.png", hole()), SHAPE, LEVELS)
+    picture = read_picture(
+        files("a.tif", values), files("m.png", hole()), SHAPE, LEVELS
+    )
     assert "floats: 0 ... 3.5 scaled to 16 bits, when filled too" in picture.notes
     filled = np.asarray(picture.restore(torch.from_numpy(stroke)[None] / 255))
     assert filled.dtype == np.uint16
@@ -404,17 +470,27 @@ def test_a_color_profile_is_kept_where_the_colors_are(stroke, tmp_path, files):
     for mode in ("RGB", "CMYK"):
         original = kind_of_picture(mode, stroke)
         original.save(tmp_path / "a.tif", icc_profile=profile)
-        picture = read_picture(tmp_path / "a.tif", files("m.png", hole()), SHAPE, LEVELS)
+        picture = read_picture(
+            tmp_path / "a.tif", files("m.png", hole()), SHAPE, LEVELS
+        )
         save_picture(tmp_path / "filled.png", picture.restore(torch.zeros(SHAPE)))
         with Image.open(tmp_path / "filled.png") as filled:
-            assert filled.info.get("icc_profile") == (profile if mode == "RGB" else None)
+            assert filled.info.get("icc_profile") == (
+                profile if mode == "RGB" else None
+            )
 
 
-def test_a_photograph_is_read_as_the_small_picture_and_filled_in_its_own_size(stroke, files):
+def test_a_photograph_is_read_as_the_small_picture_and_filled_in_its_own_size(
+    stroke, files
+):
     """2,240 x 2,240: ground, ink and frame are found in a copy of half the size."""
     grown = [values.repeat(80, 0).repeat(80, 1) for values in (255 - stroke, hole())]
-    small = read_picture(files("a.png", 255 - stroke), files("m.png", hole()), SHAPE, LEVELS)
-    large = read_picture(files("b.png", grown[0]), files("n.png", grown[1]), SHAPE, LEVELS)
+    small = read_picture(
+        files("a.png", 255 - stroke), files("m.png", hole()), SHAPE, LEVELS
+    )
+    large = read_picture(
+        files("b.png", grown[0]), files("n.png", grown[1]), SHAPE, LEVELS
+    )
     assert (small.factor, large.factor) == (1, 2)
     assert torch.equal(small.image, large.image)
     assert torch.equal(small.mask, large.mask)
@@ -445,7 +521,9 @@ save_picture(Path("filled.png"), picture.restore(torch.zeros(1, 28, 28)))
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
     command = [sys.executable, "-c", code]
-    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    run = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, check=True
+    )
     assert 1024 * int(run.stdout) < 12e6 * 20
 
 
@@ -461,7 +539,9 @@ def test_two_figures_in_one_picture_are_said_to_be_two(hole_ends, stroke, files)
     missing = np.zeros_like(both)
     missing[10:14, 15:hole_ends] = 255
     for page in (both, 255 - both):
-        picture = read_picture(files("a.png", page), files("m.png", missing), SHAPE, LEVELS)
+        picture = read_picture(
+            files("a.png", page), files("m.png", missing), SHAPE, LEVELS
+        )
         assert TWO_FIGURES in picture.notes
 
 
@@ -498,7 +578,11 @@ def write_deep_png(path, stroke):
     lines = b"".join(b"\0" + row.astype(">u2").tobytes() for row in rows)
     header = struct.pack(">IIBBBBB", *stroke.shape[::-1], 16, 2, 0, 0, 0)
     content = b"\x89PNG\r\n\x1a\n"
-    for name, data in ((b"IHDR", header), (b"IDAT", zlib.compress(lines)), (b"IEND", b"")):
+    for name, data in (
+        (b"IHDR", header),
+        (b"IDAT", zlib.compress(lines)),
+        (b"IEND", b""),
+    ):
         content += struct.pack(">I", len(data)) + name + data
         content += struct.pack(">I", zlib.crc32(name + data))
     path.write_bytes(content)

@@ -37,8 +37,10 @@ def add_dataset_flags(parser: Parser) -> None:
 
 
 def data_name(dataset: str) -> str:
-    """What checkpoints and figures of a data set are called after."""
-    return Path(dataset.replace("auto", "mnist")).name
+    """What the files of a data set or a folder are called after."""
+    if dataset == "auto":
+        return "mnist"
+    return dataset if dataset in DATASETS else folder_name(Path(dataset))
 
 
 def figure_name(file: str, name: str) -> str:

@@ -1,13 +1,16 @@
 """A Glow for small grey images: from whole numbers to latents and back, densities and bits/dim.
 
-Coordinates: an image holds whole numbers 0 ... levels - 1. The dequantizer spreads each over its
-bin, v = (image + u) / levels in (0, 1). The logit of v is unbounded, and normflows' multi-scale
-flow takes it to Gaussian latents. All densities are those of v.
+Coordinates: an image holds whole numbers 0 ... levels - 1. The dequantizer spreads each
+over its
+bin, v = (image + u) / levels in (0, 1). The logit of v is unbounded, and normflows'
+multi-scale flow takes it to Gaussian latents. All densities are those of v.
 
-Directions: in normflows `forward` is latent to data and `inverse` data to latent, the reverse of
+Directions: in normflows `forward` is latent to data and `inverse` data to latent, the
+reverse of
 the rest of this project. Elsewhere they are called `Glow.decode` and `Glow.encode`.
 
-Papers: Kingma and Dhariwal (2018), arXiv:1807.03039 (Glow); Dinh et al. (2017), arXiv:1605.08803
+Papers: Kingma and Dhariwal (2018), arXiv:1807.03039 (Glow); Dinh et al. (2017),
+arXiv:1605.08803
 (multi-scale, logit); Theis et al. (2016), arXiv:1511.01844 (why dequantize).
 """
 
@@ -20,7 +23,14 @@ from torch import Tensor, nn
 
 from flowlib.files import find_checkpoint, load_model, require_same_data, short
 from flowlib.images.datasets import Images
-from flowlib.images.glow_layers import ActNorm, Block, ConvNet, Coupling, Dequantizer, SplitPrior
+from flowlib.images.glow_layers import (
+    ActNorm,
+    Block,
+    ConvNet,
+    Coupling,
+    Dequantizer,
+    SplitPrior,
+)
 
 ALPHA = 1e-6  # keeps the logit finite at v = 0 and v = 1
 SAMPLES_AT_ONCE = 250  # more would need gigabytes
@@ -31,7 +41,11 @@ def precision_for(name: str, device: torch.device) -> torch.dtype:
     """What one of PRECISIONS means on a device; "auto": bfloat16 where the processor has it."""
     if name == "auto":
         on_gpu = device.type == "cuda"
-        native = torch.cuda.is_bf16_supported if on_gpu else torch.cpu._is_avx512_bf16_supported
+        native = (
+            torch.cuda.is_bf16_supported
+            if on_gpu
+            else torch.cpu._is_avx512_bf16_supported
+        )
         name = "bf16" if native() else "fp32"
     return {"fp32": torch.float32, "bf16": torch.bfloat16}[name]
 
@@ -62,7 +76,12 @@ class Glow(nn.Module):
     """
 
     # The least and the most of each number: beyond that, memory would run out.
-    LIMITS = {"levels": (2, 256), "blocks": (1, 64), "hidden": (1, 1024), "depth": (0, 16)}
+    LIMITS = {
+        "levels": (2, 256),
+        "blocks": (1, 64),
+        "hidden": (1, 1024),
+        "depth": (0, 16),
+    }
     LIMITS |= {"bins": (2, 64), "dequantizer": (1, 1024)}
 
     def __init__(
@@ -76,27 +95,38 @@ class Glow(nn.Module):
         dequantizer: int = 32,
     ):
         super().__init__()
-        fits = len(shape) == 3 and shape[0] == 1 and all(n % 4 == 0 < n <= 512 for n in shape[1:])
+        fits = (
+            len(shape) == 3
+            and shape[0] == 1
+            and all(n % 4 == 0 < n <= 512 for n in shape[1:])
+        )
         if not fits:
-            raise ValueError(f"shape must be (1, multiple of 4, multiple of 4), not {tuple(shape)}")
+            raise ValueError(
+                f"shape must be (1, multiple of 4, multiple of 4), not {tuple(shape)}"
+            )
         numbers = {"levels": levels, "blocks": blocks, "hidden": hidden, "depth": depth}
         numbers |= {"bins": bins, "dequantizer": dequantizer}
         for name, value in numbers.items():
             least, most = self.LIMITS[name]
             if not (isinstance(value, int) and least <= value <= most):
-                raise ValueError(f"{name} must be a whole number in [{least}, {most}], not {value}")
+                raise ValueError(
+                    f"{name} must be a whole number in [{least}, {most}], not {value}"
+                )
         self.config = {"shape": list(shape), **numbers}
         self.shape, self.levels, self.precision = tuple(shape), levels, torch.float32
         self.dequantizer = Dequantizer(levels, dequantizer)
-        # The image (1, H, W) is squeezed to (4, H/2, W/2). After that level's blocks two channels
-        # are latents, the others are squeezed to (8, H/4, W/4). normflows: coarsest first.
+        # The image (1, H, W) is squeezed to (4, H/2, W/2). After that level's blocks
+        # two channels are latents, the others are squeezed to (8, H/4, W/4). normflows:
+        # coarsest first.
         _, height, width = shape
         latents = [(8, height // 4, width // 4), (2, height // 2, width // 2)]
         bases = [nf.distributions.DiagGaussian(latent) for latent in latents]
         flows = [[Block(c, hidden, depth, bins) for _ in range(blocks)] for c in (8, 4)]
         flows = [[*level, nf.flows.Squeeze()] for level in flows]
         merges, logit = [SplitPrior(4, hidden, depth)], nf.transforms.Logit(ALPHA)
-        self.flow = nf.MultiscaleFlow(bases, flows, merges, transform=logit, class_cond=False)
+        self.flow = nf.MultiscaleFlow(
+            bases, flows, merges, transform=logit, class_cond=False
+        )
 
     @property
     def device(self) -> torch.device:
@@ -104,7 +134,9 @@ class Glow(nn.Module):
         return next(self.parameters()).device
 
     @torch.no_grad()
-    def initialize(self, images: Tensor, generator: torch.Generator | None = None) -> None:
+    def initialize(
+        self, images: Tensor, generator: torch.Generator | None = None
+    ) -> None:
         """Sets the ActNorm layers to mean 0 and variance 1 on these images, before training."""
         v = self.dequantize(images, generator)
         layers = [layer for layer in self.modules() if isinstance(layer, ActNorm)]
@@ -129,12 +161,15 @@ class Glow(nn.Module):
         """
         for module in self.modules():
             if isinstance(module, Coupling):
-                module.inverse = torch.compile(module.inverse, fullgraph=True, dynamic=False)
+                module.inverse = torch.compile(
+                    module.inverse, fullgraph=True, dynamic=False
+                )
 
     def forward(self, images: Tensor, noise: Tensor) -> Tensor:
         """The training loss: an upper bound on each image's -log2 P(image) per pixel, (B,).
 
-        `images` (B, 1, H, W) are whole numbers 0 ... levels - 1, `noise` is standard normal.
+        `images` (B, 1, H, W) are whole numbers 0 ... levels - 1, `noise` is standard
+        normal.
         """
         return to_bits_per_dim(self._log_weight(images, noise), self.shape)
 
@@ -143,9 +178,10 @@ class Glow(nn.Module):
     ) -> Tensor:
         """An upper bound on each image's -log2 P(image) per pixel: (B, 1, H, W) -> (B,).
 
-        P(image) = E_q[p(v) / q(v | image)] over the dequantizer's v. In expectation the log of a
-        mean of `draws` such ratios is below log P. One draw is the training loss, more are tighter.
-        Raises ValueError if the images are not whole grey levels, such as image / 255.
+        P(image) = E_q[p(v) / q(v | image)] over the dequantizer's v. In expectation the
+        log of a mean of `draws` such ratios is below log P. One draw is the training
+        loss, more are tighter. Raises ValueError if the images are not whole grey
+        levels, such as image / 255.
         """
         self._check_levels(images)
         noises = (self._noise(images.shape, generator) for _ in range(draws))
@@ -153,7 +189,9 @@ class Glow(nn.Module):
         return to_bits_per_dim(log_weights.logsumexp(0) - math.log(draws), self.shape)
 
     @torch.no_grad()
-    def dequantize(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def dequantize(
+        self, images: Tensor, generator: torch.Generator | None = None
+    ) -> Tensor:
         """One random v in each pixel's bin, (B, 1, H, W); `quantize` gives the images back.
 
         Raises ValueError if the images are not whole grey levels, such as image / 255.
@@ -191,11 +229,14 @@ class Glow(nn.Module):
     ) -> Tensor:
         """n draws of v, clamped to [1e-6, 1 - 1e-6]: (n, 1, H, W); `generator` is a CPU one.
 
-        The latents are normal, with the means and scales that the model has learned for them.
-        `temperature` multiplies the scales: below 1 samples are safer and less varied.
+        The latents are normal, with the means and scales that the model has learned for
+        them. `temperature` multiplies the scales: below 1 samples are safer and less
+        varied.
         """
         if n < 1 or not temperature > 0:
-            raise ValueError(f"n must be >= 1 and temperature > 0, not {n} and {temperature}")
+            raise ValueError(
+                f"n must be >= 1 and temperature > 0, not {n} and {temperature}"
+            )
         parts = []
         for start in range(0, n, SAMPLES_AT_ONCE):
             size, latents = min(SAMPLES_AT_ONCE, n - start), []
@@ -205,7 +246,9 @@ class Glow(nn.Module):
             parts.append(self.decode(latents)[0].clamp(1e-6, 1 - 1e-6))
         return torch.cat(parts)
 
-    def _noise(self, shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
+    def _noise(
+        self, shape: tuple[int, ...], generator: torch.Generator | None
+    ) -> Tensor:
         """Standard normal noise in the weights' dtype and on their device, drawn on the CPU."""
         dtype = next(self.parameters()).dtype
         return torch.randn(shape, generator=generator, dtype=dtype).to(self.device)
@@ -213,7 +256,9 @@ class Glow(nn.Module):
     def _check(self, x: Tensor, name: str) -> None:
         if tuple(x.shape[1:]) != self.shape:
             shape = ", ".join(map(str, self.shape))
-            raise ValueError(f"{name} must be of shape (B, {shape}), not {tuple(x.shape)}")
+            raise ValueError(
+                f"{name} must be of shape (B, {shape}), not {tuple(x.shape)}"
+            )
 
     def _check_levels(self, images: Tensor) -> None:
         """Not for `forward`: this waits for the GPU."""
@@ -225,7 +270,9 @@ class Glow(nn.Module):
 
 def load_glow(path: str | Path, device: str | torch.device = "cpu") -> Glow:
     """The Glow that `save_model` wrote; UserError if the file is missing or damaged."""
-    hint = "`python train_glow_mnist.py` makes it (--dataset digits: without a download)"
+    hint = (
+        "`python train_glow_mnist.py` makes it (--dataset digits: without a download)"
+    )
     glow = load_model(path, Glow, device, hint)
     # Files from before there were fingerprints say the data's name alone.
     if not glow.made_from and "data" in glow.metrics:
@@ -239,8 +286,8 @@ def choose_glow(
     """The Glow that a script uses; prints which one it is, and how good.
 
     Args:
-        path: the file, if the user names one. Otherwise checkpoints/glow_NAME.pt if it was made
-            here, else the shipped one.
+        path: the file, if the user names one. Otherwise checkpoints/glow_NAME.pt if it
+            was made here, else the shipped one.
         name: of the data.
         images: if given, the model must have been made from them.
     Raises:
@@ -249,7 +296,10 @@ def choose_glow(
     path = path or find_checkpoint(f"glow_{name}.pt")
     glow = load_glow(path, device)
     bits = glow.metrics.get("test_bits_per_dim")
-    print(f"{short(path)}, " + ("not evaluated" if bits is None else f"{bits:.3f} bits/dim"))
+    print(
+        f"{short(path)}, "
+        + ("not evaluated" if bits is None else f"{bits:.3f} bits/dim")
+    )
 
     if images is not None:
         advice = "--dataset and --checkpoint must match; `python train_glow_mnist.py` trains anew"
