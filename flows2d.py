@@ -1,9 +1,10 @@
-"""Normalizing flows for vectors: the distribution, four invertible transforms, two architectures.
+"""Normalizing flows for vectors: the distribution, its base, four transforms, two architectures.
 
-A flow carries data x to Gaussian noise z through invertible transforms f = f_K ∘ ... ∘
-f_1. The change of variables gives the density of x:
+A flow carries data x to latents z through invertible transforms f = f_K ∘ ... ∘ f_1,
+where z has a density that is known, the base: here a standard normal. The change of
+variables gives that of x:
 
-    log p(x) = log N(f(x); 0, I) + Σ_k log|det J_k|,   J_k the Jacobian of f_k
+    log p(x) = log p(z) + Σ_k log|det J_k|,   z = f(x),   J_k the Jacobian of f_k
 
 Convention: a transform is a module with two methods. Both take (B, dim) and return (B,
 dim), (B,).
@@ -30,46 +31,56 @@ Vector = Sequence[float] | Tensor
 
 
 class Flow(nn.Module):
-    """A distribution over vectors of `dim` entries: transforms, data to latent, then N(0, I).
+    """A distribution over vectors of `dim` entries: transforms, data to latent, then a base.
 
     Args:
         transforms: modules with `forward` and `inverse`, in the order in which data
             meets them.
+        dim: number of entries of a vector.
+        base: the distribution of the latents, a module with `log_prob(z)` and
+            `sample(n, generator)`; N(0, I) if none is given.
 
     Example:
         >>> flow = realnvp(dim=2, layers=8)
         >>> loss = -flow.log_prob(torch.randn(512, 2)).mean()  # what training minimizes
-        >>> x = flow.sample(1000)  # (1000, 2)
+        >>> flow.sample(1000).shape
+        torch.Size([1000, 2])
     """
 
-    # Where the flow lives, and the floating-point type that it computes in.
-    device = property(lambda self: self.base_mean.device)
-    dtype = property(lambda self: self.base_mean.dtype)
-
-    def __init__(self, transforms: Iterable[nn.Module], dim: int):
+    def __init__(
+        self, transforms: Iterable[nn.Module], dim: int, base: nn.Module | None = None
+    ):
         super().__init__()
         self.dim = _check_count("dim", dim)
+        self.base = StandardNormal(dim) if base is None else base
         self.transforms = nn.ModuleList(transforms)
-        for i, transform in enumerate(self.transforms):
-            if getattr(transform, "dim", dim) != dim:
-                raise ValueError(
-                    f"transforms[{i}] is for dim {transform.dim}, not for dim {dim}"
-                )
-        self.register_buffer("base_mean", torch.zeros(dim), persistent=False)
+
+        parts = [("base", self.base)]
+        parts += [(f"transforms[{i}]", part) for i, part in enumerate(self.transforms)]
+        for name, part in parts:
+            if getattr(part, "dim", dim) != dim:
+                raise ValueError(f"{name} is for dim {part.dim}, not for dim {dim}")
+
+    @property
+    def device(self) -> torch.device:
+        """Where the flow lives."""
+        return self.base.mean.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The floating-point type that the flow computes in."""
+        return self.base.mean.dtype
 
     @property
     def config(self) -> dict:
         """Plain types from which `from_config` builds the flow again, without its weights."""
-        transforms = [
-            [type(transform).__name__, transform.config]
-            for transform in self.transforms
-        ]
-        return dict(dim=self.dim, transforms=transforms)
+        transforms = [[type(part).__name__, part.config] for part in self.transforms]
+        return {"dim": self.dim, "transforms": transforms}
 
     @staticmethod
     def from_config(config: dict) -> "Flow":
         """The flow with this `config` and new weights. Raises KeyError for an unknown transform."""
-        kinds = (AffineCoupling, InvertibleLinear, PermutationTransform, Standardize)
+        kinds = [AffineCoupling, InvertibleLinear, PermutationTransform, Standardize]
         by_name = {kind.__name__: kind for kind in kinds}
         transforms = [
             by_name[name](**arguments) for name, arguments in config["transforms"]
@@ -85,11 +96,15 @@ class Flow(nn.Module):
         steps = [transform.inverse for transform in reversed(self.transforms)]
         return self._apply_in_turn(steps, z, "z")
 
-    def _apply_in_turn(self, steps: Iterable[Callable], x: Tensor, name: str):
+    def _apply_in_turn(
+        self, steps: Iterable[Callable], x: Tensor, name: str
+    ) -> tuple[Tensor, Tensor]:
         if x.ndim != 2 or x.shape[1] != self.dim:
             raise ValueError(
                 f"{name} must be of shape (B, {self.dim}), not {tuple(x.shape)}"
             )
+
+        # not len(x), which torch.export would make a constant
         total = x.new_zeros(x.shape[0])
         for step in steps:
             x, log_det = step(x)
@@ -97,20 +112,14 @@ class Flow(nn.Module):
         return x, total
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """log p(x) = log N(z; 0, I) + log|det dz/dx| in nats: (B, dim) -> (B,)."""
+        """log p(x) = log p(z) + log|det dz/dx| in nats: (B, dim) -> (B,)."""
         z, log_det = self(x)
-        return (
-            log_det - 0.5 * z.square().sum(-1) - 0.5 * self.dim * math.log(2 * math.pi)
-        )
+        return self.base.log_prob(z) + log_det
 
     @torch.no_grad()
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """n points, (n, dim), from Gaussian noise, which is drawn on the generator's device."""
-        device = self.device if generator is None else generator.device
-        z = torch.randn(
-            n, self.dim, generator=generator, dtype=self.dtype, device=device
-        )
-        return self.inverse(z.to(self.device))[0]
+        """n points, (n, dim); their noise is drawn on the generator's device."""
+        return self.inverse(self.base.sample(n, generator))[0]
 
     def trajectory(self, x: Tensor) -> list[Tensor]:
         """x and what it becomes after each transform: len(transforms) + 1 tensors (B, dim)."""
@@ -118,6 +127,28 @@ class Flow(nn.Module):
         for transform in self.transforms:
             states.append(transform(states[-1])[0])
         return states
+
+
+class StandardNormal(nn.Module):
+    """The base N(0, I): log p(z) = -|z|² / 2 - dim/2 · log 2π."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.dim = _check_count("dim", dim)
+        self.register_buffer("mean", torch.zeros(dim), persistent=False)
+
+    def extra_repr(self) -> str:
+        return f"dim={self.dim}"
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """log p(z) in nats: (B, dim) -> (B,)."""
+        return -0.5 * z.square().sum(-1) - 0.5 * self.dim * math.log(2 * math.pi)
+
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """n latents, (n, dim), drawn on the generator's device."""
+        device = self.mean.device if generator is None else generator.device
+        options = {"generator": generator, "dtype": self.mean.dtype, "device": device}
+        return torch.randn(n, self.dim, **options).to(self.mean.device)
 
 
 class AffineCoupling(nn.Module):
@@ -147,16 +178,28 @@ class AffineCoupling(nn.Module):
             )
         if not 0 < bound < math.inf:
             raise ValueError(f"bound must be positive and finite, not {bound}")
-        self.dim, self.bound = len(mask), float(bound)
         hidden = [_check_count("hidden", width) for width in hidden]
-        self.config = dict(mask=mask.int().tolist(), hidden=hidden, bound=self.bound)
+
+        self.dim = len(mask)
+        self.bound = float(bound)
+        self.config = {
+            "mask": mask.int().tolist(),
+            "hidden": hidden,
+            "bound": self.bound,
+        }
         self.register_buffer("mask", mask.to(torch.get_default_dtype()))
-        layers, widths = [], [self.dim, *hidden, 2 * self.dim]
+
+        layers = []
+        widths = [self.dim, *hidden, 2 * self.dim]
         for before, after in zip(widths, widths[1:]):
             layers += [nn.Linear(before, after), nn.ReLU()]
         self.net = nn.Sequential(*layers[:-1])  # no ReLU at the end
-        nn.init.zeros_(self.net[-1].weight)  # the coupling starts as the identity
+        # With zeros here the coupling starts as the identity.
+        nn.init.zeros_(self.net[-1].weight)
         nn.init.zeros_(self.net[-1].bias)
+
+    def extra_repr(self) -> str:
+        return f"mask={self.config['mask']}, hidden={self.config['hidden']}, bound={self.bound:g}"
 
     def _log_scale_and_shift(self, x: Tensor) -> tuple[Tensor, Tensor]:
         log_scale, shift = self.net((x * self.mask).clamp(-REACH, REACH)).chunk(
@@ -186,18 +229,24 @@ class InvertibleLinear(nn.Module):
 
     def __init__(self, dim: int, weight: Tensor | None = None):
         super().__init__()
-        self.dim, self.config = _check_count("dim", dim), dict(dim=dim)
-        weight = torch.linalg.qr(torch.randn(dim, dim)).Q if weight is None else weight
+        self.dim = _check_count("dim", dim)
+        self.config = {"dim": dim}
+        if weight is None:
+            weight = torch.linalg.qr(torch.randn(dim, dim)).Q
         if weight.shape != (dim, dim) or not weight.det().abs() > 0:
             raise ValueError(
                 f"weight must be an invertible {dim}x{dim} matrix, not {weight}"
             )
+
         permutation, lower, upper = torch.linalg.lu(weight)
         self.register_buffer("permutation", permutation)
         self.register_buffer("sign", upper.diagonal().sign())
         # L and U share a matrix
         self.off_diagonal = nn.Parameter(lower.tril(-1) + upper.triu(1))
         self.log_diagonal = nn.Parameter(upper.diagonal().abs().log())
+
+    def extra_repr(self) -> str:
+        return f"dim={self.dim}"
 
     def _weight(self) -> Tensor:
         lower = self.off_diagonal.tril(-1) + torch.ones_like(self.sign).diag()
@@ -216,25 +265,34 @@ class InvertibleLinear(nn.Module):
 class PermutationTransform(nn.Module):
     """Reorders the entries in a fixed way: z_i = x_permutation[i], log|det J| = 0.
 
-    Without a `permutation` a random one is drawn. It is never the identity, unless dim
-    is 1.
+    Without a `permutation` a random one is drawn, which is never the identity, unless
+    dim is 1.
     """
 
-    def __init__(self, dim: int, permutation: Vector | None = None, generator=None):
+    def __init__(
+        self,
+        dim: int,
+        permutation: Vector | None = None,
+        generator: torch.Generator | None = None,
+    ):
         super().__init__()
         self.dim = _check_count("dim", dim)
+        if permutation is None:
+            permutation = _random_permutation(dim, generator)
+        permutation = torch.as_tensor(permutation).long()
         identity = torch.arange(dim)
-        order = torch.as_tensor(identity if permutation is None else permutation).long()
-        while permutation is None and dim > 1 and order.equal(identity):
-            order = torch.randperm(dim, generator=generator)
-        if not order.sort().values.equal(identity) or (
-            dim > 1 and order.equal(identity)
-        ):
+        is_one = permutation.sort().values.equal(identity)
+        if not is_one or (dim > 1 and permutation.equal(identity)):
+            found = permutation.tolist()
             raise ValueError(
-                f"permutation must reorder 0 ... {dim - 1}, not be {order.tolist()}"
+                f"permutation must reorder 0 ... {dim - 1}, not be {found}"
             )
-        self.config = dict(dim=dim, permutation=order.tolist())
-        self.register_buffer("permutation", order)
+
+        self.config = {"dim": dim, "permutation": permutation.tolist()}
+        self.register_buffer("permutation", permutation)
+
+    def extra_repr(self) -> str:
+        return f"permutation={self.config['permutation']}"
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return x.index_select(1, self.permutation), x.new_zeros(x.shape[0])
@@ -244,100 +302,135 @@ class PermutationTransform(nn.Module):
 
 
 class Standardize(nn.Module):
-    """Gives data mean 0 and standard deviation 1: z = (x - mean) / std, log|det J| = -Σ log std."""
+    """Gives data mean 0 and standard deviation 1: z = (x - mean) / std, log|det J| = -Σ log std.
+
+    `mean` and `std`, (dim,) each, keep their digits: given in float64 they stay so, and
+    what is computed with them is rounded to the type of x.
+    """
 
     def __init__(self, mean: Vector, std: Vector):
         super().__init__()
-        mean, std = (
-            torch.as_tensor(v, dtype=torch.get_default_dtype()) for v in (mean, std)
-        )
+        mean, std = _as_floats(mean), _as_floats(std)
         usable = mean.ndim == 1 and mean.shape == std.shape
         if not usable or not (mean.isfinite() & std.isfinite() & (std > 0)).all():
             raise ValueError(f"mean must be finite and std positive, not {mean}, {std}")
-        self.dim, self.config = len(mean), dict(mean=mean.tolist(), std=std.tolist())
+
+        self.dim = len(mean)
+        self.config = {"mean": mean.tolist(), "std": std.tolist()}
         self.register_buffer("mean", mean)
         self.register_buffer("std", std)
 
+    def extra_repr(self) -> str:
+        return f"mean={self.mean.tolist()}, std={self.std.tolist()}"
+
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return (x - self.mean) / self.std, -self.std.log().sum().expand(x.shape[0])
+        z = ((x - self.mean) / self.std).to(x.dtype)
+        return z, -self.std.log().sum().to(x.dtype).expand(x.shape[0])
 
     def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        return z * self.std + self.mean, self.std.log().sum().expand(z.shape[0])
+        x = (z * self.std + self.mean).to(z.dtype)
+        return x, self.std.log().sum().to(z.dtype).expand(z.shape[0])
 
 
 def realnvp(
     dim: int = 2,
     layers: int = 28,
     hidden: Sequence[int] = (32, 32),
-    mean=None,
-    std=None,
+    mean: Vector | None = None,
+    std: Vector | None = None,
 ) -> Flow:
     """RealNVP with linear layers: couplings with alternating masks, an `InvertibleLinear` between.
 
     Args:
-        dim, layers: number of entries of a vector; of couplings, enough to miss no
-            dimension.
+        dim: number of entries of a vector.
+        layers: number of couplings, enough to transform every entry.
         hidden: widths of each coupling's network.
         mean, std: (dim,) each, of the data; given, the flow standardizes x before the
             couplings.
     """
-    transforms = []
-    for i in range(_check_count("layers", layers)):
-        # In one dimension there is nothing to pass through.
-        mask = (
-            (torch.arange(dim) + i) % 2 == 0
-            if _check_count("dim", dim) > 1
-            else torch.zeros(1)
-        )
-        # The linear layers start as the identity, because the alternating masks mix
-        # already.
-        transforms += [
-            InvertibleLinear(dim, torch.eye(dim)),
-            AffineCoupling(mask, hidden),
-        ]
-    return _build(transforms[1:], dim, mean, std)
+    transforms = _start(dim, layers, mean, std)
+    # In one dimension there is nothing to pass through.
+    masks = (
+        [(torch.arange(dim) + i) % 2 == 0 for i in range(2)]
+        if dim > 1
+        else [torch.zeros(1)]
+    )
+    for i in range(layers):
+        if i > 0:
+            # It starts as the identity, because the alternating masks mix already.
+            transforms.append(InvertibleLinear(dim, torch.eye(dim)))
+        transforms.append(AffineCoupling(masks[i % len(masks)], hidden))
+    return _require_all_transformed(Flow(transforms, dim))
 
 
 def permutation_flow(
     dim: int = 2,
     layers: int = 28,
     hidden: Sequence[int] = (32, 32),
-    mean=None,
-    std=None,
-    seed=None,
+    mean: Vector | None = None,
+    std: Vector | None = None,
+    seed: int | None = None,
 ) -> Flow:
     """Couplings with one mask, and a fixed random `PermutationTransform` between each two.
 
     The arguments are those of `realnvp`, and the `seed` of the permutations. Without
     one, they come from torch's global generator.
     """
+    transforms = _start(dim, layers, mean, std)
     generator = None if seed is None else torch.Generator().manual_seed(seed)
-    mask, transforms = torch.arange(_check_count("dim", dim)) < dim // 2, []
-    for _ in range(_check_count("layers", layers)):
-        transforms += [
-            PermutationTransform(dim, None, generator),
-            AffineCoupling(mask, hidden),
-        ]
-    return _build(transforms[1:], dim, mean, std)
+    mask = torch.arange(dim) < dim // 2
+    for i in range(layers):
+        if i > 0:
+            transforms.append(PermutationTransform(dim, generator=generator))
+        transforms.append(AffineCoupling(mask, hidden))
+    return _require_all_transformed(Flow(transforms, dim))
 
 
-def _build(transforms: list[nn.Module], dim: int, mean, std) -> Flow:
-    """Refuses a stack whose couplings miss a dimension, and puts `Standardize` in front."""
-    place = torch.arange(dim)  # which of the first layer's entries stands where
-    missed = set(range(dim))
-    for transform in transforms:
+def _start(
+    dim: int, layers: int, mean: Vector | None, std: Vector | None
+) -> list[nn.Module]:
+    """Checks the sizes of an architecture; its first transform, if mean or std are given."""
+    _check_count("dim", dim)
+    _check_count("layers", layers)
+    if mean is None and std is None:
+        return []
+    mean = torch.zeros(dim) if mean is None else mean
+    std = torch.ones(dim) if std is None else std
+    return [Standardize(mean, std)]
+
+
+def _require_all_transformed(flow: Flow) -> Flow:
+    """The flow itself; ValueError if its couplings never transform one of the entries."""
+    place = torch.arange(flow.dim)  # which of the first layer's entries stands where
+    missed = set(range(flow.dim))
+    couplings = 0
+    for transform in flow.transforms:
         if isinstance(transform, PermutationTransform):
             place = place[transform.permutation]
         elif isinstance(transform, AffineCoupling):
             missed -= set(place[transform.mask == 0].tolist())
+            couplings += 1
+
     if missed:
-        never = f"layers={len(transforms) // 2 + 1} never transforms dimensions {sorted(missed)}"
+        never = f"layers={couplings} never transforms dimensions {sorted(missed)}"
         raise ValueError(f"{never}: take more layers or another seed")
-    if mean is not None or std is not None:
-        mean = torch.zeros(dim) if mean is None else mean
-        std = torch.ones(dim) if std is None else std
-        transforms = [Standardize(mean, std), *transforms]
-    return Flow(transforms, dim)
+    return flow
+
+
+def _random_permutation(dim: int, generator: torch.Generator | None) -> Tensor:
+    """A random order of 0 ... dim - 1 that is not the identity, unless dim is 1."""
+    while True:
+        order = torch.randperm(dim, generator=generator)
+        if dim == 1 or not order.equal(torch.arange(dim)):
+            return order
+
+
+def _as_floats(vector: Vector) -> Tensor:
+    """The vector as a tensor, in its own floating-point type if it is one."""
+    vector = torch.as_tensor(vector)
+    return (
+        vector if vector.is_floating_point() else vector.to(torch.get_default_dtype())
+    )
 
 
 def _check_count(name: str, value: int) -> int:

@@ -180,8 +180,6 @@ def fit_flow(
     except ValueError as error:  # a few layers can miss some of many columns
         raise UserError(f"the {name} flow: {error}") from None
     flow.to(device, sample.dtype)
-    # with all its digits, where the points are float64
-    flow.transforms[0].mean.copy_(mean)
     steps, history = training.epochs * training.steps_per_epoch, []
     with tqdm(total=steps, desc=name, unit="step", mininterval=1) as bar:
         for step in train_flow(flow, points.draw, points.held_out, training):
@@ -201,18 +199,14 @@ def fit_flow(
 
 def evaluate_flow(flow: Flow, points: Points) -> dict[str, float | None]:
     """Test NLL with its standard error and, where the truth is known, both KLs; all in nats."""
-    nll = -evaluate(flow.log_prob, points.test, flow.base_mean)
+    nll = -evaluate(flow.log_prob, points.test, flow)
     metrics = {
         "test_nll": nll.mean().item(),
         "test_nll_se": (nll.std() / len(nll) ** 0.5).item(),
     }
     if points.truth is not None:
-        metrics["kl_truth_flow"] = kl_truth_flow(
-            points.truth, flow.log_prob, flow.base_mean
-        )
-        metrics["kl_flow_truth"] = kl_flow_truth(
-            points.truth, flow.inverse, flow.base_mean
-        )
+        metrics["kl_truth_flow"] = kl_truth_flow(points.truth, flow.log_prob, flow)
+        metrics["kl_flow_truth"] = kl_flow_truth(points.truth, flow.inverse, flow)
     return metrics
 
 

@@ -68,9 +68,9 @@ def find_conditional(flows: dict, truth, index: int, value: float) -> Conditiona
     log_exact = normalize(truth.log_prob(points), places)
     exact, found = log_exact.exp(), {}
     for name, flow in flows.items():
-        log_density = normalize(evaluate(flow.log_prob, points, flow.base_mean), places)
+        log_density = normalize(evaluate(flow.log_prob, points, flow), places)
         # (1, 11, 2), all over the range
-        starts = points[::400].to(flow.base_mean)[None]
+        starts = points[::400].to(flow.device, flow.dtype)[None]
         mask = torch.arange(2, device=flow.device)[None] == missing
         density = HoleDensity(flow.log_prob, starts[:, 0], mask, unit_interval=False)
         best = find_map(density, starts, steps=40, lr=0.1, final_lr=1e-3)[
@@ -123,7 +123,7 @@ def plot_errors(flows: dict[str, Flow], points) -> Figure:
     panels = figure.subplots(2, 3, sharex=True, sharey=True)
     style = dict(extent=bounds, origin="lower", aspect="equal", interpolation="nearest")
     for row, (name, flow) in zip(panels, flows.items()):
-        model = log_density(flow.log_prob, where, flow.base_mean)
+        model = log_density(flow.log_prob, where, flow)
         for panel, log_p, title in (
             (row[0], model, TITLES[name]),
             (row[1], truth, "truth"),

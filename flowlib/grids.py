@@ -23,22 +23,20 @@ def grid(bounds: Bounds, spacing: float) -> tuple[Tensor, float]:
 
 
 @torch.no_grad()
-def evaluate(
-    function: Callable[[Tensor], Tensor], points: Tensor, like: Tensor
-) -> Tensor:
+def evaluate(function: Callable[[Tensor], Tensor], points: Tensor, like) -> Tensor:
     """function(points), part by part: (N, 2) -> (N, ...), both float64 on the CPU.
 
-    The function itself is given points of the dtype and on the device of `like`.
+    The function itself is given points of the dtype and on the device of `like`, a flow or tensor.
     """
     parts = tqdm(
         points.split(20_000), desc="evaluating", leave=False, delay=3, disable=None
     )
-    return torch.cat([function(part.to(like)).double().cpu() for part in parts])
+    return torch.cat(
+        [function(part.to(like.device, like.dtype)).double().cpu() for part in parts]
+    )
 
 
-def kl_truth_flow(
-    truth, log_prob: Callable[[Tensor], Tensor], like: Tensor
-) -> float | None:
+def kl_truth_flow(truth, log_prob: Callable[[Tensor], Tensor], like) -> float | None:
     """KL(truth || flow) = ∫ p (log p - log q) dx in nats over a grid in x; None if not finite.
 
     Half the spacing and twice the margin around the truth each changed the result by
@@ -47,7 +45,7 @@ def kl_truth_flow(
     Args:
         truth: a distribution of toy2d.py; its density is p.
         log_prob: log q of the flow, (N, 2) -> (N,).
-        like: a tensor of the dtype and on the device of the flow.
+        like: the flow, or a tensor of its dtype and on its device.
     """
     points, area = grid(truth.bounds(6), truth.noise / 5)
     log_p, log_q = truth.log_prob(points), evaluate(log_prob, points, like)
@@ -56,7 +54,7 @@ def kl_truth_flow(
 
 
 def kl_flow_truth(
-    truth, inverse: Callable, like: Tensor, spacing: float = 0.05, parts: int = 32
+    truth, inverse: Callable, like, spacing: float = 0.05, parts: int = 32
 ) -> float | None:
     """KL(flow || truth) = ∫ N(z; 0, I) (log q(x) - log p(x)) dz in nats, x = inverse(z).
 

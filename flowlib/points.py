@@ -105,7 +105,5 @@ def make_file_points(path: Path, columns: list[str], seed: int) -> Points:
 
 def score_points(flow, train: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
     """log p of each point in nats, (N,), and the share of the training points with less, (N,)."""
-    log_p, of_train = (
-        evaluate(flow.log_prob, part, flow.base_mean) for part in (points, train)
-    )
+    log_p, of_train = (evaluate(flow.log_prob, part, flow) for part in (points, train))
     return log_p, torch.searchsorted(of_train.sort().values, log_p) / len(train)

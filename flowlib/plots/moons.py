@@ -95,7 +95,7 @@ def plot_densities(
     )
     panels = figure.subplots(2, 2, sharex=True, sharey=True)
     for (left, right), (name, flow) in zip(panels, flows.items()):
-        density = np.exp(log_density(flow.log_prob, where, flow.base_mean))
+        density = np.exp(log_density(flow.log_prob, where, flow))
         top = float((density if truth is None else truth).max())
         levels = np.linspace(0.03, 1.15, 15) * top
         filled = left.contourf(
