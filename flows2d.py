@@ -1,4 +1,4 @@
-"""Normalizing flows for vectors: the distribution, its base, four transforms, two architectures.
+"""Normalizing flows for vectors: the container, four transforms, two architectures.
 
 A flow carries data x to latents z through invertible transforms f = f_K ∘ ... ∘ f_1,
 where z has a density that is known, the base: here a standard normal. The change of
@@ -31,7 +31,7 @@ Vector = Sequence[float] | Tensor
 
 
 class Flow(nn.Module):
-    """A distribution over vectors of `dim` entries: transforms, data to latent, then a base.
+    """A distribution of vectors of `dim` entries: transforms and a base.
 
     Args:
         transforms: modules with `forward` and `inverse`, in the order in which data
@@ -73,13 +73,13 @@ class Flow(nn.Module):
 
     @property
     def config(self) -> dict:
-        """Plain types from which `from_config` builds the flow again, without its weights."""
+        """Plain types from which `from_config` builds the flow, without its weights."""
         transforms = [[type(part).__name__, part.config] for part in self.transforms]
         return {"dim": self.dim, "transforms": transforms}
 
     @staticmethod
     def from_config(config: dict) -> "Flow":
-        """The flow with this `config` and new weights. Raises KeyError for an unknown transform."""
+        """The flow with this `config` and new weights; KeyError for an unknown part."""
         kinds = [AffineCoupling, InvertibleLinear, PermutationTransform, Standardize]
         by_name = {kind.__name__: kind for kind in kinds}
         transforms = [
@@ -122,7 +122,7 @@ class Flow(nn.Module):
         return self.inverse(self.base.sample(n, generator))[0]
 
     def trajectory(self, x: Tensor) -> list[Tensor]:
-        """x and what it becomes after each transform: len(transforms) + 1 tensors (B, dim)."""
+        """x, and what it is after each transform: 1 + len(transforms) tensors."""
         states = [x]
         for transform in self.transforms:
             states.append(transform(states[-1])[0])
@@ -152,9 +152,10 @@ class StandardNormal(nn.Module):
 
 
 class AffineCoupling(nn.Module):
-    """Scales and shifts some entries, by amounts that a network computes from the other entries.
+    """Scales and shifts some entries by amounts that a network computes from the rest.
 
-    z = m ⊙ x + (1 - m) ⊙ (x ⊙ exp s + t),   (s, t) = network(m ⊙ x),   log|det J| = Σ (1 - m) ⊙ s
+    z = m ⊙ x + (1 - m) ⊙ (x ⊙ exp s + t),   (s, t) = network(m ⊙ x)
+    log|det J| = Σ (1 - m) ⊙ s
 
     The mask m is 1 where an entry passes through unchanged, so the inverse can compute
     s and t too. The network sees its input cut off at ±10, and s = bound · tanh(...).
@@ -199,7 +200,7 @@ class AffineCoupling(nn.Module):
         nn.init.zeros_(self.net[-1].bias)
 
     def extra_repr(self) -> str:
-        return f"mask={self.config['mask']}, hidden={self.config['hidden']}, bound={self.bound:g}"
+        return ", ".join(f"{name}={value}" for name, value in self.config.items())
 
     def _log_scale_and_shift(self, x: Tensor) -> tuple[Tensor, Tensor]:
         log_scale, shift = self.net((x * self.mask).clamp(-REACH, REACH)).chunk(
@@ -218,7 +219,7 @@ class AffineCoupling(nn.Module):
 
 
 class InvertibleLinear(nn.Module):
-    """Multiplies by a learned matrix: for vectors, what a 1x1 convolution is for images.
+    """Multiplies by a learned matrix: what a 1x1 convolution is for images.
 
     z = W x,   W = P L U,   diag(U) = sign ⊙ exp d,   log|det W| = Σ d
 
@@ -302,7 +303,9 @@ class PermutationTransform(nn.Module):
 
 
 class Standardize(nn.Module):
-    """Gives data mean 0 and standard deviation 1: z = (x - mean) / std, log|det J| = -Σ log std.
+    """Gives data mean 0 and standard deviation 1.
+
+    z = (x - mean) / std,   log|det J| = -Σ log std
 
     `mean` and `std`, (dim,) each, keep their digits: given in float64 they stay so, and
     what is computed with them is rounded to the type of x.
@@ -339,7 +342,7 @@ def realnvp(
     mean: Vector | None = None,
     std: Vector | None = None,
 ) -> Flow:
-    """RealNVP with linear layers: couplings with alternating masks, an `InvertibleLinear` between.
+    """Couplings with alternating masks, an `InvertibleLinear` between each two.
 
     Args:
         dim: number of entries of a vector.
@@ -371,7 +374,7 @@ def permutation_flow(
     std: Vector | None = None,
     seed: int | None = None,
 ) -> Flow:
-    """Couplings with one mask, and a fixed random `PermutationTransform` between each two.
+    """Couplings with one mask, a fixed random `PermutationTransform` between each two.
 
     The arguments are those of `realnvp`, and the `seed` of the permutations. Without
     one, they come from torch's global generator.
@@ -389,7 +392,7 @@ def permutation_flow(
 def _start(
     dim: int, layers: int, mean: Vector | None, std: Vector | None
 ) -> list[nn.Module]:
-    """Checks the sizes of an architecture; its first transform, if mean or std are given."""
+    """An architecture's first transform, if mean or std are given; checks its sizes."""
     _check_count("dim", dim)
     _check_count("layers", layers)
     if mean is None and std is None:
@@ -400,7 +403,7 @@ def _start(
 
 
 def _require_all_transformed(flow: Flow) -> Flow:
-    """The flow itself; ValueError if its couplings never transform one of the entries."""
+    """The flow itself; ValueError if its couplings never transform some entry."""
     place = torch.arange(flow.dim)  # which of the first layer's entries stands where
     missed = set(range(flow.dim))
     couplings = 0

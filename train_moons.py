@@ -8,18 +8,18 @@ likelihood: it minimizes -log p(x) = -(log p(z) + Σ log|det J|), z = f(x). The 
 of the moons is known exactly, so the printed KL divergences are absolute: 0 is perfect.
 
     python train_moons.py --data spirals      other shapes: spirals, checkerboard
-    python train_moons.py --data points.csv   your own points (.npy, .csv, .tsv), 2 to 64 columns
-    python train_moons.py --data points.csv --score new.csv   their log p, the unlikely ones first
-    python train_moons.py --seeds 3           three seeds: mean and spread; figures of the first
+    python train_moons.py --data points.csv   your points (.npy, .csv), 2 to 64 columns
+    python train_moons.py --data points.csv --score new.csv  their log p, outliers first
+    python train_moons.py --seeds 3           mean and spread; figures of the first seed
 
-Writes   figures/loss_plot.png              negative log-likelihood over epochs, both models
+Writes   figures/loss_plot.png              negative log-likelihood over epochs
          figures/density_contours.png       densities and samples
          figures/moons.gif                  noise becomes moons
-         checkpoints/moons_realnvp.pt, checkpoints/moons_permutation.pt (of other data
-         and another --noise the names start with its name; files have no known density
-         to compare, and pairs.png, not contours, if there are more than two columns)
-Takes    about 4 minutes on one CPU core (AMD EPYC without AVX-512), less for a short file; ends at
-         KL(truth || flow) = 0.0057 nats (RealNVP) and 0.0041 nats (permutation)
+         checkpoints/moons_realnvp.pt, checkpoints/moons_permutation.pt
+         (of other data and another --noise the names start with its name; files have no
+         known density to compare, and pairs.png, not contours, beyond two columns)
+Takes    about 4 minutes on one CPU core (AMD EPYC without AVX-512), less for a short
+         file; ends at KL(truth || flow) = 0.0057 nats (RealNVP), 0.0041 (permutation)
 """
 
 import math
@@ -55,18 +55,56 @@ class Training:
     steps_per_epoch: int = 50
     batch: int = 512
     lr: float = 5e-3  # the highest
-    # epochs without a lower held-out NLL after which it ends
-    patience: float = math.inf
+    patience: float = (
+        math.inf
+    )  # epochs without a lower held-out NLL after which it ends
 
 
 class Step(NamedTuple):
-    """A training step and its loss. The last step of an epoch also has the NLLs. All in nats."""
+    """A training step and its loss; an epoch's last one also has the NLLs. In nats."""
 
     step: int
     epoch: int
     loss: float
     train_nll: float | None = None  # the mean loss of the epoch
     held_out_nll: float | None = None
+
+
+# ---------------------------------------------------------------- train
+
+
+def load_points(data: str, columns: list[str], noise: float, seed: int) -> Points:
+    """The points that --data names: a shape's, or those of a file."""
+    if data in SHAPES:
+        return make_shape(data, noise, seed)
+    return make_file_points(Path(data), columns, seed)
+
+
+def build_flow(name: str, points: Points, layers: int, hidden: int, seed: int) -> Flow:
+    """An untrained flow that standardizes these points; the seed decides its weights.
+
+    Raises UserError if it would leave a column as it is.
+    """
+    torch.manual_seed(seed)  # the first weights and the permutations
+    sample = points.draw(10_000)
+    build = ARCHITECTURES[name]
+    hidden = (hidden, hidden)
+    try:
+        flow = build(sample.shape[1], layers, hidden, sample.mean(0), sample.std(0))
+    except ValueError as error:  # a few layers can miss some of many columns
+        raise UserError(f"the {name} flow: {error}") from None
+    return flow.to(sample.dtype)
+
+
+def make_optimizer(flow: Flow, lr: float) -> torch.optim.Optimizer:
+    """Adam; the linear layers, each of which moves everything, learn at lr / 10."""
+    linear = []
+    others = []
+    for transform in flow.transforms:
+        group = linear if isinstance(transform, InvertibleLinear) else others
+        group.extend(transform.parameters())
+    groups = [{"params": others}, {"params": linear, "lr": lr / 10}]
+    return torch.optim.Adam(groups, lr=lr, betas=(0.9, 0.99), fused=True)
 
 
 def train_flow(
@@ -80,78 +118,51 @@ def train_flow(
     soon after that epoch, so that few points are not learned by heart. Raises UserError
     if the loss stops being a number.
     """
-    groups = group_parameters(flow, training.lr)
-    optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99), fused=True)
     steps = training.epochs * training.steps_per_epoch
+    optimizer = make_optimizer(flow, training.lr)
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer,
-        lambda i: (
-            min(1, 50 * (i + 1) / steps) * (1 + math.cos(math.pi * i / steps)) / 2
-        ),
+        optimizer, lambda i: min(1, 50 * (i + 1) / steps) * cosine(i / steps)
     )
-    held_out, losses, best_weights = held_out.to(flow.device), [], flow.state_dict()
-    best, best_epoch = math.inf, 0
+    held_out = held_out.to(flow.device)
+    losses = []
+    best_nll = math.inf
+    best_epoch = 0
+    best_weights = flow.state_dict()
+
     for i in range(1, steps + 1):
         loss = -flow.log_prob(draw(training.batch).to(flow.device)).mean()
         losses.append(loss.item())
         if not math.isfinite(losses[-1]):
             raise UserError(f"the loss is {losses[-1]} at step {i}: try a lower --lr")
-        optimizer.zero_grad(set_to_none=False)  # see `as_one_vector`
+        optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(
-            [vector for group in groups for vector in group["params"]], 1.0
-        )
+        nn.utils.clip_grad_norm_(flow.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        step = Step(i, math.ceil(i / training.steps_per_epoch), losses[-1])
-        if i % training.steps_per_epoch == 0:
-            with torch.no_grad():
-                nll = -flow.log_prob(held_out).mean().item()
-            step = step._replace(train_nll=float(np.mean(losses)), held_out_nll=nll)
-            losses.clear()
-            if nll < best:
-                best, best_epoch, weights = nll, step.epoch, flow.state_dict()
-                best_weights = {name: value.clone() for name, value in weights.items()}
-        yield step
-        if (
-            step.held_out_nll is not None
-            and step.epoch - best_epoch >= training.patience
-        ):
+
+        epoch = math.ceil(i / training.steps_per_epoch)
+        if i % training.steps_per_epoch:
+            yield Step(i, epoch, losses[-1])
+            continue
+
+        with torch.no_grad():
+            nll = -flow.log_prob(held_out).mean().item()
+        if nll < best_nll:
+            best_nll = nll
+            best_epoch = epoch
+            weights = flow.state_dict()
+            best_weights = {name: value.clone() for name, value in weights.items()}
+        yield Step(i, epoch, losses[-1], float(np.mean(losses)), nll)
+        losses.clear()
+        if epoch - best_epoch >= training.patience:
             break
+
     flow.load_state_dict(best_weights)
 
 
-def group_parameters(flow: Flow, lr: float) -> list[dict]:
-    """Parameter groups for an optimizer. Linear layers, which move everything, learn at lr / 10."""
-    linear, others = [], []
-    for transform in flow.transforms:
-        group = linear if isinstance(transform, InvertibleLinear) else others
-        group.extend(transform.parameters())
-    groups = [(others, lr), (linear, lr / 10)]
-    return [
-        {"params": [as_one_vector(group)], "lr": rate}
-        for group, rate in groups
-        if group
-    ]
-
-
-def as_one_vector(parameters: list[nn.Parameter]) -> nn.Parameter:
-    """One vector of which the parameters, and their gradients, become views.
-
-    Clipping and Adam then run once, not for each of 222 tensors: 42 ms instead of 44 ms
-    a RealNVP
-    step, 32 ms instead of 35 ms a permutation step (one core, AMD EPYC without
-    AVX-512). Zero the gradients in place, with set_to_none=False: otherwise they are
-    views no longer.
-    """
-    vector = nn.Parameter(nn.utils.parameters_to_vector(parameters).detach())
-    vector.grad = torch.zeros_like(vector)
-    nn.utils.vector_to_parameters(vector.data, parameters)  # makes them views
-    for parameter, grad in zip(
-        parameters, vector.grad.split([p.numel() for p in parameters])
-    ):
-        parameter.grad = grad.view_as(parameter)
-    return vector
+def cosine(share: float) -> float:
+    """Falls from 1 to 0 along half a cosine as `share` goes from 0 to 1."""
+    return (1 + math.cos(math.pi * share)) / 2
 
 
 class Fit(NamedTuple):
@@ -162,48 +173,34 @@ class Fit(NamedTuple):
     metrics: dict
 
 
-def fit_flow(
-    name: str,
-    points: Points,
-    training: Training,
-    layers: int,
-    hidden: int,
-    device,
-    seed: int,
-) -> Fit:
-    """Builds, trains and evaluates one architecture, with a progress bar."""
-    torch.manual_seed(seed)  # the first weights and the permutations
-    start, sample = time.perf_counter(), points.draw(10_000)
-    mean, std = sample.mean(0), sample.std(0)
-    try:
-        flow = ARCHITECTURES[name](sample.shape[1], layers, (hidden, hidden), mean, std)
-    except ValueError as error:  # a few layers can miss some of many columns
-        raise UserError(f"the {name} flow: {error}") from None
-    flow.to(device, sample.dtype)
-    steps, history = training.epochs * training.steps_per_epoch, []
+def fit_flow(flow: Flow, points: Points, training: Training, name: str) -> Fit:
+    """Trains and evaluates a flow, with a progress bar."""
+    start = time.perf_counter()
+    history = []
+    steps = training.epochs * training.steps_per_epoch
     with tqdm(total=steps, desc=name, unit="step", mininterval=1) as bar:
         for step in train_flow(flow, points.draw, points.held_out, training):
             bar.update()
             if step.held_out_nll is not None:
                 history.append(step)
-                bar.set_postfix_str(
-                    f"held-out NLL {step.held_out_nll:.4f}", refresh=False
-                )
-    run = {
-        "parameters": sum(p.numel() for p in flow.parameters()),
-        "steps": history[-1].step,
-    }
-    run["seconds"] = time.perf_counter() - start
-    return Fit(flow, history, evaluate_flow(flow, points) | run)
+                text = f"held-out NLL {step.held_out_nll:.4f}"
+                bar.set_postfix_str(text, refresh=False)
+
+    metrics = evaluate_flow(flow, points)
+    metrics["parameters"] = sum(p.numel() for p in flow.parameters())
+    metrics["steps"] = history[-1].step
+    metrics["seconds"] = time.perf_counter() - start
+    return Fit(flow, history, metrics)
+
+
+# ---------------------------------------------------------------- evaluate
 
 
 def evaluate_flow(flow: Flow, points: Points) -> dict[str, float | None]:
-    """Test NLL with its standard error and, where the truth is known, both KLs; all in nats."""
+    """Test NLL, its standard error and, where the truth is known, both KLs; in nats."""
     nll = -evaluate(flow.log_prob, points.test, flow)
-    metrics = {
-        "test_nll": nll.mean().item(),
-        "test_nll_se": (nll.std() / len(nll) ** 0.5).item(),
-    }
+    error = nll.std() / math.sqrt(len(nll))
+    metrics = {"test_nll": nll.mean().item(), "test_nll_se": error.item()}
     if points.truth is not None:
         metrics["kl_truth_flow"] = kl_truth_flow(points.truth, flow.log_prob, flow)
         metrics["kl_flow_truth"] = kl_flow_truth(points.truth, flow.inverse, flow)
@@ -220,41 +217,37 @@ def report_run(metrics: dict[str, dict], points: Points, seed: int) -> None:
         if nll < min(row["test_nll"] for row in metrics.values()):
             beside += ", better than either flow: more points would help"
     print(f"seed {seed}, all in nats; {beside}")
+
     for name, row in metrics.items():
-        values = {"test NLL": row["test_nll"]} | {
-            KL[key]: row[key] for key in KL if key in row
-        }
-        texts = [
-            f"{word} {math.inf if v is None else v:.4f}" for word, v in values.items()
-        ]
-        print(
-            f"{name:12}",
-            *texts,
-            f"{row['steps']} steps, {row['seconds']:.0f} s",
-            sep="   ",
-        )
+        texts = [f"test NLL {row['test_nll']:.4f}"]
+        for key in KL:
+            if key in row:
+                value = math.inf if row[key] is None else row[key]
+                texts.append(f"{KL[key]} {value:.4f}")
+        texts.append(f"{row['steps']} steps, {row['seconds']:.0f} s")
+        print(f"{name:12}", *texts, sep="   ")
 
 
 def summarize_runs(runs: list[dict[str, dict]]) -> dict[str, dict]:
-    """Prints and returns mean, median, min and max over the seeds, per model and metric."""
-    statistics, spread = (
-        {"mean": np.mean, "median": np.median, "min": np.min, "max": np.max},
-        {},
-    )
+    """Prints and returns mean, median, min and max over the seeds, a row a metric."""
+    functions = {"mean": np.mean, "median": np.median, "min": np.min, "max": np.max}
+    spread = {name: {} for name in runs[0]}
     for name in runs[0]:
-        spread[name] = {}
         for key in ("test_nll", *KL, "seconds"):
             values = [run[name].get(key) for run in runs]
-            if None not in values:  # an infinite KL has no spread
-                row = spread[name][key] = {
-                    word: float(f(values)) for word, f in statistics.items()
-                }
-                if len(runs) > 1:
-                    between = (
-                        f"({row['min']:.4f} to {row['max']:.4f} over {len(runs)} seeds)"
-                    )
-                    print(f"{name:12} {key:14} mean {row['mean']:.4f} {between}")
+            if None in values:  # an infinite KL has no spread
+                continue
+            row = {
+                word: float(function(values)) for word, function in functions.items()
+            }
+            spread[name][key] = row
+            if len(runs) > 1:
+                between = f"{row['min']:.4f} to {row['max']:.4f} over {len(runs)} seeds"
+                print(f"{name:12} {key:14} mean {row['mean']:.4f} ({between})")
     return spread
+
+
+# ---------------------------------------------------------------- save and score
 
 
 def save_run(
@@ -263,121 +256,102 @@ def save_run(
     """Writes checkpoints and figures."""
     from flowlib.plots import moons as plots
 
-    flows = {name: fit.flow for name, fit in fits.items()}
-    metrics = {name: fit.metrics for name, fit in fits.items()}
-    for name, flow in flows.items():
+    for name, fit in fits.items():
         files.save_model(
-            flow,
+            fit.flow,
             folder / f"{points.name}_{name}.pt",
-            step=metrics[name]["steps"],
+            step=fit.metrics["steps"],
             seed=seed,
-            metrics=metrics[name],
+            metrics=fit.metrics,
             made_from=points.made_from,
         )
+
+    flows = {name: fit.flow for name, fit in fits.items()}
+    metrics = {name: fit.metrics for name, fit in fits.items()}
+    histories = {name: fit.history for name, fit in fits.items()}
     prefix = "" if points.name == "moons" else f"{points.name}_"
-    losses = plots.plot_losses(
-        {name: fit.history for name, fit in fits.items()}, points
-    )
+    losses = plots.plot_losses(histories, points)
     files.save_figure(losses, figures, f"{prefix}loss_plot.png")
     if len(points.columns) > 2:
-        files.save_figure(
-            plots.plot_pairs(flows, points, seed), figures, f"{prefix}pairs.png"
-        )
-        return
-    densities = plots.plot_densities(flows, points, metrics, seed)
-    files.save_figure(densities, figures, f"{prefix}density_contours.png")
-    plots.save_animation(flows, points, figures / f"{points.name}.gif", seed)
+        pairs = plots.plot_pairs(flows, points, seed)
+        files.save_figure(pairs, figures, f"{prefix}pairs.png")
+    else:
+        densities = plots.plot_densities(flows, points, metrics, seed)
+        files.save_figure(densities, figures, f"{prefix}density_contours.png")
+        plots.save_animation(flows, points, figures / f"{points.name}.gif", seed)
 
 
 def score_file(path: Path, points: Points, folder: Path, figures: Path) -> None:
-    """Writes the log p of a file's points under both fitted flows, the least likely ones first."""
+    """Writes the log p of a file's points under both flows, the least likely first."""
     import pandas  # here, for it takes half a second to import
 
     fit_first = "fit it with the same command without --score"
     flows = {}
     for name in ARCHITECTURES:
         file = folder / f"{points.name}_{name}.pt"
-        flow = flows[name] = files.load_model(file, Flow, hint=fit_first)
+        flow = files.load_model(file, Flow, hint=fit_first)
         files.require_same_data(file, flow.made_from, points.made_from, fit_first)
         print(f"{files.short(file)}: test NLL {flow.metrics['test_nll']:.4f} nats")
+        flows[name] = flow
 
     table = read_points(path, points.columns, to_fit=False)
     rows = torch.from_numpy(table.points)
-    scores = {"row": range(1, len(rows) + 1)}
+    columns = {"row": range(1, len(rows) + 1)}
     for name, flow in flows.items():
         log_p, share = score_points(flow, points.train, rows)
-        scores |= {f"log_p_{name}": log_p.numpy(), f"less_likely_{name}": share.numpy()}
-    scores = pandas.DataFrame(scores).sort_values(f"log_p_{name}")
+        columns[f"log_p_{name}"] = log_p.numpy()
+        columns[f"less_likely_{name}"] = share.numpy()
+    scores = pandas.DataFrame(columns).sort_values(f"log_p_{name}")
 
     file = figures / f"{path.stem}_scores.csv"
-    files.write_atomically(
-        file, lambda temporary: scores.to_csv(temporary, index=False)
-    )
+    files.write_atomically(file, lambda part: scores.to_csv(part, index=False))
     print(scores.head(10).to_string(index=False, float_format="{:,.3f}".format))
-    print(
-        f"wrote {file}: log p in nats, and the share of the training points with less"
-    )
+    what = "log p in nats, and the share of the training points with less"
+    print(f"wrote {file}: {what}")
 
 
-def parse_args(argv=None):
+# ---------------------------------------------------------------- command line
+
+
+def parse_args(argv: list[str] | None = None):
     parser = Parser(__doc__)
-    add, training = parser.add_argument, Training()
+    add = parser.add_argument_group("data").add_argument
     shapes = ", ".join(SHAPES)
-    add(
-        "--data",
-        metavar="SHAPE|FILE",
-        default="moons",
-        help=f"{shapes}; or a .npy or .csv file",
-    )
-    add(
-        "--columns",
-        nargs="+",
-        metavar="NAME",
-        default=[],
-        help="of a file (all with numbers)",
-    )
-    add(
-        "--score",
-        type=Path,
-        metavar="FILE",
-        help="only score its points with the flows of --data",
-    )
-    add(
-        "--noise",
-        type=number(float, 0.02, 1),
-        help="standard deviation of a shape (default 0.05)",
-    )
-    add(
-        "--layers",
-        type=number(int, 2, 1000),
-        default=28,
-        help="couplings per flow (%(default)s)",
-    )
-    add(
-        "--hidden",
-        type=number(int, 1, 4096),
-        default=32,
-        help="their networks' width (32)",
-    )
-    for name, low in (
-        ("epochs", 1),
-        ("steps-per-epoch", 1),
-        ("batch", 1),
-        ("lr", 1e-8),
+    add("--data", default="moons", help=f"{shapes}, or a .npy or .csv file")
+    noise = f"standard deviation of a shape's noise (default: {NOISE})"
+    add("--noise", type=number(float, 0.02, 1), help=noise)
+    columns = "columns of the file to take (default: all with numbers)"
+    add("--columns", nargs="+", metavar="NAME", default=[], help=columns)
+    score = "only score this file's points, with the flows of --data"
+    add("--score", type=Path, metavar="FILE", help=score)
+
+    add = parser.add_argument_group("model").add_argument
+    add("--layers", type=number(int, 2, 1000), default=28, help="couplings in a flow")
+    hidden = "width of the couplings' networks"
+    add("--hidden", type=number(int, 1, 4096), default=32, help=hidden)
+
+    add = parser.add_argument_group("training").add_argument
+    for name, low, text in (
+        ("epochs", 1, "times that the held-out points are looked at"),
+        ("steps-per-epoch", 1, "training steps between two of these times"),
+        ("batch", 1, "points in a step"),
+        ("lr", 1e-8, "highest learning rate"),
     ):
-        default = getattr(training, name.replace("-", "_"))
+        default = getattr(Training(), name.replace("-", "_"))
         kind = number(type(default), low, 1_000_000)
-        add(f"--{name}", type=kind, default=default, help="(%(default)s)")
-    add(
-        "--seeds",
-        type=number(int, 1, 1000),
-        default=1,
-        metavar="N",
-        help="runs, from --seed on",
-    )
-    parser.add_common_flags(checkpoint="folder for the two checkpoints (checkpoints/)")
+        add(f"--{name}", type=kind, default=default, help=text)
+    seeds = "number of runs, from --seed on"
+    add("--seeds", type=number(int, 1, 1000), default=1, metavar="N", help=seeds)
+    parser.add_common_flags(checkpoint="folder of the two checkpoints")
     parser.set_defaults(checkpoint=CHECKPOINTS)
+
     args = parser.parse_args(argv)
+    check_flags(parser, args)
+    return args
+
+
+def check_flags(parser: Parser, args) -> None:
+    """Ends with an error if a flag was given that has no meaning with the others."""
     if args.noise is not None and args.data not in ("moons", "spirals"):
         parser.error(f"--noise has no meaning with --data {args.data}")
     if args.data in SHAPES:
@@ -391,54 +365,52 @@ def parse_args(argv=None):
             "batch",
             "lr",
             "seeds",
-            "metrics",
         )
-        parser.refuse(args, "with --score", *sizes)
-    return args
+        parser.refuse(args, "with --score", *sizes, "metrics")
 
 
 @one_line_errors()
 @threads(1)
-def main(argv=None) -> None:
+def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    # a shape's points are always new
+    start = time.perf_counter()
+    # A shape's points are always new, so nothing can be learned by heart.
     patience = math.inf if args.data in SHAPES else 10
     training = Training(
         args.epochs, args.steps_per_epoch, args.batch, args.lr, patience
     )
-    start, runs = time.perf_counter(), []
+
+    runs = []
     for seed in range(args.seed, args.seed + args.seeds):
-        if args.data in SHAPES:
-            points = make_shape(args.data, args.noise or NOISE, seed)
-        else:
-            points = make_file_points(Path(args.data), args.columns, seed)
+        points = load_points(args.data, args.columns, args.noise or NOISE, seed)
         if args.score:
             return score_file(args.score, points, args.checkpoint, args.figures)
         files.require_writable(args.checkpoint, args.figures, files=[args.metrics])
-        sizes = (args.layers, args.hidden, args.device)
-        with files.lock(args.checkpoint / points.name):
-            fits = {
-                name: fit_flow(name, points, training, *sizes, seed)
-                for name in ARCHITECTURES
-            }
-            runs.append({name: fit.metrics for name, fit in fits.items()})
+        with files.lock(args.checkpoint / f"{points.name}_realnvp.pt"):
+            fits = {}
+            for name in ARCHITECTURES:
+                flow = build_flow(name, points, args.layers, args.hidden, seed)
+                fits[name] = fit_flow(flow.to(args.device), points, training, name)
             if seed == args.seed:
                 save_run(fits, points, seed, args.checkpoint, args.figures)
-            report_run(runs[-1], points, seed)
-    metrics = {
-        "data": points.name,
-        "floor": points.floor,
-        "models": runs[0],
-        "seeds": args.seeds,
-    }
-    metrics["spread"] = summarize_runs(runs)
+        runs.append({name: fit.metrics for name, fit in fits.items()})
+        report_run(runs[-1], points, seed)
+
+    spread = summarize_runs(runs)
     if args.metrics:
-        run = {
-            "seconds": time.perf_counter() - start,
-            "device": args.device,
-            "seed": args.seed,
-        }
-        files.write_metrics(args.metrics, metrics, **run)
+        files.write_metrics(
+            args.metrics,
+            {
+                "data": points.name,
+                "floor": points.floor,
+                "models": runs[0],
+                "seeds": args.seeds,
+                "spread": spread,
+            },
+            seconds=time.perf_counter() - start,
+            device=args.device,
+            seed=args.seed,
+        )
 
 
 if __name__ == "__main__":

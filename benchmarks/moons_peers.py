@@ -81,11 +81,7 @@ def make_optimizer(model: nn.Module) -> torch.optim.Optimizer:
         parameter for parameter in model.parameters() if id(parameter) not in linear
     ]
     groups = [(others, 1.0), (list(linear.values()), 0.1)]
-    groups = [
-        {"params": [as_one_vector(group)], "share": share}
-        for group, share in groups
-        if group
-    ]
+    groups = [{"params": group, "share": share} for group, share in groups if group]
     return torch.optim.Adam(groups, betas=(0.9, 0.99), fused=True)
 
 
@@ -94,10 +90,9 @@ def take_step(
 ) -> bool:
     """One training step. False, and nothing changed, if the loss or a gradient is not finite."""
     loss = -model.log_prob(batch).mean()
-    optimizer.zero_grad(set_to_none=False)
+    optimizer.zero_grad()
     loss.backward()
-    vectors = [vector for group in optimizer.param_groups for vector in group["params"]]
-    norm = nn.utils.clip_grad_norm_(vectors, 1.0)
+    norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     if not math.isfinite((loss + norm).item()):
         return False
     optimizer.step()

@@ -1,4 +1,4 @@
-"""The points that a flow is fitted to: a shape's, whose density is known, or those of a file."""
+"""The points that a flow is fitted to: a shape's, of known density, or a file's."""
 
 import hashlib
 from collections.abc import Callable
@@ -30,38 +30,33 @@ class Points:
     held_out: Tensor  # (N, D)
     test: Tensor  # (N, D)
     train: Tensor | None = None  # (N, D), the user's points
-    # the exact distribution, where it is known
+    # Where it is known: the exact distribution, and its entropy in nats.
     truth: NoisyCurves | Checkerboard | None = None
-    floor: float | None = None  # its entropy, nats
-    # otherwise one with the points' mean and covariance
+    floor: float | None = None
+    # Where it is not: a Gaussian with the points' mean and covariance.
     gaussian: MultivariateNormal | None = None
-    # a fingerprint of the data, plain types
-    made_from: dict = field(default_factory=dict)
+    made_from: dict = field(default_factory=dict)  # a fingerprint, plain types
 
     @property
     def labels(self) -> list[str]:
         """The columns' names for a figure, in which $ begins a formula."""
-        return [
-            name.replace("$", r"\$") if self.truth is None else name
-            for name in self.columns
-        ]
+        if self.truth is not None:
+            return self.columns
+        return [name.replace("$", r"\$") for name in self.columns]
 
 
 def make_shape(shape: str, noise: float, seed: int) -> Points:
     """A shape's points. Every training batch is new, so nothing can be overfitted."""
-    truth, train = SHAPES[shape](noise), rng(seed, f"{shape} train")
-    held_out = truth.sample(5_000, rng(seed, f"{shape} held-out"))
-    test = truth.sample(20_000, rng(seed, f"{shape} test"))
-    title = {"checkerboard": "a checkerboard"}.get(shape, f"two {shape}")
+    truth = SHAPES[shape](noise)
     # The files of the default noise are called after the shape alone.
     name = shape if noise == NOISE else f"{shape}_noise_{noise:g}"
     return Points(
         name=name,
-        title=title,
+        title={"checkerboard": "a checkerboard"}.get(shape, f"two {shape}"),
         columns=["$x_1$", "$x_2$"],
-        draw=partial(truth.sample, generator=train),
-        held_out=held_out,
-        test=test,
+        draw=partial(truth.sample, generator=rng(seed, f"{shape} train")),
+        held_out=truth.sample(5_000, rng(seed, f"{shape} held-out")),
+        test=truth.sample(20_000, rng(seed, f"{shape} test")),
         truth=truth,
         floor=truth.entropy(),
         made_from={"name": shape, "noise": noise},
@@ -72,38 +67,39 @@ def make_file_points(path: Path, columns: list[str], seed: int) -> Points:
     """The user's points, shuffled: 80 % to train on, 10 % held out, 10 % to test on."""
     table = read_points(path, columns)
     print("; ".join([f"{path.name}: columns {', '.join(table.names)}", *table.notes]))
-    points = torch.from_numpy(table.points)  # float64
-    made_from = {"columns": table.names, "rows": len(points)}
-    made_from["values"] = hashlib.sha256(table.points.tobytes()).hexdigest()[:16]
+    points = torch.from_numpy(table.points)
+    values = hashlib.sha256(table.points.tobytes()).hexdigest()[:16]
+    made_from = {"columns": table.names, "rows": len(points), "values": values}
+    # float32 is twice as fast, but beside a large offset its rounding would show.
     if (points.abs().amax(0) / points.std(0)).max() < 1000:
-        # twice as fast; with a larger offset its rounding would show
         points = points.float()
-    points = points[torch.randperm(len(points), generator=rng(seed, "file shuffle"))]
-    tenth, generator = len(points) // 10, rng(seed, "file train")
-    held_out, test, train = points.split([tenth, tenth, len(points) - 2 * tenth])
-    # Files of a shape's name would otherwise replace the files that are shipped.
-    name = readable(path.stem)
-    name = f"points_{name}" if name.lower() in SHAPES else name
+
+    order = torch.randperm(len(points), generator=rng(seed, "file shuffle"))
+    tenth = len(points) // 10
+    sizes = [tenth, tenth, len(points) - 2 * tenth]
+    held_out, test, train = points[order].split(sizes)
+    generator = rng(seed, "file train")
 
     def draw(n: int) -> Tensor:
         return train[torch.randint(len(train), (n,), generator=generator)]
 
-    gaussian = MultivariateNormal(train.double().mean(0), train.double().T.cov())
-    title = readable(path.name).replace("$", r"\$")
+    # Files of a shape's name would otherwise be taken for the shape's.
+    name = readable(path.stem)
     return Points(
-        name=name,
-        title=title,
+        name=f"points_{name}" if name.lower() in SHAPES else name,
+        title=readable(path.name).replace("$", r"\$"),
         columns=table.names,
         draw=draw,
         held_out=held_out,
         test=test,
         train=train,
-        gaussian=gaussian,
+        gaussian=MultivariateNormal(train.double().mean(0), train.double().T.cov()),
         made_from=made_from,
     )
 
 
 def score_points(flow, train: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
-    """log p of each point in nats, (N,), and the share of the training points with less, (N,)."""
-    log_p, of_train = (evaluate(flow.log_prob, part, flow) for part in (points, train))
-    return log_p, torch.searchsorted(of_train.sort().values, log_p) / len(train)
+    """log p of each point in nats, (N,), and the share of training points with less."""
+    log_p = evaluate(flow.log_prob, points, flow)
+    of_train = evaluate(flow.log_prob, train, flow).sort().values
+    return log_p, torch.searchsorted(of_train, log_p) / len(train)

@@ -1,7 +1,6 @@
 """2-D distributions whose density is known exactly.
 
-With an exact density, "how good is the flow" has an absolute answer. Each distribution
-has
+With an exact density, "how good is the flow" has an absolute answer. A distribution has
 
     sample(n, generator)   n independent points, (n, 2), in torch's default dtype
     log_prob(x)            the exact log-density in nats, (B, 2) -> (B,), float64
@@ -24,56 +23,54 @@ Curve = Callable[[Tensor], Tensor]  # t in [0, 1], (n,) -> points (n, 2)
 
 
 class NoisyCurves:
-    """A point on one of several curves, chosen evenly, t uniform on [0, 1], plus noise N(0, σ² I).
+    """A point on one of several curves, chosen evenly, plus noise N(0, σ² I).
 
-    log p(x) = log mean over the curves of ∫ N(x; curve(t), σ² I) dt, by Gauss-Legendre
-    quadrature.
+    log p(x) = log mean over the curves of ∫ N(x; curve(t), σ² I) dt, t in [0, 1], by
+    Gauss-Legendre quadrature.
 
     Each of the curves carries t in [0, 1] to the plane, smoothly. The noise σ is at
     least 0.02; anything else raises a ValueError.
 
     Example:
         >>> moons = TwoMoons(noise=0.05)
-        >>> moons.log_prob(moons.sample(100))  # (100,)
+        >>> moons.log_prob(moons.sample(100)).shape
+        torch.Size([100])
     """
 
     def __init__(self, curves: Sequence[Curve], noise: float):
         if not 0.02 <= noise < math.inf:
             raise ValueError(f"noise must be at least 0.02, not {noise}")
-        self.curves, self.noise = curves, noise
+        self.curves = curves
+        self.noise = noise
+
+        # Nodes at most 0.6 σ apart integrate a Gaussian of width σ up to rounding.
         t = torch.linspace(0, 1, 1001, dtype=torch.float64)
-        speed = max(
-            curve(t).diff(dim=0).norm(dim=1).max().item() * 1000 for curve in curves
-        )
-        # Nodes at most 0.6 σ apart integrate a Gaussian of width σ exactly, up to
-        # rounding.
-        nodes, weights = np.polynomial.legendre.leggauss(
-            math.ceil(max(8, 2.6 * speed / noise))
-        )
+        steps = [curve(t).diff(dim=0).norm(dim=1) for curve in curves]
+        speed = 1000 * torch.cat(steps).max().item()
+        count = math.ceil(max(8, 2.6 * speed / noise))
+        nodes, weights = np.polynomial.legendre.leggauss(count)
         t = torch.from_numpy((nodes + 1) / 2)
         self._centers = torch.cat([curve(t) for curve in curves])
         weights = np.log(np.tile(weights, len(curves)) / (2 * len(curves)))
         self._log_weights = torch.from_numpy(weights)
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """n points, (n, 2). `make_moons` spaces its angles evenly; these points are independent."""
+        """n points, (n, 2), independent; `make_moons` spaces its angles evenly."""
         t = torch.rand(n, generator=generator)
         which = torch.randint(len(self.curves), (n,), generator=generator)
-        points = torch.stack([curve(t) for curve in self.curves])[
-            which, torch.arange(n)
-        ]
+        on_each = torch.stack([curve(t) for curve in self.curves])  # (curves, n, 2)
+        points = on_each[which, torch.arange(n)]
         return points + self.noise * torch.randn(n, 2, generator=generator)
 
     def log_prob(self, x: Tensor) -> Tensor:
         """The exact log-density in nats: (B, 2) -> (B,), float64."""
         log_p = []
         for part in x.double().split(8192):  # bounds the table of distances
-            # the default loses digits of small distances
+            # The default mode loses digits of small distances.
             exact = "donot_use_mm_for_euclid_dist"
             distance = torch.cdist(part, self._centers, compute_mode=exact) / self.noise
-            log_p.append(
-                torch.logsumexp(self._log_weights - 0.5 * distance.square(), dim=1)
-            )
+            terms = self._log_weights - 0.5 * distance.square()
+            log_p.append(terms.logsumexp(dim=1))
         return torch.cat(log_p) - math.log(2 * math.pi * self.noise**2)
 
     def entropy(self) -> float:
@@ -95,7 +92,7 @@ def _polar(radius: Tensor | float, angle: Tensor) -> Tensor:
 
 
 class TwoMoons(NoisyCurves):
-    """Two half circles: the upper (cos a, sin a), the lower (1 - cos a, 1/2 - sin a), a = π t."""
+    """Two half circles: (cos a, sin a) and (1 - cos a, 1/2 - sin a), a = π t."""
 
     def __init__(self, noise: float = 0.05):
         def upper(t: Tensor) -> Tensor:
@@ -115,7 +112,7 @@ class Spirals(NoisyCurves):
 
 
 class Checkerboard:
-    """Uniform over the eight dark squares of a 4x4 board on [-1, 1]², 0 elsewhere. No noise."""
+    """Uniform over the eight dark squares of a 4x4 board on [-1, 1]². No noise."""
 
     def __init__(self, noise: float = 0.05):
         self.noise = 0.05  # the scale of grids and margins, whatever is asked for
@@ -124,9 +121,8 @@ class Checkerboard:
         """n independent points, (n, 2)."""
         column = torch.randint(4, (n,), generator=generator)
         row = 2 * torch.randint(2, (n,), generator=generator) + column % 2
-        return (
-            torch.stack([column, row], dim=1) + torch.rand(n, 2, generator=generator)
-        ) / 2 - 1
+        corner = torch.stack([column, row], dim=1)
+        return (corner + torch.rand(n, 2, generator=generator)) / 2 - 1
 
     def log_prob(self, x: Tensor) -> Tensor:
         """log(1/2) on the dark squares, -inf elsewhere: (B, 2) -> (B,), float64."""

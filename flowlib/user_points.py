@@ -1,4 +1,4 @@
-"""Points of one's own: from a .npy file, or a table as spreadsheets and pandas export it."""
+"""Points of one's own: from a .npy file, or a table as spreadsheets export it."""
 
 import io
 import re
@@ -16,7 +16,7 @@ MOST_COLUMNS = 64
 
 
 class Table(NamedTuple):
-    """A file's points, the names of their columns, and what was noticed, a sentence each."""
+    """A file's points, their columns' names, and what was noticed, a sentence each."""
 
     points: np.ndarray  # (N, D), float64
     names: list[str]

@@ -1,6 +1,5 @@
 """train_moons.py as a user runs it: real command lines with small numbers, and bad input."""
 
-import copy
 import json
 import re
 import signal
@@ -280,34 +279,6 @@ def test_training_gets_better_and_keeps_the_best_held_out_epoch():
     assert held_out[-1] < held_out[0] - 0.2
     nll = -flow.log_prob(points.held_out).mean().item()
     assert nll == pytest.approx(min(held_out), abs=1e-6)
-
-
-def test_parameters_as_one_vector_train_as_they_do_one_by_one(tmp_path):
-    flows = []
-    for together in (False, True):
-        torch.manual_seed(0)
-        flow = realnvp(2, layers=3, hidden=(8,))
-        parameters = list(flow.parameters())
-        vectors = [train_moons.as_one_vector(parameters)] if together else parameters
-        optimizer = torch.optim.Adam(vectors, lr=1e-2)
-        x = torch.randn(64, 2, generator=torch.Generator().manual_seed(1))
-        for _ in range(5):
-            optimizer.zero_grad(set_to_none=not together)
-            (-flow.log_prob(x).mean()).backward()
-            torch.nn.utils.clip_grad_norm_(vectors, 1.0)
-            optimizer.step()
-        flows.append(flow)
-    apart, flow = flows
-    torch.testing.assert_close(flow.log_prob(x), apart.log_prob(x))
-    flow.load_state_dict(apart.state_dict())
-    values = torch.nn.utils.parameters_to_vector(flow.parameters())
-    assert torch.equal(vectors[0], values)  # still one and the same
-    twin = copy.deepcopy(flow)
-    save_model(flow, tmp_path / "flow.pt")
-    with torch.no_grad():
-        vectors[0].zero_()
-    for kept in (twin, load_model(tmp_path / "flow.pt", Flow)):
-        assert torch.equal(kept.log_prob(x), apart.log_prob(x))
 
 
 def test_offsets_and_scales_of_the_users_points_cost_no_digits_and_no_paper(tmp_path):

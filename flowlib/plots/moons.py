@@ -1,4 +1,4 @@
-"""The figures of train_moons.py: each function takes data and returns a matplotlib Figure.
+"""The figures of train_moons.py: each function takes data and returns a Figure.
 
 `points` is always a flowlib.points.Points, and `flows` is name -> Flow.
 """
@@ -36,28 +36,28 @@ def plot_losses(histories: dict[str, list], points) -> Figure:
     """
     columns = 1 if points.truth is None else 2
     figure = Figure(figsize=(1 + 4.5 * columns, 4), layout="constrained")
-    panels, seen = figure.subplots(1, columns, squeeze=False)[0], []
+    panels = figure.subplots(1, columns, squeeze=False)[0]
+    seen = []
     for name, history in histories.items():
         epochs = [record.epoch for record in history]
         train = [record.train_nll for record in history]
         held_out = np.array([record.held_out_nll for record in history])
-        title, color = TITLES[name], COLORS[name]
-        panels[0].plot(
-            epochs, train, color=color, alpha=0.4, linewidth=3, label=f"{title}, train"
-        )
-        panels[0].plot(
-            epochs, held_out, color=color, linewidth=1, label=f"{title}, held-out"
-        )
-        best = held_out.argmin()
-        panels[0].plot(epochs[best], held_out[best], "o", color=color, markersize=5)
-        seen += [*train[: best + 1], *held_out[: best + 1]]
+        color = COLORS[name]
+        pale = {"color": color, "alpha": 0.4, "linewidth": 3}
+        panels[0].plot(epochs, train, label=f"{TITLES[name]}, train", **pale)
+        thin = {"color": color, "linewidth": 1}
+        panels[0].plot(epochs, held_out, label=f"{TITLES[name]}, held-out", **thin)
+        kept = held_out.argmin()
+        panels[0].plot(epochs[kept], held_out[kept], "o", color=color, markersize=5)
+        seen += [*train[: kept + 1], *held_out[: kept + 1]]
         if points.truth is not None:
             truth_nll = -points.truth.log_prob(points.held_out).mean().item()
-            panels[1].semilogy(
-                epochs, np.maximum(held_out - truth_nll, 1e-4), color=color
-            )
+            above = np.maximum(held_out - truth_nll, 1e-4)
+            panels[1].semilogy(epochs, above, color=color)
+
     if points.truth is not None:
-        level, label = points.floor, f"entropy of the truth, {points.floor:.4f}"
+        level = points.floor
+        label = f"entropy of the truth, {points.floor:.4f}"
         panels[1].set(xlabel="epoch", ylabel="NLL - NLL of the truth (nats per point)")
         panels[1].set_title("KL(truth || flow), estimated on held-out points")
     else:
@@ -66,7 +66,7 @@ def plot_losses(histories: dict[str, list], points) -> Figure:
     panels[0].axhline(level, color="black", linestyle="--", linewidth=1, label=label)
     panels[0].set(xlabel="epoch", ylabel="negative log-likelihood (nats per point)")
     panels[0].set_title("Training (dot: the weights that are kept)")
-    # not where points were learned by heart
+    # The panel leaves out where points were learned by heart.
     low, high = min(*seen, level), max(*seen, level)
     panels[0].set_ylim(low - 0.1 * (high - low), high + 0.1 * (high - low))
     for panel in panels:
@@ -78,32 +78,28 @@ def plot_losses(histories: dict[str, list], points) -> Figure:
 def plot_densities(
     flows: dict[str, Flow], points, metrics: dict[str, dict], seed=0
 ) -> Figure:
-    """Each flow's density and samples, with a contour of the true density where it is known.
+    """Each flow's density and samples, and a contour of the true density if known.
 
     `metrics` is for each flow what train_moons.evaluate_flow returns.
     """
     bounds, x, y, where = picture_grid(points)
-    truth = (
-        None
-        if points.truth is None
-        else np.exp(log_density(points.truth.log_prob, where))
-    )
+    truth = None
+    if points.truth is not None:
+        truth = np.exp(log_density(points.truth.log_prob, where))
     ratio = (bounds[3] - bounds[2]) / (bounds[1] - bounds[0])
     equal = 0.3 < ratio < 2  # years against euros have no scale in common
-    figure = Figure(
-        figsize=(10, 2 + 8 * (ratio if equal else 0.8)), layout="constrained"
-    )
+    height = 2 + 8 * (ratio if equal else 0.8)
+    figure = Figure(figsize=(10, height), layout="constrained")
     panels = figure.subplots(2, 2, sharex=True, sharey=True)
     for (left, right), (name, flow) in zip(panels, flows.items()):
         density = np.exp(log_density(flow.log_prob, where, flow))
         top = float((density if truth is None else truth).max())
         levels = np.linspace(0.03, 1.15, 15) * top
-        filled = left.contourf(
-            x, y, density, levels=levels, cmap="viridis", extend="max"
-        )
-        figure.colorbar(
-            filled, ax=left, label="density", format="%.2f" if top > 0.1 else "%.1e"
-        )
+        style = {"levels": levels, "cmap": "viridis", "extend": "max"}
+        filled = left.contourf(x, y, density, **style)
+        digits = "%.2f" if top > 0.1 else "%.1e"
+        figure.colorbar(filled, ax=left, label="density", format=digits)
+
         samples = flow.sample(4000, rng(seed, "density figure")).cpu().numpy()
         right.scatter(*samples.T, s=2, alpha=0.5, color=COLORS[name], linewidths=0)
         for panel, color in ((left, "#D55E00"), (right, "black")):
@@ -115,11 +111,12 @@ def plot_densities(
         quality = f"test NLL {row['test_nll']:.4f} nats"
         if truth is not None:
             reverse = math.inf if row["kl_flow_truth"] is None else row["kl_flow_truth"]
-            quality = f"KL(truth || flow) {row['kl_truth_flow']:.4f} nats, reverse {reverse:.4f}"
+            quality = f"KL(truth || flow) {row['kl_truth_flow']:.4f} nats"
+            quality += f", reverse {reverse:.4f}"
         left.set(title=f"{TITLES[name]}: density\n{quality}", ylabel=points.labels[1])
-        right.set(
-            title=f"{TITLES[name]}: 4,000 samples", xlim=bounds[:2], ylim=bounds[2:]
-        )
+        right.set(xlim=bounds[:2], ylim=bounds[2:])
+        right.set_title(f"{TITLES[name]}: 4,000 samples")
+
     for panel in panels[-1]:
         panel.set_xlabel(points.labels[0])
     dashed = "" if truth is None else " (dashed: a tenth of the true density's maximum)"
@@ -128,7 +125,7 @@ def plot_densities(
 
 
 def plot_pairs(flows: dict[str, Flow], points, seed: int = 0) -> Figure:
-    """Each pair of the first six columns: the points, and the samples of a flow over them.
+    """Each pair of the first six columns: the points, and a flow's samples over them.
 
     Below the diagonal the first flow's samples, above it the second one's, on it the
     histograms.
@@ -136,22 +133,23 @@ def plot_pairs(flows: dict[str, Flow], points, seed: int = 0) -> Figure:
     count = min(6, len(points.columns))
     figure = Figure(figsize=(10, 10), layout="constrained")
     panels = figure.subplots(count, count, sharex="col")
-    data, noise = points.draw(2000).cpu().numpy(), rng(seed, "pairs figure")
-    samples = {
-        name: flow.sample(2000, noise).cpu().numpy() for name, flow in flows.items()
-    }
+    data = points.draw(2000).cpu().numpy()
+    noise = rng(seed, "pairs figure")
+    samples = {}
+    for name, flow in flows.items():
+        samples[name] = flow.sample(2000, noise).cpu().numpy()
+
     low, high = np.quantile(data, [0.001, 0.999], axis=0)
     low, high = low - 0.1 * (high - low), high + 0.1 * (high - low)
+    bins = {"bins": 40, "density": True, "histtype": "step"}
     for i, j in np.ndindex(count, count):
         panel = panels[i, j]
         name = list(flows)[j > i]
         if i == j:
-            options = dict(
-                bins=40, range=(low[i], high[i]), density=True, histtype="step"
-            )
-            panel.hist(data[:, i], color="0.5", **options)
+            reach = (low[i], high[i])
+            panel.hist(data[:, i], color="0.5", range=reach, **bins)
             for name, found in samples.items():
-                panel.hist(found[:, i], color=COLORS[name], **options)
+                panel.hist(found[:, i], color=COLORS[name], range=reach, **bins)
         else:
             panel.scatter(data[:, j], data[:, i], s=3, color="0.6", linewidths=0)
             x, y = samples[name][:, j], samples[name][:, i]
@@ -164,6 +162,7 @@ def plot_pairs(flows: dict[str, Flow], points, seed: int = 0) -> Figure:
             panel.set_xlabel(points.labels[j])
         if j == 0:
             panel.set_ylabel(points.labels[i])
+
     below, above = (TITLES[name] for name in flows)
     more = "" if count == len(points.columns) else f", the first {count} of its columns"
     colors = f"points in gray; samples of {below} below, {above} above"
@@ -182,35 +181,36 @@ def save_animation(flows: dict[str, Flow], points, path: Path, seed: int = 0) ->
     paths = [_path_to_data(flow, flow.sample(800, noise)) for flow in flows.values()]
     ends = np.concatenate([states[[0, -1]] for states in paths]).reshape(-1, 2)
     low, high = np.quantile(ends, [0.002, 0.998], axis=0)  # without stray points
-    dots, panels = [], figure.subplots(1, len(flows))
+
+    panels = figure.subplots(1, len(flows))
+    dots = []
     for panel, name, path_of_points in zip(panels, flows, paths):
         start = path_of_points[0]
         x, y = ((start - start.mean(0)) / start.std(0)).T
         sector = np.floor(np.arctan2(y, x) / (2 * np.pi) * len(SECTORS)).astype(int)
         panel.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), xticks=[], yticks=[])
         panel.set(title=TITLES[name])
-        dots.append(
-            panel.scatter(*start.T, s=3, c=np.array(SECTORS)[sector], linewidths=0)
-        )
-    caption, canvas, images = figure.supxlabel("noise"), FigureCanvasAgg(figure), []
+        colors = np.array(SECTORS)[sector]
+        dots.append(panel.scatter(*start.T, s=3, c=colors, linewidths=0))
+
+    caption = figure.supxlabel("noise")
+    canvas = FigureCanvasAgg(figure)
+    images = []
     for frame in tqdm(range(FRAMES + 1), desc="animation", leave=False):
         done = frame / FRAMES
-        caption.set_text(
-            {0: "noise", 1: "data"}.get(done, f"{done:.0%} of the transforms")
-        )
+        words = {0: "noise", 1: "data"}
+        caption.set_text(words.get(done, f"{done:.0%} of the transforms"))
         for scatter, states in zip(dots, paths):
             step, part = divmod(done * (len(states) - 1), 1)
-            before, after = (
-                states[int(step)],
-                states[min(int(step) + 1, len(states) - 1)],
-            )
+            before = states[int(step)]
+            after = states[min(int(step) + 1, len(states) - 1)]
             scatter.set_offsets((1 - part) * before + part * after)
         canvas.draw()
         images.append(Image.fromarray(np.array(canvas.buffer_rgba())).convert("RGB"))
+
     times = [600, *[70] * (FRAMES - 1), 1500]  # ms a frame
-    options = dict(
-        format="GIF", save_all=True, append_images=images[1:], duration=times, loop=0
-    )
+    options = {"format": "GIF", "save_all": True, "loop": 0}
+    options |= {"append_images": images[1:], "duration": times}
     write_atomically(path, lambda temporary: images[0].save(temporary, **options))
     print(f"wrote {path}")
 
@@ -222,7 +222,9 @@ def _path_to_data(flow: Flow, x: Tensor) -> np.ndarray:
     All states have the data's scale and order of coordinates: `Standardize`, a built
     flow's first transform, is undone in each, and so are the permutations.
     """
-    scale, states, order = flow.transforms[0], [], torch.arange(2, device=x.device)
+    scale = flow.transforms[0]
+    order = torch.arange(2, device=x.device)
+    states = []
     for transform, state in zip(flow.transforms, flow.trajectory(x)[1:]):
         if isinstance(transform, PermutationTransform):
             order = order[transform.permutation]
@@ -232,7 +234,7 @@ def _path_to_data(flow: Flow, x: Tensor) -> np.ndarray:
 
 
 def picture_grid(points) -> tuple[Bounds, np.ndarray, np.ndarray, Tensor]:
-    """The bounds of a picture, and SIDE x SIDE places in it: their x, their y, all of them (N, 2).
+    """The bounds of a picture; the x, the y and all (N, 2) of SIDE x SIDE places in it.
 
     It reaches 5 noise levels beyond the truth, or a tenth of their range beyond the
     user's points.
@@ -242,9 +244,8 @@ def picture_grid(points) -> tuple[Bounds, np.ndarray, np.ndarray, Tensor]:
     else:
         low, high = points.test.double().aminmax(dim=0)
         margin = (high - low) / 10
-        bounds = tuple(
-            torch.stack([low - margin, high + margin], dim=1).flatten().tolist()
-        )
+        sides = torch.stack([low - margin, high + margin], dim=1)
+        bounds = tuple(sides.flatten().tolist())
     x = torch.linspace(*bounds[:2], SIDE, dtype=torch.float64)
     y = torch.linspace(*bounds[2:], SIDE, dtype=torch.float64)
     where = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).reshape(-1, 2)
