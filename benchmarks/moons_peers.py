@@ -40,7 +40,6 @@ from flowlib.files import ROOT, UserError, versions, write_json
 from flowlib.grids import evaluate, finite, grid, kl_flow_truth, kl_truth_flow
 from flowlib.rng import rng
 from flowlib.toy2d import TwoMoons
-from train_moons import as_one_vector
 
 BATCH, WARM_UP = 512, 0.02
 LEARNING_RATES = (1e-3, 2e-3, 5e-3)
