@@ -11,7 +11,7 @@ OLDEST := .venv-oldest/bin
 
 figures: .venv/ready
 	$(BIN)/python train_moons.py
-	$(BIN)/python benchmarks/moons_failures.py
+	$(BIN)/python -m benchmarks.moons_failures
 	$(BIN)/python train_glow_mnist.py --figure-only --data-dir $(DATA_DIR)
 	$(BIN)/python inpaint.py --data-dir $(DATA_DIR)
 
@@ -19,6 +19,7 @@ figures: .venv/ready
 test: .venv/ready-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 	OMP_NUM_THREADS=1 DATA_DIR=$(abspath $(DATA_DIR)) $(BIN)/python -m pytest -n auto --dist worksteal
 
 # The notebooks' widgets in a real browser: Chromium and its driver, from the system's packages.
@@ -39,7 +40,7 @@ notebooks: .venv/ready-dev
 
 # Writes the tables of README.md and benchmarks/README.md from benchmarks/results.
 tables: .venv/ready
-	$(BIN)/python benchmarks/tables.py
+	$(BIN)/python -m benchmarks.tables
 
 # Publishes weights that a run made here: `make ship NAME=glow_mnist`. Nothing else writes there.
 # Then the notebooks, figures and tables that show them: `make figures notebooks tables`.
@@ -49,19 +50,19 @@ ship:
 
 # Measures ours against the peers, for hours. Nothing else should run meanwhile.
 benchmarks: .venv/ready-dev
-	$(BIN)/python benchmarks/moons_peers.py
-	$(BIN)/python benchmarks/moons_steps.py
-	$(BIN)/python benchmarks/glow_speed.py
-	$(BIN)/python benchmarks/glow_bits.py --data-dir $(DATA_DIR)
-	$(BIN)/python benchmarks/inpainting_table.py --data-dir $(DATA_DIR)
-	$(BIN)/python benchmarks/digit_calibration.py --data-dir $(DATA_DIR)
-	$(BIN)/python benchmarks/inpainting_calibration.py
-	$(BIN)/python benchmarks/known_answer.py --data-dir $(DATA_DIR)
-	$(BIN)/python benchmarks/processes.py --data-dir $(DATA_DIR)
+	$(BIN)/python -m benchmarks.moons_peers
+	$(BIN)/python -m benchmarks.moons_steps
+	$(BIN)/python -m benchmarks.glow_speed
+	$(BIN)/python -m benchmarks.glow_bits --data-dir $(DATA_DIR)
+	$(BIN)/python -m benchmarks.inpainting_table --data-dir $(DATA_DIR)
+	$(BIN)/python -m benchmarks.digit_calibration --data-dir $(DATA_DIR)
+	$(BIN)/python -m benchmarks.inpainting_calibration
+	$(BIN)/python -m benchmarks.known_answer --data-dir $(DATA_DIR)
+	$(BIN)/python -m benchmarks.processes --data-dir $(DATA_DIR)
 
 # Kills, stops and starves the scripts, and damages their files, some 2,500 times.
 torture: .venv/ready-dev
-	$(BIN)/python benchmarks/torture
+	$(BIN)/python -m benchmarks.torture
 
 # Writes requirements.lock anew; the versions that are in it stay where they can.
 lock: .venv/ready-dev

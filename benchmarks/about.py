@@ -1,16 +1,47 @@
-"""What stands in each results file about the run behind it."""
+"""What the benchmarks share: flags, where results are, what they say of their run."""
 
+import argparse
 import shlex
 from collections.abc import Sequence
 from datetime import date
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from flowlib.files import hardware, versions
+from flowlib.files import ROOT, hardware, versions
+
+RESULTS = ROOT / "benchmarks/results"
+
+
+def command_of(name: str, *flags: object) -> list[str]:
+    """The command that runs the benchmark of this name."""
+    return ["python", "-m", f"benchmarks.{name}", *map(str, flags)]
 
 
 def provenance(command: Sequence[str], device: torch.device) -> dict[str, Any]:
-    """What a results file says of its run: when, the command, on what, with which versions."""
-    about = {"date": date.today().isoformat(), "command": shlex.join(command)}
-    return about | {"hardware": hardware(device), "versions": versions()}
+    """A results file's account of its run: date, command, hardware, versions."""
+    return {
+        "date": date.today().isoformat(),
+        "command": shlex.join(command),
+        "hardware": hardware(device),
+        "versions": versions(),
+    }
+
+
+def add_output_flag(parser: argparse.ArgumentParser, name: str) -> None:
+    """Adds --output, by default the committed results file of this name."""
+    options = dict(type=Path, metavar="FILE", default=RESULTS / f"{name}.json")
+    parser.add_argument("--output", **options, help="results file to write")
+
+
+def add_data_flag(parser: argparse.ArgumentParser) -> None:
+    """Adds --data-dir."""
+    options = dict(type=Path, metavar="FOLDER", default=ROOT / "data")
+    parser.add_argument("--data-dir", **options, help="folder in which MNIST lies")
+
+
+def add_figures_flag(parser: argparse.ArgumentParser) -> None:
+    """Adds --figures."""
+    options = dict(type=Path, metavar="FOLDER", default=ROOT / "figures")
+    parser.add_argument("--figures", **options, help="folder of the figures")

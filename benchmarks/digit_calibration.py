@@ -1,7 +1,7 @@
-"""Which digit is it? p(digit | observed pixels) of the fills, against the labels of test images.
+"""Does the share of a digit among the fills mean anything? Labels answer.
 
-    python benchmarks/digit_calibration.py --data-dir DATA
-    torchrun --nproc-per-node 2 benchmarks/digit_calibration.py --data-dir DATA
+    python -m benchmarks.digit_calibration --data-dir DATA
+    torchrun --nproc-per-node 2 -m benchmarks.digit_calibration --data-dir DATA
 
 A method's fills vote: with S fills, of which n are a 4, it says p(4) = (n + 1/10) / (S
 + 1), as if one more fill were shared by all ten digits. So no digit is called
@@ -13,25 +13,28 @@ The fills are those of inpainting_table.py, from its folder where they are there
 that are missing are made, 32 images at a time, so a run that was stopped goes on.
 
 Writes   benchmarks/results/digit_calibration.json, figures/digit_calibration.png
-Takes    five seconds for each image and mask on one core of an AMD EPYC without AVX-512, where the
-         fill is not there yet
+Takes    five seconds for each image and mask on one core of an AMD EPYC without
+         AVX-512, where the fill is not there yet
 """
 
 import os
-import sys
-from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-# the modules lie one folder up
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from benchmarks.about import provenance
+from benchmarks.about import (
+    add_data_flag,
+    add_figures_flag,
+    add_output_flag,
+    command_of,
+    provenance,
+)
 from benchmarks.inpainting_table import fingerprint, load_chunks, make_chunks
+from benchmarks.markdown import load, measured_on, table
 from flowlib.cli import Parser, device, number, one_line_errors
 from flowlib.distributed import processes
-from flowlib.files import ROOT, save_figure, write_json
+from flowlib.files import save_figure, write_json
 from flowlib.inpainting.masks import describe_mask
 
 KINDS = ("square:18", "noise:0.9", "top")
@@ -40,7 +43,10 @@ METHODS = {
     "neighbors": "similar images",
     "unet": "U-Net and classifier",
 }
-BINS, LEAST = 10, 8  # bins of p, and the digits in a bin that is drawn
+BINS = 10  # of p
+LEAST = 8  # digits in a bin that is drawn
+
+# ---------------------------------------------------------------- scores
 
 
 def probabilities(votes: Tensor, classes: int = 10) -> Tensor:
@@ -80,20 +86,72 @@ def score(p: Tensor, label: Tensor, other: Tensor) -> dict[str, float]:
 
 
 def reliability(p: Tensor, label: Tensor) -> list[dict[str, float]]:
-    """For each bin of p: how many digits were given it, their mean p, the share that was right.
+    """For each bin of p: its count of digits, their mean p, the share that was right.
 
     `error` is the standard error of that share.
     """
-    right = nn.functional.one_hot(label, p.shape[1]).flatten().double()
+    came_true = nn.functional.one_hot(label, p.shape[1]).flatten().double()
     p = p.flatten().double()
     bins = (p * BINS).long().clamp(max=BINS - 1)
     rows = []
     for i in bins.unique().tolist():
-        said, came = p[bins == i], right[bins == i]
-        count, share = len(said), came.mean().item()
-        row = {"count": count, "said": said.mean().item(), "right": share}
-        rows.append(row | {"error": (share * (1 - share) / count) ** 0.5})
+        chosen = bins == i
+        count = int(chosen.sum())
+        share = came_true[chosen].mean().item()
+        row = {
+            "count": count,
+            "said": p[chosen].mean().item(),
+            "right": share,
+            "error": (share * (1 - share) / count) ** 0.5,
+        }
+        rows.append(row)
     return rows
+
+
+def measure(kind: str, count: int) -> list[dict]:
+    """A row for each method, from the chunks of the first `count` test images."""
+    parts = [chunk["digits"] for chunk in load_chunks(kind, count)]
+    found = {}
+    for name in parts[0]:
+        found[name] = torch.cat([part[name] for part in parts])[:count]
+
+    # The U-Net's are probabilities already, the others votes.
+    label = found.pop("label")
+    said = {}
+    for name, votes in found.items():
+        said[name] = votes if votes.is_floating_point() else probabilities(votes)
+
+    rows = []
+    for name, method in METHODS.items():
+        row = {"mask": kind, "method": method, "images": len(label)}
+        row |= score(said[name], label, said["neighbors"])
+        rows.append(row | {"reliability": reliability(said[name], label)})
+    return rows
+
+
+# ---------------------------------------------------------------- table and figure
+
+
+def digit_calibration_table() -> str:
+    """p(digit | observed pixels) against the labels."""
+    results = load("digit_calibration")
+    rows = []
+    for row in results["rows"]:
+        gain = f"{row['gain']:.3f} ± {row['gain_error']:.3f}"
+        cells = [
+            row["mask"],
+            row["method"],
+            f"{row['log_loss']:.2f} ± {row['log_loss_error']:.2f}",
+            gain if row["gain_error"] else "-",
+            f"{row['brier']:.3f}",
+            f"{row['accuracy']:.1%}",
+        ]
+        rows.append(cells)
+
+    header = ["mask", "method", "log-loss, nats", "lower than similar images' by"]
+    header += ["Brier score", "accuracy"]
+    count = f"the first {results['rows'][0]['images']} test images"
+    return table(header, rows) + measured_on(results["about"], count)
 
 
 def plot_reliability(rows: list[dict]) -> Figure:
@@ -103,57 +161,39 @@ def plot_reliability(rows: list[dict]) -> Figure:
     """
     figure = Figure(figsize=(10, 4.6), layout="constrained")
     panels = figure.subplots(1, len(KINDS), sharey=True)
+    line = {"marker": "o", "markersize": 3, "linewidth": 1.2}
+    below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.17), "frameon": False}
+
     for panel, kind in zip(panels, KINDS):
         panel.plot([0, 1], [0, 1], color="0.6", linewidth=0.8, linestyle="--")
         for row in [row for row in rows if row["mask"] == kind]:
             points = [point for point in row["reliability"] if point["count"] >= LEAST]
-            names = ("said", "right", "error")
-            said, right, error = ([point[name] for point in points] for name in names)
-            options = {"marker": "o", "markersize": 3, "linewidth": 1.2}
+            said = [point["said"] for point in points]
+            right = [point["right"] for point in points]
+            error = [point["error"] for point in points]
             label = f"{row['method']}: {row['log_loss']:.2f} nats"
-            panel.errorbar(said, right, error, label=label, **options)
-        panel.set(
-            title=describe_mask(kind),
-            xlabel="p that was said",
-            xlim=(0, 1),
-            ylim=(0, 1),
-        )
-        place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.17)}
-        panel.legend(
-            fontsize=9, title="log-loss", title_fontsize=9, frameon=False, **place
-        )
+            panel.errorbar(said, right, error, label=label, **line)
+
+        panel.set(title=describe_mask(kind), xlabel="p that was said")
+        panel.set(xlim=(0, 1), ylim=(0, 1))
+        panel.legend(title="log-loss", fontsize=9, title_fontsize=9, **below)
         panel.spines[["top", "right"]].set_visible(False)
+
     panels[0].set_ylabel("share that was right (± standard error)")
     return figure
 
 
+# ---------------------------------------------------------------- command line
+
+
 def parse_args(argv=None):
     parser = Parser(__doc__)
-    add, output = (
-        parser.add_argument,
-        ROOT / "benchmarks/results/digit_calibration.json",
-    )
-    add(
-        "--data-dir",
-        type=Path,
-        default=ROOT / "data",
-        help="where MNIST lies (default data/)",
-    )
-    add("--images", type=number(int, 1), default=500, help="test images (500)")
-    add(
-        "--figures",
-        type=Path,
-        metavar="FOLDER",
-        default=ROOT / "figures",
-        help="(figures/)",
-    )
-    add("--output", type=Path, metavar="FILE", default=output, help="the results file")
-    add(
-        "--device",
-        type=device,
-        default="auto",
-        help="cpu, cuda, ...; auto: a GPU if any",
-    )
+    add = parser.add_argument
+    add_data_flag(parser)
+    add("--images", type=number(int, 1), default=500, help="test images")
+    add("--device", type=device, default="auto", help="device; auto: a GPU if any")
+    add_figures_flag(parser)
+    add_output_flag(parser, "digit_calibration")
     return parser.parse_args(argv)
 
 
@@ -164,30 +204,15 @@ def main(argv=None) -> None:
         make_chunks(group, args.data_dir, KINDS, args.images)
         if not group.first:
             return
+
     rows = []
     for kind in KINDS:
-        parts = [chunk["digits"] for chunk in load_chunks(kind, args.images)]
-        found = {
-            name: torch.cat([part[name] for part in parts])[: args.images]
-            for name in parts[0]
-        }
-        label = found.pop("label")
-        said = {
-            name: votes if votes.is_floating_point() else probabilities(votes)
-            for name, votes in found.items()
-        }
-        for name, method in METHODS.items():
-            p = said[name]
-            row = {"mask": kind, "method": method, "images": len(label)}
-            row |= score(p, label, said["neighbors"])
-            print("   ".join(f"{key} {value}" for key, value in row.items()))
-            rows.append(row | {"reliability": reliability(p, label)})
-    command = [
-        "python",
-        "benchmarks/digit_calibration.py",
-        "--images",
-        str(args.images),
-    ]
+        rows += measure(kind, args.images)
+    for row in rows:
+        shown = [f"{key} {row[key]}" for key in row if key != "reliability"]
+        print("   ".join(shown))
+
+    command = command_of("digit_calibration", "--images", args.images)
     about = provenance(command, torch.device("cpu"))
     about |= {"cores": os.cpu_count(), "weights": fingerprint()}
     about["flow_hardware"] = load_chunks(KINDS[0], 1)[0]["hardware"]

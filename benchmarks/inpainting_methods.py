@@ -1,20 +1,12 @@
-"""The methods of inpainting_table.py."""
+"""The methods of inpainting_table.py, each from masked images to fills."""
 
 from collections.abc import Sequence
 from functools import cached_property
 
-import cv2
 import torch
 from torch import Tensor
 
-from benchmarks.baselines import (
-    Mixture,
-    UNet,
-    biharmonic,
-    nearest_mean,
-    opencv,
-    train_unet,
-)
+from benchmarks.baselines import Mixture, UNet, biharmonic, nearest_mean, train_unet
 from flowlib.files import ROOT, SHIPPED, write_atomically
 from flowlib.images.classifier import load_classifier
 from flowlib.images.datasets import Images
@@ -34,18 +26,18 @@ SLOW = {"biharmonic": ("noise:0.9",)}  # its linear system takes minutes there
 def cut_holes(
     kind: str, inpainter: Inpainter, grey: Tensor, seeds: Sequence[int]
 ) -> Problem:
-    """A hole in each image, drawn by its own seed, so that it does not depend on the others."""
-    mask = torch.cat(
-        [draw_masks(kind, 1, inpainter.glow.shape, seed) for seed in seeds]
-    )
-    return Problem.cut(grey, mask, seeds, inpainter.truth(grey, seeds))
+    """A hole in each image, drawn by the image's own seed, whatever the others are."""
+    shape = inpainter.glow.shape
+    masks = [draw_masks(kind, 1, shape, seed) for seed in seeds]
+    return Problem.cut(grey, torch.cat(masks), seeds, inpainter.truth(grey, seeds))
 
 
 class Methods:
     """All methods, fitted on the training images when they are first used."""
 
     def __init__(self, images: Images, glow: Glow):
-        self.images, self.inpainter = images, Inpainter(glow, images.train)
+        self.images = images
+        self.inpainter = Inpainter(glow, images.train)
         self.grey = images.train.float() / 255
         self.pixel_mean = self.grey.mean(0)
         self.classifier = load_classifier(SHIPPED / f"classifier_{images.name}.pt")
@@ -69,43 +61,40 @@ class Methods:
             "nearest neighbor": lambda: nearest_mean(masked, mask, self.grey, 1),
             "mean of 20 nearest": lambda: nearest_mean(masked, mask, self.grey, 20),
             "biharmonic": lambda: biharmonic(masked, mask),
-            "Telea": lambda: opencv(masked, mask, cv2.INPAINT_TELEA),
-            "Navier-Stokes": lambda: opencv(masked, mask, cv2.INPAINT_NS),
             "U-Net, supervised": lambda: self.unet.fill(masked, mask),
         }
-        found = {
-            name: (torch.where(mask, call(), masked),)
-            for name, call in calls.items()
-            if kind not in SLOW.get(name, ())
-        }
+        found: dict[str, tuple] = {}
+        for name, call in calls.items():
+            if kind not in SLOW.get(name, ()):
+                found[name] = (torch.where(mask, call(), masked),)
+
         mean, samples = self.mixture.fill(masked, mask, 32, rng(0, "mixture"))
         drawn = samples.transpose(0, 1)  # (B, S, 1, H, W)
-        mixture = {"Gaussian mixture, mean": (mean,)}
-        return found | mixture | {"Gaussian mixture, sample": (drawn[:, 0], drawn)}
+        found["Gaussian mixture, mean"] = (mean,)
+        found["Gaussian mixture, sample"] = (drawn[:, 0], drawn)
+        return found
 
     def ascents(
         self, problem: Problem, sampled: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        """Name -> v (B, 1, H, W) of the MAP estimate, and of where the likeliest sample leads."""
+        """v (B, 1, H, W): the MAP estimate, and where the likeliest sample leads."""
         starts = self.inpainter.starts(sampled)
-        found = {"MAP": starts, "MAP from sample": starts[:, 1:]}
         return {
-            name: self.inpainter.find_map(problem, start)
-            for name, start in found.items()
+            "MAP": self.inpainter.find_map(problem, starts),
+            "MAP from sample": self.inpainter.find_map(problem, starts[:, 1:]),
         }
 
     def sampled(self, problem: Problem) -> tuple[dict[str, tuple], dict[str, Tensor]]:
         """Likewise for the samples; and what `Inpainter.sample` returns."""
         found = self.inpainter.sample(problem)
-        samples, masked = found["samples"] / 255, problem.masked / 255
-        # A mean of equal numbers can be off by a rounding; the observed pixels are
-        # exact.
-        mean = torch.where(problem.mask, samples.mean(1), masked)
-        return {
+        samples = found["samples"] / 255
+        # A mean of equal numbers can be off by a rounding: observed pixels stay exact.
+        mean = torch.where(problem.mask, samples.mean(1), problem.masked / 255)
+        fills = {
             "posterior, mean": (mean,),
-            "posterior, median": (samples.quantile(0.5, dim=1),),
             "posterior, sample": (samples[:, 0], samples),
-        }, found
+        }
+        return fills, found
 
 
 def fitted_mixture(images: Images) -> Mixture:
@@ -119,7 +108,8 @@ def fitted_mixture(images: Images) -> Mixture:
 
 def fitted_unet(images: Images) -> UNet:
     """The supervised U-Net, likewise."""
-    file, unet = FOLDER / "unet.pt", UNet().eval()
+    file = FOLDER / "unet.pt"
+    unet = UNet().eval()
     if not file.is_file():
         weights = train_unet(images.train.float() / 255, MASKS).state_dict()
         write_atomically(file, lambda temporary: torch.save(weights, temporary))

@@ -1,7 +1,7 @@
-"""Zero-shot inpainting on MNIST: all methods under the same masks.
+"""Which method fills holes best? Inpainting of MNIST, all under the same masks.
 
-    python benchmarks/inpainting_table.py --data-dir DATA --images 200
-    torchrun --nproc-per-node 2 benchmarks/inpainting_table.py --data-dir DATA
+    python -m benchmarks.inpainting_table --data-dir DATA
+    torchrun --nproc-per-node 2 -m benchmarks.inpainting_table --data-dir DATA
 
 fills the first test images with every method. PSNR is over the missing pixels alone: it
 is that of the mean over the images of the hole's mean squared error, grey values in [0,
@@ -13,29 +13,27 @@ stopped goes on, and one with more --images adds to what is there. With other we
 the flow's fills begin anew; after a change of a method delete that folder. A machine
 with a GPU can make the flow's fills, and another one the rest:
 
-    python benchmarks/inpainting_table.py --data-dir DATA --flow-only
+    python -m benchmarks.inpainting_table --data-dir DATA --flow-only
 
 Writes   benchmarks/results/inpainting.json
-Takes    five seconds for each image and mask on one core of an AMD EPYC without AVX-512, under
-         noise:0.5 ten, the MAP estimates 1.5 more, after half an hour for the fits
+Takes    five seconds for each image and mask on one core of an AMD EPYC without
+         AVX-512, under noise:0.5 ten, the MAP estimates 1.5 more; the fits before that
+         half an hour
 """
 
 import functools
 import hashlib
 import os
-import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import median
 
 import torch
 import torch.distributed as dist
-from skimage.metrics import structural_similarity
 from torch import Tensor
 from tqdm import tqdm
 
-# the modules lie one folder up
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from benchmarks.about import provenance
+from benchmarks.about import add_data_flag, add_output_flag, command_of, provenance
 from benchmarks.inpainting_methods import (
     FOLDER,
     MASKS,
@@ -44,9 +42,10 @@ from benchmarks.inpainting_methods import (
     fitted_mixture,
     fitted_unet,
 )
+from benchmarks.markdown import load, measured_on, table
 from flowlib.cli import Parser, device, number, one_line_errors
 from flowlib.distributed import Processes, processes
-from flowlib.files import ROOT, SHIPPED, hardware, write_atomically, write_json
+from flowlib.files import SHIPPED, hardware, write_atomically, write_json
 from flowlib.images.datasets import Images, load_images
 from flowlib.images.glow import load_glow, precision_for
 from flowlib.inpainting.fill import Problem
@@ -58,16 +57,21 @@ CHUNK = 32  # images
 MAP_IMAGES = 64  # of which MAP estimates are made, too
 BOTH = ("methods", "digits")  # what every part of a chunk has
 
+# What the tables show; the results file has every method under every mask.
+KINDS = ("square:8", "square:14", "noise:0.5", "noise:0.9")
+TITLES = {
+    "nearest neighbor": "most similar training image",
+    "mean of 20 nearest": "mean of the 20 most similar",
+    "biharmonic": "biharmonic",
+    "Gaussian mixture, mean": "Gaussian mixture, mean",
+    "Gaussian mixture, sample": "Gaussian mixture, one sample",
+    "posterior, mean": "ours, mean of 12 samples",
+    "posterior, sample": "ours, one sample",
+    "U-Net, supervised": "U-Net, trained for the task",
+}
+MAP_TITLES = {"MAP": "MAP", "MAP from sample": "the ascent from the likeliest sample"}
 
-def energy_score(samples: Tensor, truth: Tensor, mask: Tensor) -> Tensor:
-    """The score of samples as whole vectors: (B, S, ...), (B, ...) -> (B,); 0 is perfect.
-
-    E‖X - truth‖ - E‖X - X'‖ / 2 over the missing pixels. Unlike `crps` it sees whether
-    pixels fit together. Source: Gneiting and Raftery (2007), equation 22.
-    """
-    # (B, S, D)
-    flat = torch.where(mask[:, None], samples - truth[:, None], 0).flatten(2)
-    return flat.norm(dim=2).mean(1) - torch.cdist(flat, flat).mean((1, 2)) / 2
+# ---------------------------------------------------------------- measure
 
 
 def score(
@@ -77,31 +81,18 @@ def score(
     methods: Methods,
     samples: Tensor | None,
 ) -> dict[str, Tensor]:
-    """Every score of each image, (B,) each. A fill without samples has those of a single one."""
-    truth, mask = problem.truth.grey, problem.mask
+    """Every score of each image, (B,) each; no samples: the fill is the only one."""
+    truth = problem.truth.grey
+    mask = problem.mask
     drawn = fill[:, None] if samples is None else samples
-    pairs = [(a[0].numpy(), b[0].numpy()) for a, b in zip(fill, truth)]
-    similar = [structural_similarity(a, b, data_range=1.0) for a, b in pairs]
+    seen_as = methods.classifier.classify(fill * 255).argmax(1)
     return {
         "mse": hole_mse(fill, truth, mask),
-        "ssim": torch.tensor(similar),
-        "correct": (
-            methods.classifier.classify(fill * 255).argmax(1) == labels
-        ).float(),
+        "correct": (seen_as == labels).float(),
         "ink": (fill * mask).flatten(1).sum(1),
         "true_ink": (truth * mask).flatten(1).sum(1),
         "crps": crps(drawn, truth, mask),
-        "energy_score": energy_score(drawn, truth, mask),
     }
-
-
-def coverage(rank: Tensor, mask: Tensor) -> dict[str, Tensor]:
-    """The share of each image's missing pixels inside the central intervals, (B,) each."""
-    missing = mask.flatten(1).sum(1)
-    covered = {
-        c: (inside(rank, c) & mask).flatten(1).sum(1) / missing for c in COVERAGES
-    }
-    return {f"coverage_{100 * c:.0f}": share for c, share in covered.items()}
 
 
 def measure_samples(kind: str, first: int, images: Images, methods: Methods) -> dict:
@@ -111,50 +102,40 @@ def measure_samples(kind: str, first: int, images: Images, methods: Methods) -> 
     estimates; how the chains fared; and which digits the samples are.
     """
     problem, labels = problem_of(kind, first, images, methods)
+    inpainter = methods.inpainter
     fills, sampled = methods.sampled(problem)
-    # name -> v
     ascents = methods.ascents(problem, sampled) if first < MAP_IMAGES else {}
-    fills |= {
-        name: (methods.inpainter.to_levels(v, problem) / 255,)
-        for name, v in ascents.items()
-    }
-    rank = ranks(sampled["samples_v"], problem.truth.v, rng(0, "ties", first))
-    table = score_all(kind, fills, problem, labels, methods)
-    # Of the density of v, so before quantization.
-    table["posterior, sample"] |= coverage(rank, problem.mask)
     for name, v in ascents.items():
-        table[name]["above_truth"] = (
-            methods.inpainter.log_prob(v) - problem.truth.log_prob
-        )
-    chains = {name: sampled[name] for name in ("acceptance", "travelled")}
-    digits = {
-        "ours": vote(255 * fills["posterior, sample"][1], methods),
-        "label": labels,
-    }
-    found = {
-        "methods": table,
-        "sampler": chains,
+        fills[name] = (inpainter.to_levels(v, problem) / 255,)
+
+    # Log-densities and ranks are those of v, so before quantization.
+    scores = score_all(kind, fills, problem, labels, methods)
+    for name, v in ascents.items():
+        above = inpainter.log_prob(v) - problem.truth.log_prob
+        scores[name]["above_truth"] = above
+    rank = ranks(sampled["samples_v"], problem.truth.v, rng(0, "ties", first))
+
+    samples = fills["posterior, sample"][1]
+    return {
+        "methods": scores,
+        "sampler": {name: sampled[name] for name in ("acceptance", "travelled")},
         "ranks": rank[problem.mask],
-        "digits": digits,
+        "digits": {"ours": vote(255 * samples, methods), "label": labels},
+        "hardware": hardware(inpainter.glow.device),
     }
-    return found | {"hardware": hardware(methods.inpainter.glow.device)}
 
 
 def measure_others(kind: str, first: int, images: Images, methods: Methods) -> dict:
     """Likewise with the methods that need no flow."""
     problem, labels = problem_of(kind, first, images, methods)
-    masked, mask, references = problem.masked, problem.mask, images.train
+    masked = problem.masked
+    mask = problem.mask
     fills = methods.simple(masked / 255, mask, kind)
-    table = score_all(kind, fills, problem, labels, methods)
-    drawn = fills["Gaussian mixture, sample"][1]
-    rank = ranks(drawn, problem.truth.grey, rng(0, "ties", first))
-    table["Gaussian mixture, sample"] |= coverage(rank, mask)
-    similar = similar_images(
-        masked, mask, references, methods.inpainter.settings.chains
-    )
+    chains = methods.inpainter.settings.chains
+    similar = similar_images(masked, mask, images.train, chains)
     unet = methods.classifier.classify(255 * fills["U-Net, supervised"][0])  # (B, 10)
     return {
-        "methods": table,
+        "methods": score_all(kind, fills, problem, labels, methods),
         "digits": {"neighbors": vote(similar, methods), "unet": unet},
     }
 
@@ -177,28 +158,26 @@ def score_all(
     methods: Methods,
 ) -> dict[str, dict[str, Tensor]]:
     """Every score of every method's fills."""
-    table, masked = {}, problem.masked / 255
+    observed = ~problem.mask
+    right = problem.masked[observed] / 255
+    scores = {}
     for name, (fill, *samples) in fills.items():
-        if not fill.isfinite().all() or not torch.equal(
-            fill[~problem.mask], masked[~problem.mask]
-        ):
-            raise AssertionError(
-                f"{name} left NaN, or changed an observed pixel, under {kind}"
-            )
-        table[name] = score(
-            fill, problem, labels, methods, samples[0] if samples else None
-        )
-    return table
+        if not fill.isfinite().all() or not torch.equal(fill[observed], right):
+            fault = "left NaN, or changed an observed pixel"
+            raise AssertionError(f"{name} {fault}, under {kind}")
+
+        drawn = samples[0] if samples else None
+        scores[name] = score(fill, problem, labels, methods, drawn)
+    return scores
 
 
 def vote(fills: Tensor, methods: Methods) -> Tensor:
-    """Which digit each fill is: (B, S, 1, H, W) grey levels -> (B, S). For digit_calibration.py."""
-    return (
-        methods.classifier.classify(fills.flatten(0, 1))
-        .argmax(1)
-        .unflatten(0, fills.shape[:2])
-    )
+    """Which digit each fill is: (B, S, 1, H, W) grey levels -> (B, S)."""
+    seen_as = methods.classifier.classify(fills.flatten(0, 1)).argmax(1)  # (B S,)
+    return seen_as.unflatten(0, fills.shape[:2])
 
+
+# ---------------------------------------------------------------- chunks of images
 
 PARTS = {"others": measure_others, "samples": measure_samples}
 
@@ -210,35 +189,49 @@ def make_chunks(
     count: int,
     parts: Sequence[str] = tuple(PARTS),
 ) -> None:
-    """Measures the first `count` test images under these masks, where that has not been done yet.
+    """Measures the first `count` test images under these masks.
 
-    `parts` are among PARTS.
+    What is there already stays. `parts` are among PARTS.
     """
     images = load_images("mnist", data_dir)
     glow = load_glow(SHIPPED / "glow_mnist.pt", group.device)
     glow.set_precision(precision_for("auto", group.device))
+
+    # One process fits, the others then read what it has fitted.
     if group.first and "others" in parts:
         fitted_mixture(images)
         fitted_unet(images)
-    if group.count > 1:
-        dist.barrier()
+    wait_for_all(group)
+
     methods = Methods(images, glow)
-    # All masks of one chunk before the next: a run that is stopped early has the same
-    # images under every mask. Part by part, so that each process gets as many of the
-    # slow ones.
-    starts = range(0, count, CHUNK)
-    jobs = [(kind, first, part) for first in starts for part in parts for kind in kinds]
-    # A process that is done takes over from the end of the others' shares, which may be
-    # slower.
-    mine = jobs[group.rank :: group.count]
-    others = [job for job in reversed(jobs) if job not in mine]
-    for kind, first, part in tqdm(mine + others, disable=not group.first):
+    jobs = my_jobs(group, kinds, count, parts)
+    for kind, first, part in tqdm(jobs, disable=not group.first):
         file = path_of(kind, first, part)
         if not file.is_file():
-            result = PARTS[part](kind, first, images, methods)
-            write_atomically(
-                file, lambda temporary, result=result: torch.save(result, temporary)
-            )
+            found = PARTS[part](kind, first, images, methods)
+            write_atomically(file, functools.partial(torch.save, found))
+    wait_for_all(group)
+
+
+def my_jobs(
+    group: Processes, kinds: Sequence[str], count: int, parts: Sequence[str]
+) -> list[tuple[str, int, str]]:
+    """What this process measures, in its order: (kind, first image, part).
+
+    All masks of one chunk come before the next, so a run that is stopped early has the
+    same images under every mask. They come part by part, so each process gets as many
+    of the slow ones.
+    """
+    starts = range(0, count, CHUNK)
+    jobs = [(kind, first, part) for first in starts for part in parts for kind in kinds]
+    mine = jobs[group.rank :: group.count]
+
+    # Whoever is done takes over from the end of the others' shares.
+    return mine + [job for job in reversed(jobs) if job not in mine]
+
+
+def wait_for_all(group: Processes) -> None:
+    """Returns when every process is here."""
     if group.count > 1:
         dist.barrier()
 
@@ -259,73 +252,143 @@ def load_chunks(kind: str, count: int) -> list[dict]:
     """What all parts found for the first `count` test images."""
     chunks = []
     for first in range(0, count, CHUNK):
-        parts = [
-            torch.load(path_of(kind, first, part), weights_only=True) for part in PARTS
-        ]
-        joined = {
-            name: {k: v for part in parts for k, v in part[name].items()}
-            for name in BOTH
-        }
-        # the samples, the last part, hold more than the others
+        files = [path_of(kind, first, part) for part in PARTS]
+        parts = [torch.load(file, weights_only=True) for file in files]
+        joined = {}
+        for name in BOTH:
+            joined[name] = {key: v for part in parts for key, v in part[name].items()}
+
+        # The samples, the last part, hold more than the others.
         chunks.append(parts[-1] | joined)
     return chunks
 
 
-# ---------------------------------------------------------------- the table
+# ---------------------------------------------------------------- rows
 
 
-def rows_of(spec: str, chunks: list[dict]) -> list[dict]:
+def rows_of(kind: str, chunks: list[dict]) -> list[dict]:
     """A row for each method."""
     rows = []
     for method in chunks[0]["methods"]:
-        parts = [
-            chunk["methods"][method] for chunk in chunks if method in chunk["methods"]
-        ]
+        parts = [chunk["methods"].get(method) for chunk in chunks]
+        parts = [part for part in parts if part is not None]
         per_image = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
-        mse, n = per_image["mse"], len(per_image["mse"])
-        again = mse[
-            torch.randint(n, (2000, n), generator=torch.Generator().manual_seed(0))
-        ].mean(1)
-        low, high = again.quantile(torch.tensor([0.025, 0.975])).tolist()
-        row = {
-            "method": method,
-            "mask": spec,
-            "n": n,
-            "hole_psnr": psnr(mse.mean().item()),
-        }
-        row |= {
-            "hole_psnr_low": psnr(high),
-            "hole_psnr_high": psnr(low),
-            "hole_mse": mse.mean().item(),
-            "hole_mse_low": low,
-            "hole_mse_high": high,
-        }
-        row |= {
-            "ssim": per_image["ssim"].mean().item(),
-            "digit_accuracy": per_image["correct"].mean().item(),
-        }
-        row["ink_ratio"] = (per_image["ink"].sum() / per_image["true_ink"].sum()).item()
-        more = ("crps", "energy_score", "above_truth")
-        for key in (*more, *(f"coverage_{100 * c:.0f}" for c in COVERAGES)):
-            row[key] = per_image[key].mean().item() if key in per_image else None
-        rows.append(row)
+        rows.append({"method": method, "mask": kind, **make_row(per_image)})
     return rows
 
 
-def sampler_row(name: str, chunks: list[dict]) -> dict:
+def make_row(per_image: dict[str, Tensor]) -> dict:
+    """A method's numbers under one kind of mask, from its scores of each image."""
+    mse = per_image["mse"]
+    low, high = bootstrap_interval(mse)
+    above = per_image.get("above_truth")
+    ink = per_image["ink"].sum() / per_image["true_ink"].sum()
+    return {
+        "n": len(mse),
+        "hole_psnr": psnr(mse.mean().item()),
+        "hole_psnr_low": psnr(high),
+        "hole_psnr_high": psnr(low),
+        "hole_mse": mse.mean().item(),
+        "digit_accuracy": per_image["correct"].mean().item(),
+        "ink_ratio": ink.item(),
+        "crps": per_image["crps"].mean().item(),
+        "above_truth": None if above is None else above.mean().item(),
+    }
+
+
+def bootstrap_interval(values: Tensor) -> tuple[float, float]:
+    """The 95 % interval of the mean of (N,), from 2,000 bootstraps."""
+    n = len(values)
+    generator = torch.Generator().manual_seed(0)
+    means = values[torch.randint(n, (2000, n), generator=generator)].mean(1)
+    low, high = means.quantile(torch.tensor([0.025, 0.975])).tolist()
+    return low, high
+
+
+def sampler_row(kind: str, chunks: list[dict]) -> dict:
     """How the sampler fared, and how well its intervals cover."""
     rank = torch.cat([chunk["ranks"] for chunk in chunks])
-    values = {
-        key: torch.cat([chunk["sampler"][key] for chunk in chunks]).float()
-        for key in chunks[0]["sampler"]
-    }
-    row = {"what": name, "n": len(values["travelled"])}
-    row |= {
-        f"coverage_{100 * c:.0f}": inside(rank, c).float().mean().item()
-        for c in COVERAGES
-    }
-    row["acceptance"] = values["acceptance"].mean().item()
-    return row | {"travelled": values["travelled"].median().item()}
+    acceptance = torch.cat([chunk["sampler"]["acceptance"] for chunk in chunks])
+    travelled = torch.cat([chunk["sampler"]["travelled"] for chunk in chunks])
+
+    row = {"what": f"test images, {kind}", "n": len(travelled)}
+    for c in COVERAGES:
+        row[f"coverage_{100 * c:.0f}"] = inside(rank, c).float().mean().item()
+    row["acceptance"] = acceptance.float().mean().item()
+    row["travelled"] = travelled.float().median().item()
+    return row
+
+
+# ---------------------------------------------------------------- tables
+
+
+def by_kind(titles: dict[str, str], cell: Callable[[dict], str]) -> str:
+    """A row a method, a column a kind of mask."""
+    found = {(row["method"], row["mask"]): row for row in load("inpainting")["rows"]}
+    rows = []
+    for method, title in titles.items():
+        cells = [found.get((method, kind)) for kind in KINDS]
+        rows.append([title, *(cell(row) if row else "-" for row in cells)])
+    return table(["method", *KINDS], rows)
+
+
+def images_of(method: str) -> str:
+    """On how many test images a method was measured."""
+    rows = load("inpainting")["rows"]
+    (count,) = {row["n"] for row in rows if row["method"] == method}
+    return f"the first {count} test images"
+
+
+def below(*more: str) -> str:
+    """The line below a table of all methods."""
+    return measured_on(load("inpainting")["about"], *more)
+
+
+def inpainting_table() -> str:
+    """Hole PSNR of eight methods under four masks."""
+    rows = load("inpainting")["rows"]
+    error = median(row["hole_psnr_high"] - row["hole_psnr_low"] for row in rows) / 2
+    width = f"95 % bootstrap intervals typically ± {error:.1f} dB"
+    what = f"hole PSNR in dB, {images_of('posterior, mean')}"
+    return by_kind(TITLES, lambda row: f"{row['hole_psnr']:.1f}") + below(what, width)
+
+
+def inpainting_map_table() -> str:
+    """PSNR and log p of the MAP estimate and of where the likeliest sample leads."""
+
+    def cell(row: dict) -> str:
+        return f"{row['hole_psnr']:.1f}, {row['above_truth']:+.0f}"
+
+    return by_kind(MAP_TITLES, cell) + below(images_of("MAP"))
+
+
+def inpainting_accuracy_table() -> str:
+    """How many filled images are still the digit that they were, for the classifier."""
+    text = by_kind(TITLES, lambda row: f"{row['digit_accuracy']:.0%}")
+    return text + below(images_of("posterior, mean"))
+
+
+def inpainting_crps_table() -> str:
+    """The score of the methods as distributions."""
+    text = by_kind(TITLES, lambda row: f"{row['crps']:.4f}")
+    return text + below(images_of("posterior, mean"))
+
+
+def inpainting_sampler_table() -> str:
+    """What the samples are worth on test images: coverage, ink, distance."""
+    results = load("inpainting")
+    ink = {}
+    for row in results["rows"]:
+        if row["method"] == "posterior, sample":
+            ink[row["mask"]] = row["ink_ratio"]
+
+    rows = []
+    for row in results["sampler"]:
+        kind = row["what"].removeprefix("test images, ")
+        covered = [f"{row[f'coverage_{c}']:.1%}" for c in (50, 80, 90, 95)]
+        rows.append([kind, *covered, f"{ink[kind]:.2f}", f"{row['travelled']:.3f}"])
+    header = ["mask", "50 % interval", "80 %", "90 %", "95 %", "ink", "travelled"]
+    return table(header, rows) + below(images_of("posterior, sample"))
 
 
 # ---------------------------------------------------------------- command line
@@ -333,31 +396,13 @@ def sampler_row(name: str, chunks: list[dict]) -> dict:
 
 def parse_args(argv=None):
     parser = Parser(__doc__)
-    add, output = parser.add_argument, ROOT / "benchmarks/results/inpainting.json"
-    add(
-        "--data-dir",
-        type=Path,
-        default=ROOT / "data",
-        help="where MNIST lies (default data/)",
-    )
-    add(
-        "--images",
-        type=number(int, 1),
-        default=320,
-        help="test images (default %(default)s)",
-    )
-    add("--output", type=Path, metavar="FILE", default=output, help="the results file")
-    add(
-        "--device",
-        type=device,
-        default="auto",
-        help="cpu, cuda, ...; auto: a GPU if any",
-    )
-    add(
-        "--flow-only",
-        action="store_true",
-        help="only fill with the flow, and write no table",
-    )
+    add = parser.add_argument
+    add_data_flag(parser)
+    add("--images", type=number(int, 1), default=320, help="test images")
+    add("--device", type=device, default="auto", help="device; auto: a GPU if any")
+    only = "only fill with the flow, and write no table"
+    add("--flow-only", action="store_true", help=only)
+    add_output_flag(parser, "inpainting")
     return parser.parse_args(argv)
 
 
@@ -368,31 +413,25 @@ def main(argv=None) -> None:
     with processes(args.device) as group:
         make_chunks(group, args.data_dir, MASKS, args.images, parts)
         if group.first and not args.flow_only:
-            write(args, group.count)
+            write_results(args.output, args.images, group.count)
 
 
-def write(args, count: int) -> None:
-    """Puts the chunks together."""
-    chunks = {kind: load_chunks(kind, args.images) for kind in MASKS}
-    launcher = (
-        ["python"] if count == 1 else ["torchrun", "--nproc-per-node", str(count)]
-    )
-    command = [
-        *launcher,
-        "benchmarks/inpainting_table.py",
-        "--images",
-        str(args.images),
-    ]
+def write_results(path: Path, images: int, count: int) -> None:
+    """Puts together the chunks of so many images, measured by `count` processes."""
+    chunks = {kind: load_chunks(kind, images) for kind in MASKS}
+    command = command_of("inpainting_table", "--images", images)
+    if count > 1:
+        command[:1] = ["torchrun", "--nproc-per-node", str(count)]
     about = provenance(command, torch.device("cpu"))
     about["hardware"] += f", {count} process{'' if count == 1 else 'es'}"
-    about |= {"cores": os.cpu_count(), "weights": fingerprint()}
+    about["cores"] = os.cpu_count()
+    about["weights"] = fingerprint()
     about["flow_hardware"] = chunks[MASKS[0]][0]["hardware"]
+
     rows = [row for kind, parts in chunks.items() for row in rows_of(kind, parts)]
-    sampler = [
-        sampler_row(f"test images, {kind}", parts) for kind, parts in chunks.items()
-    ]
-    write_json(args.output, {"about": about, "rows": rows, "sampler": sampler})
-    print(f"wrote {args.output}")
+    sampler = [sampler_row(kind, parts) for kind, parts in chunks.items()]
+    write_json(path, {"about": about, "rows": rows, "sampler": sampler})
+    print(f"wrote {path}")
     for row in rows:
         quality = f"{row['hole_psnr']:6.2f} dB   accuracy {row['digit_accuracy']:.1%}"
         print(f"{row['mask']:11} {row['method']:30} {quality}   CRPS {row['crps']:.4f}")

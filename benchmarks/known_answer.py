@@ -1,6 +1,6 @@
-"""Are the fills right where the right answer is known? The engine on a Gaussian mixture of digits.
+"""Are the fills right where the right answer is known? A Gaussian mixture answers.
 
-    python benchmarks/known_answer.py --data-dir DATA
+    python -m benchmarks.known_answer --data-dir DATA
 
 The mixture of the inpainting table, 30 components on 64 principal components of MNIST,
 is taken as the true density of 784 real pixels. Test images and 10,000 reference images
@@ -13,21 +13,18 @@ Writes   benchmarks/results/known_answer.json
 Takes    a quarter of an hour on one CPU core, a third of it for the mixture
 """
 
-import sys
-from pathlib import Path
+from collections.abc import Iterator
 
 import torch
-from scipy.stats import kstest
 from torch import Tensor
 from tqdm import tqdm
 
-# the modules lie one folder up
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from benchmarks.about import provenance
+from benchmarks.about import add_data_flag, add_output_flag, command_of, provenance
 from benchmarks.baselines import Mixture
 from benchmarks.inpainting_methods import fitted_mixture
+from benchmarks.markdown import load, measured_on, table
 from flowlib.cli import Parser, number, one_line_errors
-from flowlib.files import ROOT, write_json
+from flowlib.files import write_json
 from flowlib.images.datasets import load_images
 from flowlib.inpainting.density import HoleDensity
 from flowlib.inpainting.initial_fills import similar_images
@@ -37,29 +34,32 @@ from flowlib.inpainting.scores import crps, inside, ranks, travelled
 from flowlib.rng import Streams, rng
 
 KINDS = ("square:14", "square:18", "noise:0.9", "top")
-SHAPE, REFERENCES = (1, 28, 28), 10_000
+SHAPE = (1, 28, 28)
+REFERENCES = 10_000
 SETTINGS = FillSettings()
 CHAINS = SETTINGS.chains
+
+# ---------------------------------------------------------------- the methods
 
 
 def exact_draws(mixture: Mixture, x: Tensor, mask: Tensor, seed: int) -> Tensor:
     """Draws from the conditional distribution, (B, CHAINS, 1, 28, 28)."""
     noise = rng(seed, "exact draws")
-    rows = [
-        mixture.draw(image, hole, CHAINS, noise) for image, hole in flat_rows(x, mask)
-    ]
-    return torch.stack(rows).unflatten(2, SHAPE)
+    drawn = []
+    for image, hole in flat_rows(x, mask):
+        drawn.append(mixture.draw(image, hole, CHAINS, noise))
+    return torch.stack(drawn).unflatten(2, SHAPE)
 
 
-def flat_rows(x: Tensor, mask: Tensor):
+def flat_rows(x: Tensor, mask: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Each image and its hole as vectors."""
     return zip(x.flatten(1), mask.flatten(1))
 
 
 def engine(
     mixture: Mixture, x: Tensor, mask: Tensor, similar: Tensor, width: float
-) -> tuple:
-    """What `Inpainter.sample` does after it has found the `similar` images (B, K, 1, 28, 28).
+) -> tuple[Tensor, Tensor]:
+    """What `Inpainter.sample` does once it has the `similar` images (B, K, 1, 28, 28).
 
     Returns the fills, (B, CHAINS, 1, 28, 28), and how far they have travelled, (B,).
     """
@@ -71,21 +71,21 @@ def engine(
         return torch.full_like(y, width)
 
     y = similar[:, :CHAINS]
-    start, chains = run_engine(
-        density, y, similar, widths, streams, SETTINGS, lr=width / 2
-    )
+    lr = width / 2
+    start, chains = run_engine(density, y, similar, widths, streams, SETTINGS, lr=lr)
     fills = density.decode(chains.y)
     return fills, travelled(density.decode(start), fills)
 
 
 def typical_width(mixture: Mixture, x: Tensor) -> float:
     """1 / root mean square of the gradient of log p: how far a pixel can move."""
-    density = HoleDensity(
-        mixture.log_prob, x, torch.ones_like(x, dtype=torch.bool), False
-    )
-    return (
-        density.value_and_grad(x.flatten(1)[:, None])[1].square().mean().rsqrt().item()
-    )
+    everything = torch.ones_like(x, dtype=torch.bool)
+    density = HoleDensity(mixture.log_prob, x, everything, unit_interval=False)
+    _, grad = density.value_and_grad(x.flatten(1)[:, None])
+    return grad.square().mean().rsqrt().item()
+
+
+# ---------------------------------------------------------------- measure
 
 
 def make_row(
@@ -97,20 +97,23 @@ def make_row(
     seed: int,
 ) -> dict:
     """One method's numbers: the modes' weights, and the pixels' distribution."""
-    # (B, K)
-    weights = torch.stack([mixture.given(*row)[0] for row in flat_rows(x, mask)])
-    joint = mixture.component_log_prob(fills.flatten(0, 1))
-    mine = joint.softmax(1).unflatten(0, fills.shape[:2]).mean(1)  # (B, K)
+    from scipy.stats import kstest
+
+    # The modes' probabilities, (B, K), and their weights among the fills.
+    exact = torch.stack([mixture.given(*row)[0] for row in flat_rows(x, mask)])
+    joint = mixture.component_log_prob(fills.flatten(0, 1))  # (B S, K)
+    weights = joint.softmax(1).unflatten(0, fills.shape[:2]).mean(1)  # (B, K)
+
     ties = rng(seed, "ties")
-    rank = ranks(
-        joint.logsumexp(1).unflatten(0, fills.shape[:2]), mixture.log_prob(x), ties
-    )
+    log_p = joint.logsumexp(1).unflatten(0, fills.shape[:2])  # (B, S)
+    rank = ranks(log_p, mixture.log_prob(x), ties)
+    pixel_rank = ranks(fills, x, ties)[mask]
     return {
-        "total_variation": (mine - weights).abs().sum(1).mean().item() / 2,
-        "right_mode": mine.gather(1, component[:, None]).mean().item(),
-        "right_mode_exact": weights.gather(1, component[:, None]).mean().item(),
+        "total_variation": (weights - exact).abs().sum(1).mean().item() / 2,
+        "right_mode": weights.gather(1, component[:, None]).mean().item(),
+        "right_mode_exact": exact.gather(1, component[:, None]).mean().item(),
         "crps": crps(fills, x, mask).mean().item(),
-        "coverage_90": inside(ranks(fills, x, ties)[mask], 0.9).double().mean().item(),
+        "coverage_90": inside(pixel_rank, 0.9).double().mean().item(),
         "log_p_rank_p": float(kstest(rank.numpy(), "uniform").pvalue),
     }
 
@@ -120,24 +123,26 @@ def measure(
 ) -> list[dict]:
     """A row for each method under one kind of mask."""
     x, component = mixture.sample(count, rng(seed, "truth"))
-    x, mask = x.unflatten(1, SHAPE), draw_masks(kind, count, SHAPE, seed)
-    masked, number = torch.where(mask, 0, x), CHAINS * SETTINGS.similar
-    similar = similar_images(masked, mask, references, number)
-    chosen = torch.randint(
-        len(references), (count, number), generator=rng(seed, "random starts")
-    )
-    width, nearest = typical_width(mixture, references[:64]), similar[:, :CHAINS]
+    x = x.unflatten(1, SHAPE)
+    mask = draw_masks(kind, count, SHAPE, seed)
+
+    # Where the engine starts: from the most similar references, or from any.
+    k = CHAINS * SETTINGS.similar
+    similar = similar_images(torch.where(mask, 0, x), mask, references, k)
+    start_noise = rng(seed, "random starts")
+    chosen = torch.randint(len(references), (count, k), generator=start_noise)
+
+    width = typical_width(mixture, references[:64])
     ours, far = engine(mixture, x, mask, similar, width)
     random, far_random = engine(mixture, x, mask, references[chosen], width)
+    nearest = torch.where(mask[:, None], similar[:, :CHAINS], x[:, None])
     found = {
         "exact draws": (exact_draws(mixture, x, mask, seed), None),
-        "most similar references": (
-            torch.where(mask[:, None], nearest, x[:, None]),
-            None,
-        ),
+        "most similar references": (nearest, None),
         "the engine": (ours, far.median().item()),
         "the engine, random starts": (random, far_random.median().item()),
     }
+
     rows = []
     for name, (fills, distance) in found.items():
         row = {"mask": kind, "method": name, "images": count, "travelled": distance}
@@ -145,18 +150,43 @@ def measure(
     return rows
 
 
+# ---------------------------------------------------------------- table
+
+
+def known_answer_table() -> str:
+    """The fills of a Gaussian mixture, where the right answer is known."""
+    results = load("known_answer")
+    rows = []
+    for row in results["rows"]:
+        far = row["travelled"]
+        cells = [
+            row["mask"],
+            row["method"],
+            f"{row['total_variation']:.3f}",
+            f"{row['right_mode']:.2f} of {row['right_mode_exact']:.2f}",
+            f"{row['crps']:.4f}",
+            f"{row['coverage_90']:.1%}",
+            f"{row['log_p_rank_p']:.1g}",
+            "-" if far is None else f"{far:.2f}",
+        ]
+        rows.append(cells)
+
+    header = ["mask", "method", "error of the modes' weights", "on the right mode"]
+    header += ["CRPS", "90 % interval", "p of the rank of log p", "travelled"]
+    count = f"{results['rows'][0]['images']} images a mask"
+    return table(header, rows) + measured_on(results["about"], count)
+
+
+# ---------------------------------------------------------------- command line
+
+
 def parse_args(argv=None):
     parser = Parser(__doc__)
-    add, output = parser.add_argument, ROOT / "benchmarks/results/known_answer.json"
-    add(
-        "--data-dir",
-        type=Path,
-        default=ROOT / "data",
-        help="where MNIST lies (default data/)",
-    )
-    add("--images", type=number(int, 1), default=64, help="for each kind of mask (64)")
-    add("--seed", type=number(int, 0), default=0, help="of all random numbers (0)")
-    add("--output", type=Path, metavar="FILE", default=output, help="the results file")
+    add = parser.add_argument
+    add_data_flag(parser)
+    add("--images", type=number(int, 1), default=64, help="images of each kind of mask")
+    add("--seed", type=number(int, 0), default=0, help="seed of all random numbers")
+    add_output_flag(parser, "known_answer")
     return parser.parse_args(argv)
 
 
@@ -166,18 +196,18 @@ def main(argv=None) -> None:
     args = parse_args(argv)
     mixture = fitted_mixture(load_images("mnist", args.data_dir))
     references, _ = mixture.sample(REFERENCES, rng(args.seed, "references"))
-    references, rows = references.unflatten(1, SHAPE), []
+    references = references.unflatten(1, SHAPE)
+
+    rows = []
     for kind in tqdm(KINDS):
         rows += measure(mixture, kind, args.images, references, args.seed)
-    command = ["python", "benchmarks/known_answer.py", "--images", str(args.images)]
+
+    command = command_of("known_answer", "--images", args.images)
     about = provenance(command, torch.device("cpu"))
     write_json(args.output, {"about": about, "rows": rows})
     for row in rows:
-        texts = [
-            f"{value:.3g}" if isinstance(value, float) else value
-            for value in row.values()
-        ]
-        print("   ".join(f"{key} {text}" for key, text in zip(row, texts)))
+        cells = [f"{v:.3g}" if isinstance(v, float) else v for v in row.values()]
+        print("   ".join(f"{key} {cell}" for key, cell in zip(row, cells)))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Where do the 2-D flows fail, and what does a MAP estimate leave out? Two figures answer.
+"""Where do the 2-D flows fail, and what does a MAP estimate leave out?
 
-    python benchmarks/moons_failures.py
+    python -m benchmarks.moons_failures
 
 reads the flows that train_moons.py has fitted here, otherwise those that are shipped.
 One figure shows the log-ratio of their densities to the true one. The other is
@@ -11,8 +11,6 @@ Writes   figures/density_error.png, figures/moons_conditional.png
 Takes    about half a minute on one CPU core
 """
 
-import sys
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -21,10 +19,9 @@ from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 from torch import Tensor
 
-# the modules lie one folder up
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from benchmarks.about import add_figures_flag
 from flowlib.cli import Parser, one_line_errors
-from flowlib.files import ROOT, find_checkpoint, load_model, save_figure, short
+from flowlib.files import find_checkpoint, load_model, save_figure, short
 from flowlib.grids import evaluate
 from flowlib.inpainting.density import HoleDensity
 from flowlib.inpainting.map_estimate import find_map
@@ -54,7 +51,7 @@ class Conditional(NamedTuple):
 
 
 def find_conditional(flows: dict, truth, index: int, value: float) -> Conditional:
-    """p(other coordinate | coordinate `index` is `value`) by the truth and by each flow.
+    """p(other coordinate | coordinate `index` is `value`), exact and by each flow.
 
     Args:
         flows: name -> flows2d.Flow in two dimensions.
@@ -65,46 +62,55 @@ def find_conditional(flows: dict, truth, index: int, value: float) -> Conditiona
     places = torch.linspace(low, high, 4001, dtype=torch.float64)
     points = torch.full((len(places), 2), value, dtype=torch.float64)
     points[:, missing] = places
+
     log_exact = normalize(truth.log_prob(points), places)
-    exact, found = log_exact.exp(), {}
+    exact = log_exact.exp()
+    found = {}
     for name, flow in flows.items():
         log_density = normalize(evaluate(flow.log_prob, points, flow), places)
-        # (1, 11, 2), all over the range
-        starts = points[::400].to(flow.device, flow.dtype)[None]
-        mask = torch.arange(2, device=flow.device)[None] == missing
-        density = HoleDensity(flow.log_prob, starts[:, 0], mask, unit_interval=False)
-        best = find_map(density, starts, steps=40, lr=0.1, final_lr=1e-3)[
-            0, missing
-        ].item()
-        mode = mode_around(exact, places, best)
+        top = highest_place(flow, points.to(flow.device, flow.dtype), missing)
+
+        # The mode that the MAP value lies in, and how much of the flow is there.
+        mode = mode_around(exact, places, top)
         kl = torch.trapezoid(exact * (log_exact - log_density), places).item()
         mass = torch.trapezoid(log_density.exp()[mode], places[mode]).item()
-        found[name] = dict(
-            density=log_density.exp().numpy(), kl=kl, map=best, mass=mass
-        )
+        density = log_density.exp().numpy()
+        found[name] = dict(density=density, kl=kl, map=top, mass=mass)
+
     modes = len(find_modes(exact))
     return Conditional(value, missing, places.numpy(), exact.numpy(), modes, found)
 
 
+def highest_place(flow: Flow, points: Tensor, missing: int) -> float:
+    """The MAP value of coordinate `missing`; `points` (N, 2) are all over its range."""
+    starts = points[::400][None]  # (1, N / 400, 2)
+    mask = torch.arange(2, device=points.device)[None] == missing
+    density = HoleDensity(flow.log_prob, starts[:, 0], mask, unit_interval=False)
+    found = find_map(density, starts, steps=40, lr=0.1, final_lr=1e-3)  # (1, 2)
+    return found[0, missing].item()
+
+
 def normalize(log_density: Tensor, grid: Tensor) -> Tensor:
-    """Shifted so that its exponential integrates to one over the grid, a vector of places."""
-    log_density = log_density - log_density.max()  # so that nothing underflows
+    """Shifted so that its exponential integrates to one over the grid, (N,) places."""
+    # The highest value is 0 now, so that nothing underflows.
+    log_density = log_density - log_density.max()
     return log_density - torch.trapezoid(log_density.exp(), grid).log()
 
 
 def find_modes(density: Tensor, least: float = 1e-2) -> list[int]:
-    """Where a density on a grid has local maxima of at least `least` times its highest value."""
+    """Where a density on a grid has maxima of at least `least` times the highest."""
     inner, left, right = density[1:-1], density[:-2], density[2:]
     tops = (inner > left) & (inner >= right) & (inner > least * density.max())
     return (1 + torch.nonzero(tops).flatten()).tolist()
 
 
 def mode_around(density: Tensor, grid: Tensor, at: float) -> slice:
-    """The part of the grid between the two valleys of the density that `at` lies between."""
+    """The part of the grid between the two valleys of the density around `at`."""
     tops = find_modes(density)
-    valleys = [
-        left + int(density[left:right].argmin()) for left, right in zip(tops, tops[1:])
-    ]
+    valleys = []
+    for left, right in zip(tops, tops[1:]):
+        valleys.append(left + int(density[left:right].argmin()))
+
     edges = [0, *valleys, len(grid) - 1]
     i = sum(bool(grid[valley] < at) for valley in valleys)
     return slice(edges[i], edges[i + 1] + 1)
@@ -114,93 +120,98 @@ def mode_around(density: Tensor, grid: Tensor, at: float) -> slice:
 
 
 def plot_errors(flows: dict[str, Flow], points) -> Figure:
-    """Each flow's density, the true density and the log of their ratio; gray: both negligible."""
-    bounds, x, y, where = picture_grid(points)
+    """Each flow's density, the true one and the log of their ratio."""
+    bounds, _, _, where = picture_grid(points)
     truth = log_density(points.truth.log_prob, where)
     top = np.exp(truth.max())
     height = 1.8 + 5.8 * (bounds[3] - bounds[2]) / (bounds[1] - bounds[0])
     figure = Figure(figsize=(10, height), layout="constrained")
     panels = figure.subplots(2, 3, sharex=True, sharey=True)
     style = dict(extent=bounds, origin="lower", aspect="equal", interpolation="nearest")
+    heights = dict(cmap="viridis", vmin=0, vmax=top) | style
+
     for row, (name, flow) in zip(panels, flows.items()):
         model = log_density(flow.log_prob, where, flow)
-        for panel, log_p, title in (
-            (row[0], model, TITLES[name]),
-            (row[1], truth, "truth"),
-        ):
-            density = panel.imshow(
-                np.exp(log_p), cmap="viridis", vmin=0, vmax=top, **style
-            )
-            panel.set_title(title)
+        row[0].imshow(np.exp(model), **heights)
+        row[0].set_title(TITLES[name])
+        row[0].set_ylabel("$x_2$")
+        density = row[1].imshow(np.exp(truth), **heights)
+        row[1].set_title("truth")
+
+        # The ratio says nothing where both are negligible.
         visible = np.maximum(model, truth) > np.log(1e-3 * top)
         ratio = np.where(visible, np.clip(model - truth, -3, 3), np.nan)
+        norm = TwoSlopeNorm(0, -3, 3)
         row[2].set_facecolor("0.85")
-        error = row[2].imshow(
-            ratio, cmap="RdBu_r", norm=TwoSlopeNorm(0, -3, 3), **style
-        )
+        error = row[2].imshow(ratio, cmap="RdBu_r", norm=norm, **style)
         row[2].set_title("log-ratio (red: flow too high)")
-        row[0].set_ylabel("$x_2$")
+
     for panel in panels[-1]:
         panel.set_xlabel("$x_1$")
     bar = dict(location="bottom", aspect=30)
     figure.colorbar(density, ax=panels[:, :2], label="density", **bar)
-    label = "log p_flow - log p_true (nats)"
-    figure.colorbar(
-        error, ax=panels[:, 2], label=label, extend="both", **bar | dict(aspect=15)
-    )
-    figure.suptitle(
-        f"Where the flows fail on {points.title} (gray: both below 0.1 % of the maximum)"
-    )
+    bar |= dict(aspect=15, extend="both", label="log p_flow - log p_true (nats)")
+    figure.colorbar(error, ax=panels[:, 2], **bar)
+    gray = "gray: both below 0.1 % of the maximum"
+    figure.suptitle(f"Where the flows fail on {points.title} ({gray})")
     return figure
 
 
-def plot_conditionals(cases: list, points) -> Figure:
-    """The missing coordinate given the other, in three inpainting.conditionals.Conditional."""
+def plot_conditionals(cases: list[Conditional], points) -> Figure:
+    """The missing coordinate given the other, in three cases, beside where they lie."""
     figure = Figure(figsize=(10, 7.5), layout="constrained")
     panels = figure.subplots(2, 2).flatten()
     bounds, x, y, where = picture_grid(points)
     truth = np.exp(log_density(points.truth.log_prob, where))
     panels[0].contourf(x, y, truth, levels=8, cmap="Greys")
-    for number, case in enumerate(cases, 1):
-        upright = case.missing == 1
-        draw_line = panels[0].axvline if upright else panels[0].axhline
-        draw_line(case.observed, color="#D55E00", linewidth=1.5)
-        at = (case.observed, bounds[3]) if upright else (bounds[1], case.observed)
-        place = (
-            dict(ha="center", va="bottom") if upright else dict(ha="left", va="center")
-        )
-        panels[0].annotate(f" {number} ", at, color="#D55E00", fontsize=12, **place)
-        _plot_conditional(panels[number], number, case)
+
+    for i, case in enumerate(cases, 1):
+        plot_observed(panels[0], i, case, bounds)
+        plot_conditional(panels[i], i, case)
+
     title = "true density, and the observed coordinates (lines)\n"
     panels[0].set(aspect="equal", xlabel="$x_1$", ylabel="$x_2$", title=title)
     handles, labels = panels[1].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3)
-    figure.suptitle(
-        "Inpainting in 2-D: the missing coordinate has a distribution, MAP is one value"
-    )
+    what = "the missing coordinate has a distribution, MAP is one value"
+    figure.suptitle(f"Inpainting in 2-D: {what}")
     return figure
 
 
-def _plot_conditional(panel, number: int, case) -> None:
-    missing, observed = f"x_{case.missing + 1}", f"x_{2 - case.missing}"
+def plot_observed(panel, i: int, case: Conditional, bounds: tuple) -> None:
+    """The line of points on which a case's observed coordinate has its value."""
+    style = dict(color="#D55E00", fontsize=12)
+    if case.missing == 1:
+        panel.axvline(case.observed, color="#D55E00", linewidth=1.5)
+        at = (case.observed, bounds[3])
+        panel.annotate(f" {i} ", at, ha="center", va="bottom", **style)
+    else:
+        panel.axhline(case.observed, color="#D55E00", linewidth=1.5)
+        at = (bounds[1], case.observed)
+        panel.annotate(f" {i} ", at, ha="left", va="center", **style)
+
+
+def plot_conditional(panel, i: int, case: Conditional) -> None:
+    """The missing coordinate's exact density, each flow's, and their MAP values."""
+    missing = f"x_{case.missing + 1}"
+    observed = f"x_{2 - case.missing}"
     panel.plot(case.grid, case.exact, "--", color="black", label="exact", zorder=5)
     modes = f"{case.modes} mode{'s' if case.modes > 1 else ''}"
-    title = f"{number}: ${observed} = {case.observed:g}$, {modes}"
+    title = f"{i}: ${observed} = {case.observed:g}$, {modes}"
+
     for name, found in case.flows.items():
-        color, short = COLORS[name], TITLES[name].split()[0]
-        height = np.interp(found["map"], case.grid, found["density"])
+        color = COLORS[name]
+        name_in_short = TITLES[name].split()[0]
         panel.plot(case.grid, found["density"], color=color, label=TITLES[name])
-        marker = dict(color=color, markersize=9, linestyle="", markeredgecolor="black")
-        panel.plot(
-            found["map"],
-            height,
-            "v",
-            label=f"its MAP value ({short})",
-            zorder=6,
-            **marker,
-        )
+
+        height = np.interp(found["map"], case.grid, found["density"])
+        marker = dict(color=color, markersize=9, markeredgecolor="black", linestyle="")
+        label = f"its MAP value ({name_in_short})"
+        panel.plot(found["map"], height, "v", label=label, zorder=6, **marker)
+
         share = f"the MAP value's mode holds {found['mass']:.0%}"
-        title += f"\n{short}: KL {found['kl']:.4f} nats, {share}"
+        title += f"\n{name_in_short}: KL {found['kl']:.4f} nats, {share}"
+
     panel.set(xlabel=f"${missing}$", ylabel=f"$p({missing} \\mid {observed})$")
     panel.set_title(title, fontsize=10)
     panel.set_ylim(0, 1.15 * float(case.exact.max()))
@@ -211,9 +222,7 @@ def _plot_conditional(panel, number: int, case) -> None:
 
 def parse_args(argv=None):
     parser = Parser(__doc__)
-    parser.add_argument(
-        "--figures", type=Path, default=ROOT / "figures", help="default figures/"
-    )
+    add_figures_flag(parser)
     return parser.parse_args(argv)
 
 
@@ -224,12 +233,10 @@ def main(argv=None) -> None:
     flows = {}
     for name in TITLES:
         file = find_checkpoint(f"moons_{name}.pt")
-        flow = flows[name] = load_model(
-            file, Flow, hint="`python train_moons.py` makes it"
-        )
-        print(
-            f"{short(file)}, KL(truth || flow) {flow.metrics['kl_truth_flow']:.4f} nats"
-        )
+        flow = load_model(file, Flow, hint="`python train_moons.py` makes it")
+        flows[name] = flow
+        kl = flow.metrics["kl_truth_flow"]
+        print(f"{short(file)}, KL(truth || flow) {kl:.4f} nats")
 
     save_figure(plot_errors(flows, points), args.figures, "density_error.png")
     cases = [find_conditional(flows, points.truth, *place) for place in OBSERVED]

@@ -1,20 +1,20 @@
-"""Compares the two flows of this repository with their peers on two moons, at equal CPU time.
+"""Are our two 2-D flows closer to the truth than their peers, at equal CPU time?
 
-    python benchmarks/moons_peers.py
+    python -m benchmarks.moons_peers
 
-trains each model on one thread on the same batches, in standardized coordinates, with
-the optimizer of train_moons.py: Adam, gradient norm clipped at 1, linear layers at a
-tenth of the rate, warm-up and cosine. The schedule follows the CPU time spent, so it
-ends when the time does. Each model's learning rate, ours too, is first chosen on
-held-out points. The density is known exactly, so both KL divergences come from
-quadrature, as in train_moons.py. `mass` is the integral of the model's density around
-the moons; it is 1 for a normalized density.
+trains each model on one thread on the same batches of two moons, in standardized
+coordinates, with the optimizer of train_moons.py: Adam, gradient norm clipped at 1,
+linear layers at a tenth of the rate, warm-up and cosine. The schedule follows the CPU
+time spent, so it ends when the time does. Each model's learning rate, ours too, is
+first chosen on held-out points. The density is known exactly, so both KL divergences
+come from quadrature, as in train_moons.py. `mass` is the integral of the model's
+density around the moons; it is 1 for a normalized density.
 
 Needs    the peers in requirements-dev.txt: normflows, nflows and zuko
-Writes   benchmarks/results/moons.json after each finished row. Run again with the same settings, it
-         goes on where it stopped
-Takes    about an hour on one CPU core: for each of 2 noise levels and 6 models, 3 rates of 10 s and
-         3 seeds of 60 s
+Writes   benchmarks/results/moons.json after each finished row. Run again with the same
+         settings, it goes on where it stopped
+Takes    about an hour on one CPU core: for each of 2 noise levels and 6 models, 3 rates
+         of 10 s and 3 seeds of 60 s
 """
 
 import importlib.util
@@ -31,17 +31,17 @@ from statistics import median
 import torch
 from torch import Tensor, nn
 
-# A script's own folder is on the path; the modules lie one folder above.
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from benchmarks.about import provenance
+from benchmarks.about import add_output_flag, command_of, provenance
+from benchmarks.markdown import load, measured_on, middle, table
 from benchmarks.moons_models import LINEAR_LAYERS, MODELS, Builder
 from flowlib.cli import Parser, number, one_line_errors
-from flowlib.files import ROOT, UserError, versions, write_json
+from flowlib.files import UserError, versions, write_json
 from flowlib.grids import evaluate, finite, grid, kl_flow_truth, kl_truth_flow
 from flowlib.rng import rng
 from flowlib.toy2d import TwoMoons
 
-BATCH, WARM_UP = 512, 0.02
+BATCH = 512
+WARM_UP = 0.02  # share of the time
 LEARNING_RATES = (1e-3, 2e-3, 5e-3)
 EXTRA_PEERS = ("nflows", "zuko")  # imported only where they are built
 
@@ -50,50 +50,56 @@ class Data:
     """Two moons as every model meets them: training, held-out and test points."""
 
     def __init__(self, sigma: float, seed: int):
-        self.truth, self.seed = TwoMoons(sigma), seed
+        self.truth = TwoMoons(sigma)
+        self.seed = seed
         self.pool = self.truth.sample(1_000_000, rng(seed, "moons train"))
         self.held_out = self.truth.sample(20_000, rng(seed, "moons held-out"))
         self.test = self.truth.sample(20_000, rng(seed, "moons test"))
-        self.mean, self.std = self.pool.mean(0), self.pool.std(0)
+        self.mean = self.pool.mean(0)
+        self.std = self.pool.std(0)
 
     def batches(self) -> Iterator[Tensor]:
         """Endless training batches, the same ones each time."""
         generator = rng(self.seed, "moons batches")
+        count = len(self.pool)
         while True:
-            yield self.pool[
-                torch.randint(len(self.pool), (BATCH,), generator=generator)
-            ]
+            yield self.pool[torch.randint(count, (BATCH,), generator=generator)]
 
 
 # ---------------------------------------------------------------- train
 
 
 def make_optimizer(model: nn.Module) -> torch.optim.Optimizer:
-    """train_moons.py's optimizer for any model; linear layers' `share` of the rate is a tenth."""
-    layers = [
-        module for module in model.modules() if type(module).__name__ in LINEAR_LAYERS
-    ]
+    """train_moons.py's optimizer for any model.
+
+    `share` is a group's share of the rate: a tenth for linear layers.
+    """
     linear = {
-        id(parameter): parameter for layer in layers for parameter in layer.parameters()
+        parameter
+        for layer in model.modules()
+        if type(layer).__name__ in LINEAR_LAYERS
+        for parameter in layer.parameters()
     }
-    others = [
-        parameter for parameter in model.parameters() if id(parameter) not in linear
-    ]
-    groups = [(others, 1.0), (list(linear.values()), 0.1)]
-    groups = [{"params": group, "share": share} for group, share in groups if group]
+    slow = [parameter for parameter in model.parameters() if parameter in linear]
+    fast = [parameter for parameter in model.parameters() if parameter not in linear]
+
+    groups = [{"params": fast, "share": 1.0}]
+    if slow:
+        groups.append({"params": slow, "share": 0.1})
     return torch.optim.Adam(groups, betas=(0.9, 0.99), fused=True)
 
 
 def take_step(
     model: nn.Module, optimizer: torch.optim.Optimizer, batch: Tensor
 ) -> bool:
-    """One training step. False, and nothing changed, if the loss or a gradient is not finite."""
+    """One training step. False, and nothing changed, if something is not finite."""
     loss = -model.log_prob(batch).mean()
     optimizer.zero_grad()
     loss.backward()
     norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     if not math.isfinite((loss + norm).item()):
         return False
+
     optimizer.step()
     return True
 
@@ -101,52 +107,68 @@ def take_step(
 def train_model(
     build: Builder, data: Data, lr: float, seconds: float
 ) -> tuple[nn.Module, dict]:
-    """A model trained for that much CPU time, and a record; `steps` counts skipped ones too."""
+    """A model trained for that much CPU time, and a record.
+
+    `steps` counts skipped ones too.
+    """
     torch.manual_seed(data.seed)
     model = build(data.mean, data.std)
     optimizer = make_optimizer(model)
-    batches, steps, skipped, start = data.batches(), 0, 0, time.process_time()
+    batches = data.batches()
+    steps = 0
+    skipped = 0
+
+    start = time.process_time()
     while (done := (time.process_time() - start) / seconds) < 1:
         rate = lr * min(1, done / WARM_UP) * (1 + math.cos(math.pi * done)) / 2
         for group in optimizer.param_groups:
             group["lr"] = group["share"] * rate
         skipped += not take_step(model, optimizer, next(batches))
         steps += 1
+
     spent = time.process_time() - start
     return model, {"steps": steps, "skipped_steps": skipped, "cpu_seconds": spent}
 
 
 def try_learning_rates(name: str, data: Data, seconds: float) -> list[dict]:
-    """A short run with each learning rate; that of the lowest held-out NLL is `chosen`."""
+    """A short run with each rate; that of the lowest held-out NLL is `chosen`."""
     rows = []
     for lr in LEARNING_RATES:
         model, record = train_model(MODELS[name], data, lr, seconds)
         nll = finite(-evaluate(model.log_prob, data.held_out, data.held_out).mean())
         row = {"model": name, "sigma": data.truth.noise, "lr": lr, "held_out_nll": nll}
         rows.append(row | record)
-    values = [
-        math.inf if row["held_out_nll"] is None else row["held_out_nll"] for row in rows
-    ]
-    return [
-        {**row, "chosen": i == values.index(min(values))} for i, row in enumerate(rows)
-    ]
+
+    values = [finite_or_worst(row["held_out_nll"]) for row in rows]
+    best = values.index(min(values))
+    return [{**row, "chosen": i == best} for i, row in enumerate(rows)]
+
+
+def finite_or_worst(value: float | None) -> float:
+    """The value, or infinity where it was not finite."""
+    return math.inf if value is None else value
 
 
 # ---------------------------------------------------------------- evaluate
 
 
 def evaluate_model(model: nn.Module, data: Data) -> dict:
-    """The metrics in nats; None where one is not finite or the model cannot be inverted."""
-    truth, like = data.truth, data.test
+    """The metrics in nats; None where one is not finite or there is no inverse."""
+    truth = data.truth
+    like = data.test
     points, area = grid(truth.bounds(6.5), truth.noise / 3)
     log_q = evaluate(model.log_prob, points, like)
+
+    # A circle of radius 1000: is the density finite far from the data?
     angle = torch.arange(64, dtype=torch.float64) * (2 * math.pi / 64)
     far_away = 1e3 * torch.stack([angle.cos(), angle.sin()], dim=1)
     log_q_far = evaluate(model.log_prob, far_away, like)
+
     try:
         flow_truth = kl_flow_truth(truth, model.inverse, like)
     except AssertionError:  # normflows' splines assert what rounding can break
         flow_truth = None
+
     return {
         "test_nll": finite(-evaluate(model.log_prob, data.test, like).mean()),
         "kl_truth_flow": kl_truth_flow(truth, model.log_prob, like),
@@ -171,10 +193,22 @@ def samples_per_second(
     return batch / median(times)
 
 
+def measure_row(name: str, data: Data, lr: float, seconds: float) -> dict:
+    """Trains and evaluates one model: a row of the results."""
+    model, record = train_model(MODELS[name], data, lr, seconds)
+    row = {"model": name, "sigma": data.truth.noise, "seed": data.seed, "lr": lr}
+    row |= record
+    row["parameters"] = sum(parameter.numel() for parameter in model.parameters())
+    row["ms_per_step"] = record["cpu_seconds"] / record["steps"] * 1000
+    row |= evaluate_model(model, data)
+    row["samples_per_second"] = samples_per_second(model)
+    return row
+
+
 # ---------------------------------------------------------------- results
 
 
-def load_results(path: Path, about: dict) -> dict:
+def load_earlier(path: Path, about: dict) -> dict:
     """What an earlier run with the same settings wrote, or nothing yet.
 
     Raises UserError if the file is another's.
@@ -182,15 +216,15 @@ def load_results(path: Path, about: dict) -> dict:
     results = {"about": about, "rows": [], "learning_rates": []}
     if not path.is_file():
         return results
+
     remedy = "move it away or choose another --output"
     try:
         earlier = json.loads(path.read_text())
         keys = about.keys() - {"date", "command"}
         other = sorted(key for key in keys if earlier["about"][key] != about[key])
     except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(
-            f"{path} is not a results file of this script: {remedy}"
-        ) from None
+        message = f"{path} is not a results file of this script: {remedy}"
+        raise UserError(message) from None
     if other:
         raise UserError(f"{path} was measured with other {', '.join(other)}: {remedy}")
     return results | earlier | {"about": about}
@@ -198,36 +232,50 @@ def load_results(path: Path, about: dict) -> dict:
 
 def find(rows: list[dict], **wanted) -> list[dict]:
     """The rows in which all of these columns have these values."""
-    return [
-        row for row in rows if all(row[key] == value for key, value in wanted.items())
-    ]
+    return [row for row in rows if wanted.items() <= row.items()]
 
 
-def print_table(results: dict, sigmas: list[float], models: list[str]) -> None:
-    """Per noise level and model the median over the seeds, and (lowest-highest)."""
-    columns = {
-        "kl_truth_flow": ".4f",
-        "kl_flow_truth": ".4f",
-        "mass": ".4f",
-        "non_finite": ".0f",
-    }
-    columns |= {"steps": ".0f", "ms_per_step": ".1f", "samples_per_second": ".0f"}
-    for sigma in sigmas:
-        print(
-            f"\nsigma = {sigma}".ljust(24)
-            + "".join(f"{column:>24}" for column in columns)
-        )
-        for name in models:
-            rows, cells = find(results["rows"], model=name, sigma=sigma), []
-            for column, form in columns.items():
-                values = [
-                    math.inf if row[column] is None else row[column] for row in rows
-                ]
-                middle, low, high = (
-                    format(f(values), form) for f in (median, min, max)
-                )
-                cells.append(f"{f'{middle} ({low}-{high})':>24}")
-            print(f"{name:23}" + "".join(cells))
+def moons_table() -> str:
+    """Ours and the peers at equal CPU time: medians over the seeds, the KL's range."""
+    moons = load("moons")
+    groups: dict[tuple, list[dict]] = {}
+    for row in moons["rows"]:
+        groups.setdefault((row["sigma"], row["model"]), []).append(row)
+
+    def column(key: tuple, name: str) -> list:
+        return [row[name] for row in groups[key] if row[name] is not None]
+
+    def cells(key: tuple) -> list[str]:
+        kl = column(key, "kl_truth_flow")
+        reverse = column(key, "kl_flow_truth")
+        mass = column(key, "mass")
+        span = f"{middle(kl):.4f} ({min(kl):.4f} to {max(kl):.4f})" if kl else ""
+        counts = ("non_finite", "samples_per_second")
+        return [
+            f"{key[0]}",
+            key[1],
+            span or "not finite",
+            f"{middle(reverse):.4f}" if reverse else "-",
+            f"{middle(column(key, 'steps')):,.0f}",
+            f"{middle(column(key, 'parameters')):,.0f}",
+            f"{middle(mass):.4f}" if mass else "not finite",
+            *(f"{middle(column(key, name)):,.0f}" for name in counts),
+        ]
+
+    def by_noise_and_kl(key: tuple) -> tuple:
+        return key[0], middle(column(key, "kl_truth_flow"))
+
+    order = sorted(groups, key=by_noise_and_kl)
+    header = ["σ", "model", "KL(truth ‖ flow), nats, over the seeds"]
+    header += ["KL(flow ‖ truth)", "steps", "parameters", "mass", "non-finite"]
+    header += ["samples/s"]
+
+    about = moons["about"]
+    peers = ("normflows", *EXTRA_PEERS)
+    names = ", ".join(f"{name} {about['versions'][name]}" for name in peers)
+    each = f"{about['seconds']:.0f} CPU seconds each"
+    rows = [cells(key) for key in order]
+    return table(header, rows) + measured_on(about, each, names)
 
 
 # ---------------------------------------------------------------- command line
@@ -236,105 +284,74 @@ def print_table(results: dict, sigmas: list[float], models: list[str]) -> None:
 def parse_args(argv=None):
     parser = Parser(__doc__)
     add = parser.add_argument
-    add(
-        "--seconds",
-        type=number(float, 0.01),
-        default=60,
-        help="CPU time for each model (60)",
-    )
-    add(
-        "--lr-seconds",
-        type=number(float, 0.01),
-        default=10,
-        help="and for each rate (10)",
-    )
-    add(
-        "--seeds",
-        type=number(int, 1),
-        default=3,
-        help="how many; they are 0, 1, ... (3)",
-    )
+    seconds = number(float, 0.01)
+    add("--seconds", type=seconds, default=60, help="CPU time for each model")
+    add("--lr-seconds", type=seconds, default=10, help="CPU time for each rate")
+    add("--seeds", type=number(int, 1), default=3, help="how many seeds: 0, 1, ...")
     noise = dict(type=number(float, 0.02, 1), nargs="+", default=[0.05, 0.1])
-    add("--sigmas", **noise, help="noise levels (0.05 0.1)")
+    add("--sigmas", **noise, help="noise levels of the moons")
     names = dict(choices=MODELS, nargs="+", default=list(MODELS), metavar="NAME")
-    add("--models", **names, help=f"some of: {'; '.join(MODELS)}")
-    add("--core", type=number(int, 0), default=0, help="the CPU core to run on (0)")
-    results = ROOT / "benchmarks/results/moons.json"
-    add(
-        "--output",
-        type=Path,
-        metavar="FILE",
-        default=results,
-        help="(benchmarks/results/...)",
-    )
+    add("--models", **names, help="models to train, by their names in the table")
+    add("--core", type=number(int, 0), default=0, help="CPU core to run on")
+    add_output_flag(parser, "moons")
     return parser.parse_args(argv)
 
 
 def use_one_core(core: int) -> None:
+    """Computes on one thread, on this core. Raises UserError if it is not ours."""
     torch.set_num_threads(1)
-    if hasattr(os, "sched_setaffinity"):  # Linux only
-        try:
-            os.sched_setaffinity(0, {core})
-        except OSError:
-            cores = sorted(os.sched_getaffinity(0))
-            raise UserError(
-                f"--core {core} cannot be used here: take one of {cores}"
-            ) from None
+    if not hasattr(os, "sched_setaffinity"):  # Linux only
+        return
+
+    try:
+        os.sched_setaffinity(0, {core})
+    except OSError:
+        cores = sorted(os.sched_getaffinity(0))
+        message = f"--core {core} cannot be used here: take one of {cores}"
+        raise UserError(message) from None
 
 
-def measure_row(name: str, data: Data, lr: float, seconds: float) -> dict:
-    """Trains and evaluates one model: a row of the results."""
-    model, record = train_model(MODELS[name], data, lr, seconds)
-    row = {"model": name, "sigma": data.truth.noise, "seed": data.seed, "lr": lr}
-    row |= record | {
-        "parameters": sum(parameter.numel() for parameter in model.parameters())
-    }
-    row["ms_per_step"] = record["cpu_seconds"] / record["steps"] * 1000
-    return (
-        row
-        | evaluate_model(model, data)
-        | {"samples_per_second": samples_per_second(model)}
-    )
+def require_peers() -> None:
+    """Raises UserError if a peer is not installed."""
+    missing = [name for name in EXTRA_PEERS if importlib.util.find_spec(name) is None]
+    if missing:
+        remedy = "run pip install -r requirements-dev.txt"
+        raise UserError(f"not installed: {', '.join(missing)}; {remedy}")
 
 
 @one_line_errors()
 def main(argv=None) -> None:
     args = parse_args(argv)
-    if missing := [
-        name for name in EXTRA_PEERS if importlib.util.find_spec(name) is None
-    ]:
-        remedy = "run pip install -r requirements-dev.txt"
-        raise UserError(f"not installed: {', '.join(missing)}; {remedy}")
+    require_peers()
     use_one_core(args.core)
-    command = [
-        "python",
-        "benchmarks/moons_peers.py",
-        *(sys.argv[1:] if argv is None else argv),
-    ]
+    command = command_of("moons_peers", *(sys.argv[1:] if argv is None else argv))
     about = provenance(command, torch.device("cpu"))
-    about["versions"] = versions() | {
-        name: metadata.version(name) for name in EXTRA_PEERS
-    }
+    about["versions"] = versions()
+    about["versions"] |= {name: metadata.version(name) for name in EXTRA_PEERS}
     about |= {"seconds": args.seconds, "lr_seconds": args.lr_seconds, "batch": BATCH}
-    results = load_results(args.output, about)
-    rows, rates = results["rows"], results["learning_rates"]
+    results = load_earlier(args.output, about)
+    rows = results["rows"]
+    rates = results["learning_rates"]
+
     for seed in range(args.seeds):
         for sigma in args.sigmas:
             data = Data(sigma, seed)
             for name in args.models:
                 if find(rows, model=name, sigma=sigma, seed=seed):
                     continue
-                if not find(rates, model=name, sigma=sigma):  # so at the first seed, 0
+
+                # Rates are chosen once, so at the first seed, 0.
+                if not find(rates, model=name, sigma=sigma):
                     rates += try_learning_rates(name, data, args.lr_seconds)
                     write_json(args.output, results)
                 lr = find(rates, model=name, sigma=sigma, chosen=True)[0]["lr"]
-                rows.append(measure_row(name, data, lr, args.seconds))
+
+                row = measure_row(name, data, lr, args.seconds)
+                rows.append(row)
                 write_json(args.output, results)
-                kl = f"KL {rows[-1]['kl_truth_flow']}, {rows[-1]['kl_flow_truth']}"
-                print(
-                    f"seed {seed}  sigma {sigma}  {name:25} lr {lr}  {kl}", flush=True
-                )
-    print_table(results, args.sigmas, args.models)
+                where = f"seed {seed}  sigma {sigma}  {name:25} lr {lr}"
+                kl = f"KL {row['kl_truth_flow']}, {row['kl_flow_truth']}"
+                print(f"{where}  {kl}", flush=True)
     print(f"wrote {args.output}")
 
 

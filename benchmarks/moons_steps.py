@@ -1,6 +1,6 @@
-"""What a training step of our 2-D flows costs, beside normflows' layers of the same widths.
+"""What does a training step of the 2-D flows cost, beside normflows' of equal widths?
 
-    python benchmarks/moons_steps.py
+    python -m benchmarks.moons_steps
 
 times steps of train_moons.py's optimizer on batches of 512 points, ours and normflows'
 in turn, on one thread. Every time is CPU time, a median over the rounds.
@@ -11,22 +11,47 @@ Takes    a minute on one CPU core
 
 import sys
 import time
-from pathlib import Path
+from collections.abc import Iterator
 from statistics import median
 
 import torch
+from torch import Tensor, nn
 
-# the modules lie one folder up
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from benchmarks.about import provenance
+from benchmarks.about import add_output_flag, command_of, provenance
+from benchmarks.markdown import load, measured_on, table
 from benchmarks.moons_models import STEP_TIME_PAIRS
 from benchmarks.moons_peers import BATCH, Data, make_optimizer, take_step, use_one_core
 from flowlib.cli import Parser, number, one_line_errors
-from flowlib.files import ROOT, write_json
+from flowlib.files import write_json
+
+WARM_UP_STEPS = 3
+
+# ---------------------------------------------------------------- measure
+
+
+def time_pair(
+    models: list[nn.Module], batches: Iterator[Tensor], rounds: int, steps: int
+) -> list[list[float]]:
+    """CPU time of a training step in ms: for each model, one number a round."""
+    # The optimizers have Adam's own rate of 0.001.
+    optimizers = [make_optimizer(model) for model in models]
+    times: list[list[float]] = [[] for _ in models]
+
+    for i in range(rounds + 1):
+        for model, optimizer, taken in zip(models, optimizers, times):
+            drawn = [next(batches) for _ in range(steps if i else WARM_UP_STEPS)]
+            start = time.process_time()
+            for batch in drawn:
+                take_step(model, optimizer, batch)
+
+            # The first round only warms up.
+            if i:
+                taken.append((time.process_time() - start) / steps * 1000)
+    return times
 
 
 def time_steps(data: Data, rounds: int, steps: int) -> list[dict]:
-    """CPU time of a training step in ms, ours and normflows' in turn: medians over the rounds.
+    """A row for each pair: the medians over the rounds, ours and normflows' in turn.
 
     `ratio` is normflows' over ours, with its least and greatest value in a round.
     """
@@ -34,24 +59,12 @@ def time_steps(data: Data, rounds: int, steps: int) -> list[dict]:
     rows = []
     for pair, builders in STEP_TIME_PAIRS.items():
         models = [build(data.mean, data.std) for build in builders]
-        # at Adam's own rate of 0.001
-        optimizers = [make_optimizer(model) for model in models]
-        batches, times = data.batches(), ([], [])
-        for i in range(rounds + 1):
-            for model, optimizer, taken in zip(models, optimizers, times):
-                drawn = [next(batches) for _ in range(steps if i else 3)]
-                start = time.process_time()
-                for batch in drawn:
-                    take_step(model, optimizer, batch)
-                if i:  # the first round only warms up
-                    taken.append((time.process_time() - start) / steps * 1000)
-        ratios = [normflows / ours for ours, normflows in zip(*times)]
+        ours, normflows = time_pair(models, data.batches(), rounds, steps)
+        ratios = [theirs / mine for mine, theirs in zip(ours, normflows)]
         row = {
             "pair": pair,
-            "ours_ms": median(times[0]),
-            "normflows_ms": median(times[1]),
-        }
-        row |= {
+            "ours_ms": median(ours),
+            "normflows_ms": median(normflows),
             "ratio": median(ratios),
             "ratio_low": min(ratios),
             "ratio_high": max(ratios),
@@ -60,19 +73,36 @@ def time_steps(data: Data, rounds: int, steps: int) -> list[dict]:
     return rows
 
 
+# ---------------------------------------------------------------- table
+
+
+def steps_table() -> str:
+    """The cost of a training step, beside normflows' of the same widths and depth."""
+    results = load("moons_steps")
+    about = results["about"]
+    rows = []
+    for row in results["rows"]:
+        ratio = f"{row['ratio']:.2f}"
+        span = f"{row['ratio_low']:.2f} to {row['ratio_high']:.2f}"
+        times = [f"{row['ours_ms']:.1f}", f"{row['normflows_ms']:.1f}"]
+        rows.append([row["pair"], *times, f"{ratio} ({span})"])
+
+    what = f"12 couplings, 2x64, batch {about['batch']}"
+    header = [what, "ours, ms", "normflows, ms", "ratio"]
+    rounds = f"medians and ranges of {about['rounds']} rounds"
+    return table(header, rows) + measured_on(about, rounds)
+
+
+# ---------------------------------------------------------------- command line
+
+
 def parse_args(argv=None):
     parser = Parser(__doc__)
-    add, output = parser.add_argument, ROOT / "benchmarks/results/moons_steps.json"
-    add("--rounds", type=number(int, 1), default=15, help="of both models in turn (15)")
-    add("--steps", type=number(int, 1), default=50, help="in a round (50)")
-    add("--core", type=number(int, 0), default=0, help="the CPU core to run on (0)")
-    add(
-        "--output",
-        type=Path,
-        metavar="FILE",
-        default=output,
-        help="(benchmarks/results/...)",
-    )
+    add = parser.add_argument
+    add("--rounds", type=number(int, 1), default=15, help="rounds of both in turn")
+    add("--steps", type=number(int, 1), default=50, help="training steps in a round")
+    add("--core", type=number(int, 0), default=0, help="CPU core to run on")
+    add_output_flag(parser, "moons_steps")
     return parser.parse_args(argv)
 
 
@@ -80,17 +110,15 @@ def parse_args(argv=None):
 def main(argv=None) -> None:
     args = parse_args(argv)
     use_one_core(args.core)
-    command = [
-        "python",
-        "benchmarks/moons_steps.py",
-        *(sys.argv[1:] if argv is None else argv),
-    ]
-    about = provenance(command, torch.device("cpu"))
-    about |= {"rounds": args.rounds, "steps": args.steps, "batch": BATCH}
     rows = time_steps(Data(0.05, 0), args.rounds, args.steps)
+
     for row in rows:
         times = f"ours {row['ours_ms']:.1f} ms, normflows {row['normflows_ms']:.1f} ms"
         print(f"{row['pair']}: {times}; ratio {row['ratio']:.2f}")
+
+    command = command_of("moons_steps", *(sys.argv[1:] if argv is None else argv))
+    about = provenance(command, torch.device("cpu"))
+    about |= {"rounds": args.rounds, "steps": args.steps, "batch": BATCH}
     write_json(args.output, {"about": about, "rows": rows})
     print(f"wrote {args.output}")
 

@@ -1,6 +1,6 @@
-"""What a second process is worth: the same command with one process and with two.
+"""What is a second process worth? The same command with one process and with two.
 
-    python benchmarks/processes.py --data-dir DATA
+    python -m benchmarks.processes --data-dir DATA
 
 A Glow is trained for some steps, and holes are filled in pictures. Each runs three
 times: in one process on one core, in one process with two threads, and in two processes
@@ -22,9 +22,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-# the modules lie one folder up
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from benchmarks.about import provenance
+from benchmarks.about import add_data_flag, add_output_flag, command_of, provenance
+from benchmarks.markdown import load, measured_on, table
 from flowlib.cli import Parser, number, one_line_errors
 from flowlib.files import ROOT, UserError, write_json
 from flowlib.images.datasets import load_images
@@ -125,30 +124,47 @@ def time_filling(args, folder: Path) -> dict:
     } | seconds
 
 
+# ---------------------------------------------------------------- table
+
+
+def processes_table() -> str:
+    """One process, one with two threads, and two."""
+    results = load("processes")
+    rows = []
+    for row in results["rows"]:
+        seconds = [f"{row[way]:.0f} s" for way in WAYS]
+        rows.append([row["what"], *seconds, f"{row['one'] / row['two']:.2f}"])
+
+    header = ["what", "1 process, 1 thread", "1 process, 2 threads", "2 processes"]
+    return table([*header, "gain"], rows) + measured_on(results["about"])
+
+
+# ---------------------------------------------------------------- command line
+
+
 def parse_args(argv=None):
     parser = Parser(__doc__)
-    add, output = parser.add_argument, ROOT / "benchmarks/results/processes.json"
-    add(
-        "--data-dir",
-        type=Path,
-        default=ROOT / "data",
-        help="where MNIST lies (default data/)",
-    )
-    add("--steps", type=number(int, 1), default=100, help="of training (100)")
-    add("--pictures", type=number(int, 2), default=8, help="to fill (8)")
-    add("--output", type=Path, metavar="FILE", default=output, help="the results file")
+    add = parser.add_argument
+    add_data_flag(parser)
+    add("--steps", type=number(int, 1), default=100, help="training steps")
+    add("--pictures", type=number(int, 2), default=8, help="pictures to fill")
+    add_output_flag(parser, "processes")
     return parser.parse_args(argv)
 
 
 @one_line_errors()
 def main(argv=None) -> None:
-    args, rows = parse_args(argv), []
+    args = parse_args(argv)
+    rows = []
     for measure in (time_training, time_filling):
         with tempfile.TemporaryDirectory() as folder:
-            rows.append(measure(args, Path(folder)))
-        print("   ".join(f"{key} {value}" for key, value in rows[-1].items()))
-    about = provenance(["python", "benchmarks/processes.py"], torch.device("cpu"))
-    about["hardware"] = f"{about['hardware'].partition(',')[0]}, {os.cpu_count()} cores"
+            row = measure(args, Path(folder))
+        print("   ".join(f"{key} {value}" for key, value in row.items()))
+        rows.append(row)
+
+    about = provenance(command_of("processes"), torch.device("cpu"))
+    processor = about["hardware"].partition(",")[0]
+    about["hardware"] = f"{processor}, {os.cpu_count()} cores"
     write_json(args.output, {"about": about, "rows": rows})
     print(f"wrote {args.output}")
 

@@ -1,4 +1,4 @@
-"""The peer in the Glow benchmarks: normflows' own multi-scale Glow, built as in its examples."""
+"""The peer in the Glow benchmarks: normflows' own Glow, built as in its examples."""
 
 import warnings
 
@@ -11,9 +11,9 @@ from flowlib.images.glow_layers import Dequantizer
 
 
 class StockGlow(nn.Module):
-    """normflows' GlowBlock and Merge behind our dequantizer and logit, so that bits/dim compare.
+    """normflows' GlowBlock and Merge behind our dequantizer and logit.
 
-    The blocks have affine couplings and run in float32.
+    So bits/dim can be compared. The blocks have affine couplings and run in float32.
     """
 
     def __init__(
@@ -25,17 +25,22 @@ class StockGlow(nn.Module):
         dequantizer: int = 32,
     ):
         super().__init__()
-        _, height, width = shape
-        self.shape, self.dequantizer = shape, Dequantizer(levels, dequantizer)
+        self.shape = shape
+        self.dequantizer = Dequantizer(levels, dequantizer)
+
+        flows = []
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*torch.lu is deprecated")
-            flows = [
-                [nf.flows.GlowBlock(c, hidden) for _ in range(blocks)] for c in (8, 4)
-            ]
-        flows = [[*level, nf.flows.Squeeze()] for level in flows]
+            for channels in (8, 4):
+                level = [nf.flows.GlowBlock(channels, hidden) for _ in range(blocks)]
+                flows.append([*level, nf.flows.Squeeze()])
+
+        # The first level sees half of the height and width, the second a quarter.
+        _, height, width = shape
         latents = [(8, height // 4, width // 4), (2, height // 2, width // 2)]
         bases = [nf.distributions.DiagGaussian(latent) for latent in latents]
-        merges, logit = [nf.flows.Merge()], nf.transforms.Logit(ALPHA)
+        merges = [nf.flows.Merge()]
+        logit = nf.transforms.Logit(ALPHA)
         self.flow = nf.MultiscaleFlow(
             bases, flows, merges, transform=logit, class_cond=False
         )
@@ -44,7 +49,7 @@ class StockGlow(nn.Module):
     def initialize(
         self, images: Tensor, generator: torch.Generator | None = None
     ) -> None:
-        """Shows it the images: normflows' ActNorm initializes itself on what it sees first."""
+        """Shows it the images: normflows' ActNorm is set by what it sees first."""
         self(images, torch.randn(images.shape, generator=generator))
 
     def forward(self, images: Tensor, noise: Tensor) -> Tensor:
@@ -58,9 +63,8 @@ class StockGlow(nn.Module):
         """The bound of one draw; `draws` must be 1."""
         if draws != 1:
             raise ValueError(f"draws must be 1, not {draws}")
-        return self(
-            images, torch.randn(images.shape, generator=generator).to(images.device)
-        )
+        noise = torch.randn(images.shape, generator=generator)
+        return self(images, noise.to(images.device))
 
     def log_prob(self, v: Tensor) -> Tensor:
         """The log-density of v, nats, (B,)."""

@@ -1,6 +1,6 @@
 """Does to the scripts what goes wrong in a lab, many times over, and counts what comes of it.
 
-    python benchmarks/torture
+    python -m benchmarks.torture
 
 A try is right if what was worked for is still there, and if what went wrong was said in
 a line. Otherwise it is lost (a file is damaged or gone, or a resumed run ends with
@@ -12,7 +12,6 @@ Takes    22 minutes on one CPU core (AMD EPYC without AVX-512)
 
 import os
 import random
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -24,8 +23,6 @@ os.environ["OMP_NUM_THREADS"] = (
 
 import torch
 
-# the modules lie there
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 from benchmarks.about import provenance
 from benchmarks.torture import inputs, runs
 from benchmarks.torture.harness import WRONG
@@ -102,7 +99,7 @@ def main(argv=None) -> None:
             flush=True,
         )
     if not (args.only or args.tries):
-        command = ["python", "benchmarks/torture"]
+        command = ["python", "-m", "benchmarks.torture"]
         about = provenance(command, torch.device("cpu"))
         about |= {"seed": args.seed, "seconds": round(time.monotonic() - begin)}
         write_json(
