@@ -1,3 +1,5 @@
+"""The scores of digits: by their definitions, and where the right answer is known."""
+
 import math
 
 import pytest
@@ -22,7 +24,8 @@ def test_votes_become_probabilities_of_which_none_is_zero():
 
 
 def test_scores_are_those_of_the_definitions():
-    p, label = torch.tensor([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1]]), torch.tensor([0, 2])
+    p = torch.tensor([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1]])
+    label = torch.tensor([0, 2])
     other = torch.full((2, 3), 1 / 3)
     found = score(p, label, other)
     assert found["log_loss"] == pytest.approx((math.log(2) + math.log(10)) / 2)
@@ -41,17 +44,18 @@ def test_what_is_calibrated_is_on_the_diagonal_and_what_is_too_sure_is_not():
     rows = reliability(p, label)
     assert sum(row["count"] for row in rows) == 80_000
     assert all(row["said"] == pytest.approx(row["right"], abs=0.03) for row in rows)
+
     sure = p.pow(3) / p.pow(3).sum(1, keepdim=True)
     highest = reliability(sure, label)[-1]
     assert highest["right"] < highest["said"] - 0.1
-    cells = {"log_loss": 1.0, "reliability": rows}
-    shown = [
-        {"mask": kind, "method": name} | cells
-        for kind in KINDS
-        for name in METHODS.values()
-    ]
-    assert [len(panel.containers) for panel in plot_reliability(shown).axes] == [
-        3,
-        3,
-        3,
-    ]
+
+
+def test_a_panel_has_a_curve_for_each_method():
+    points = [{"count": 9, "said": 0.5, "right": 0.4, "error": 0.1}]
+    rows = []
+    for kind in KINDS:
+        for name in METHODS.values():
+            row = {"mask": kind, "method": name, "log_loss": 1.0}
+            rows.append(row | {"reliability": points})
+    figure = plot_reliability(rows)
+    assert [len(panel.containers) for panel in figure.axes] == [3, 3, 3]
