@@ -93,6 +93,7 @@ def reliability(p: Tensor, label: Tensor) -> list[dict[str, float]]:
     came_true = nn.functional.one_hot(label, p.shape[1]).flatten().double()
     p = p.flatten().double()
     bins = (p * BINS).long().clamp(max=BINS - 1)
+
     rows = []
     for i in bins.unique().tolist():
         chosen = bins == i

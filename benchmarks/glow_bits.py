@@ -223,6 +223,7 @@ def make_row(name: str, metrics: dict) -> dict:
         "sure_samples",
         "curve",
     )
+
     return {"model": name, **{key: metrics.get(key) for key in keys}}
 
 

@@ -283,6 +283,7 @@ def make_row(per_image: dict[str, Tensor]) -> dict:
     low, high = bootstrap_interval(mse)
     above = per_image.get("above_truth")
     ink = per_image["ink"].sum() / per_image["true_ink"].sum()
+
     return {
         "n": len(mse),
         "hole_psnr": psnr(mse.mean().item()),

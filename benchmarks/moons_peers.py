@@ -251,6 +251,7 @@ def moons_table() -> str:
         mass = column(key, "mass")
         span = f"{middle(kl):.4f} ({min(kl):.4f} to {max(kl):.4f})" if kl else ""
         counts = ("non_finite", "samples_per_second")
+
         return [
             f"{key[0]}",
             key[1],

@@ -60,6 +60,7 @@ def time_steps(data: Data, rounds: int, steps: int) -> list[dict]:
     for pair, builders in STEP_TIME_PAIRS.items():
         models = [build(data.mean, data.std) for build in builders]
         ours, normflows = time_pair(models, data.batches(), rounds, steps)
+
         ratios = [theirs / mine for mine, theirs in zip(ours, normflows)]
         row = {
             "pair": pair,
