@@ -91,7 +91,7 @@ def test_what_is_slow_to_import_is_imported_where_it_is_used(path):
     assert not any(name.startswith("flowlib.plots") for name in found)
 
 
-# ---------------------------------------------------------------- how densely it is written
+# ---------------------------------------------------------------- how dense it is
 
 
 def docstring(node: ast.AST) -> ast.stmt | None:
