@@ -1,7 +1,6 @@
 import pytest
 import torch
 
-from benchmarks.inpainting_table import energy_score
 from flowlib.inpainting.scores import crps, hole_mse, ink_ratio, psnr, ranks, travelled
 from flowlib.rng import rng
 
@@ -17,16 +16,6 @@ def test_scores_are_those_of_all_pairs():
     expected = (samples - truth[:, None]).abs().mean(1) - pairs / 2
     torch.testing.assert_close(
         crps(samples, truth, mask), (expected * mask).sum(1) / mask.sum(1)
-    )
-    hole = mask[:, None]
-    distances = (
-        ((samples[:, :, None] - samples[:, None]) * hole[:, None])
-        .norm(dim=3)
-        .mean((1, 2))
-    )
-    error = ((samples - truth[:, None]) * hole).norm(dim=2).mean(1)
-    torch.testing.assert_close(
-        energy_score(samples, truth, mask), error - distances / 2
     )
 
 

@@ -8,15 +8,10 @@ from flowlib.files import ROOT
 
 
 def test_damaged_checkpoints_are_refused():
-    command = [
-        sys.executable,
-        ROOT / "benchmarks/torture",
-        "--only",
-        "checkpoints",
-        "--tries",
-        "5",
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    command = [sys.executable, "-m", "benchmarks.torture"]
+    command += ["--only", "checkpoints", "--tries", "5"]
+    options = dict(cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, **options)
     assert done.returncode == 0, done.stdout
     assert done.stdout.count(": 5 right") == 3  # truncated, with a flipped bit, edited
 

@@ -60,5 +60,5 @@ class Classifier(nn.Module):
 def load_classifier(path: str | Path, device: str | torch.device = "cpu") -> Classifier:
     """The trained classifier; UserError if the file is missing or unusable."""
     return load_model(
-        path, Classifier, device, "`python benchmarks/train_classifier.py` makes it"
+        path, Classifier, device, "`python -m benchmarks.train_classifier` makes it"
     )
