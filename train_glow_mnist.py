@@ -186,33 +186,21 @@ def fit_glow(
     def save() -> None:
         training.save_resume(state, resume_file, asdict(settings), images.made_from)
 
-    bar = tqdm(
-        total=settings.steps,
-        initial=state.step,
-        unit="image",
-        unit_scale=settings.batch,
-        mininterval=1,
-        disable=not group.first,
-    )
     last_save = time.monotonic()
     with training.stop_requests() as stop:
-        with bar:
-            for record in train_glow(state, images.train, settings, group):
-                text = "{mean_loss:.3f} bits/dim, {skipped} skipped".format(**record)
-                bar.set_postfix_str(text, refresh=False)
-                bar.update()
+        records = train_glow(state, images.train, settings, group)
+        for record in show_progress(records, state, settings, group):
+            last = state.step == settings.steps
+            if group.first and (last or state.step % EVERY == 0):
+                mean_loss = record["mean_loss"]
+                add_point(state, images, settings.seed, mean_loss, curve_file)
 
-                last = state.step == settings.steps
-                if group.first and (last or state.step % EVERY == 0):
-                    mean_loss = record["mean_loss"]
-                    add_point(state, images, settings.seed, mean_loss, curve_file)
-
-                if group.any(stop.is_set()):
-                    break
-                if group.first and time.monotonic() - last_save >= SAVE_EVERY:
-                    with training.goes_on():
-                        save()
-                    last_save = time.monotonic()
+            if group.any(stop.is_set()):
+                break
+            if group.first and time.monotonic() - last_save >= SAVE_EVERY:
+                with training.goes_on():
+                    save()
+                last_save = time.monotonic()
 
         # A complete run can do without a resume file, a stopped one cannot.
         complete = state.step >= settings.steps
@@ -223,6 +211,26 @@ def fit_glow(
             where = f"step {state.step} of {settings.steps}"
             print(f"stopped at {where}: --resume continues {resume_file}")
     return complete
+
+
+def show_progress(
+    records: Iterator[dict], state: TrainingState, settings: Settings, group: Processes
+) -> Iterator[dict]:
+    """The records of `train_glow`, with a progress bar."""
+    bar = tqdm(
+        total=settings.steps,
+        initial=state.step,
+        unit="image",
+        unit_scale=settings.batch,
+        mininterval=1,
+        disable=not group.first,
+    )
+    with bar:
+        for record in records:
+            text = "{mean_loss:.3f} bits/dim, {skipped} skipped".format(**record)
+            bar.set_postfix_str(text, refresh=False)
+            bar.update()
+            yield record
 
 
 def add_point(
