@@ -6,24 +6,25 @@ The loss is an upper bound on the bits per pixel that the model needs for a trai
 image. MNIST is read from data/, and downloaded if it is missing.
 
     python train_glow_mnist.py --dataset digits      8x8 digits, without a download
-    python train_glow_mnist.py --dataset fashion     or kmnist, letters, balanced, or a folder of
-                                                     pictures of one size, a sub-folder
-                                                     each class
-    python train_glow_mnist.py --evaluate            measures the checkpoint on the test images
-    python train_glow_mnist.py --figure-only         redraws the figures from the checkpoint
-    python train_glow_mnist.py --resume              continues a run that was killed or stopped
-    torchrun --nproc-per-node 2 train_glow_mnist.py  trains with two processes: GPUs, or CPUs
+    python train_glow_mnist.py --dataset fashion     or kmnist, letters, balanced, or a
+                                                     folder of pictures of one size, a
+                                                     sub-folder for each class
+    python train_glow_mnist.py --evaluate            measures a checkpoint's bits/dim
+    python train_glow_mnist.py --figure-only         redraws a checkpoint's figures
+    python train_glow_mnist.py --resume              continues a run that was stopped
+    torchrun --nproc-per-node 2 train_glow_mnist.py  trains in two processes: GPUs, CPUs
 
-Writes   checkpoints/glow_mnist.pt, figures/Gen.png, figures/glow_interpolation.png; of another
-         data set checkpoints/glow_NAME.pt, figures/NAME_Gen.png and so on
-Takes    39 minutes on one CPU core (AMD EPYC without AVX-512), half an hour on two, which
-         OMP_NUM_THREADS=2 takes; ends at 1.054 bits/dim. More --steps lower it, and an
-         NVIDIA H200 takes 25 times as many in that time
+Writes   checkpoints/glow_mnist.pt, figures/Gen.png, figures/glow_interpolation.png; of
+         another data set checkpoints/glow_NAME.pt, figures/NAME_Gen.png and so on
+Takes    39 minutes on one CPU core (AMD EPYC without AVX-512), half an hour on two,
+         which OMP_NUM_THREADS=2 takes; ends at 1.054 bits/dim. More --steps lower it,
+         and an NVIDIA H200 takes 25 times as many in that time
 """
 
+import argparse
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -51,11 +52,12 @@ from flowlib.training import TrainingState
 STEPS = 4_500
 PATIENCE = 20  # non-finite steps in a row before training stops
 EVERY = 250  # steps between two looks at the held-out images
+SAVE_EVERY = 300  # seconds between two resume files
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the weights of a run depend on: the data, the model's size, and the training."""
+    """What the weights of a run depend on: the data, the model's size, the training."""
 
     data: str = "mnist"
     blocks: int = 6
@@ -69,8 +71,12 @@ class Settings:
     seed: int = 0
 
 
+# Those that are flags of training alone.
+FLAGS = [field.name for field in fields(Settings) if field.name not in ("data", "seed")]
+
+
 def default_steps(images: Images) -> int:
-    """Two steps for every five training images, at most STEPS, since more would overfit.
+    """Two steps for every five training images, at most STEPS, for more would overfit.
 
     The number is rounded to hundreds. For the digits it is 500.
     """
@@ -80,10 +86,25 @@ def default_steps(images: Images) -> int:
 def build_glow(images: Images, settings: Settings, device: torch.device) -> Glow:
     """A Glow for these images, its ActNorm layers set on 512 of them."""
     torch.manual_seed(settings.seed)
-    size = (settings.blocks, settings.hidden, settings.depth)
-    glow = Glow(images.shape, images.levels, *size, dequantizer=settings.dequantizer)
+    glow = Glow(
+        images.shape,
+        images.levels,
+        blocks=settings.blocks,
+        hidden=settings.hidden,
+        depth=settings.depth,
+        dequantizer=settings.dequantizer,
+    )
     glow.initialize(images.train[:512], rng(settings.seed, "initialize"))
     return glow.set_precision(precision_for(settings.precision, device)).to(device)
+
+
+def schedule(step: int, steps: int) -> float:
+    """The share of the peak learning rates after `step` of `steps` steps.
+
+    It rises for 100 steps, then falls as a cosine to zero.
+    """
+    cosine = (1 + math.cos(math.pi * step / steps)) / 2
+    return min(1, (step + 1) / 100) * cosine
 
 
 def train_glow(
@@ -92,48 +113,57 @@ def train_glow(
     settings: Settings,
     group: Processes | None = None,
 ) -> Iterator[dict]:
-    """Minimizes the bits/dim from `state.step` to `settings.steps`; yields a record each step.
+    """Minimizes the bits/dim from `state.step` to `settings.steps`.
 
-    Gradient norm clipped at 1; the learning rates rise for 100 steps, then fall as a
-    cosine to zero. The processes of `group` share each batch. A record holds step, loss
-    (bits/dim), lr, grad_norm and skipped, the number of steps without a finite loss and
-    gradient. Those change nothing, but 20 in a row raise a UserError.
+    The gradient's norm is clipped at 1. The processes of `group` share each batch.
+
+    Yields a record each step: step, loss (bits/dim), mean_loss (over some 50 steps),
+    lr, grad_norm and skipped, the count of steps without a finite loss and gradient.
+    Those change nothing, but 20 in a row raise a UserError.
     """
     group = group or Processes(0, 1, next(state.model.parameters()).device)
-    seed, in_a_row, batch = settings.seed, 0, images[: settings.batch]
-    model = group.wrap(
-        state.model, group.share(batch), group.share(torch.zeros(batch.shape))
-    )
-    for chosen in training.batches(len(images), settings.batch, seed, state.step):
-        if state.step >= settings.steps:
-            return
-        cosine = (1 + math.cos(math.pi * state.step / settings.steps)) / 2
-        share = min(1, (state.step + 1) / 100) * cosine
+    batch = group.share(images[: settings.batch])
+    model = group.wrap(state.model, batch, torch.zeros_like(batch, dtype=torch.float))
+
+    start = time.monotonic() - state.seconds
+    mean_loss = state.curve[-1]["train"] if state.curve else math.nan
+    in_a_row = 0
+    seed = settings.seed
+    order = training.batches(len(images), settings.batch, seed, state.step)
+    while state.step < settings.steps:
+        share = schedule(state.step, settings.steps)
         state.step += 1
-        batch = images[chosen]
+
+        batch = images[next(order)]
         noise = torch.randn(batch.shape, generator=rng(seed, "noise", state.step))
         loss = model(group.share(batch), group.share(noise)).mean()
         state.model.zero_grad()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), 1.0).item()
         loss = group.mean(loss.detach()).item()
+
         if math.isfinite(loss) and math.isfinite(norm):
             state.update(share)
             in_a_row = 0
+            mean_loss = loss if math.isnan(mean_loss) else mean_loss
+            mean_loss += 0.02 * (loss - mean_loss)
         else:
-            state.skipped, in_a_row = state.skipped + 1, in_a_row + 1
+            state.skipped += 1
+            in_a_row += 1
         if in_a_row == PATIENCE:
-            problem = (
-                f"the loss or its gradient was not finite {PATIENCE} times in a row"
-            )
-            raise UserError(f"{problem}, up to step {state.step}: try a lower --lr")
-        record = {
+            problem = "the loss or its gradient was not finite"
+            when = f"{PATIENCE} times in a row, up to step {state.step}"
+            raise UserError(f"{problem} {when}: try a lower --lr")
+
+        state.seconds = time.monotonic() - start
+        yield {
             "step": state.step,
             "loss": loss,
+            "mean_loss": mean_loss,
             "lr": share * settings.lr,
             "grad_norm": norm,
+            "skipped": state.skipped,
         }
-        yield record | {"skipped": state.skipped}
 
 
 def fit_glow(
@@ -142,117 +172,139 @@ def fit_glow(
     settings: Settings,
     group: Processes,
     resume_file: Path,
-    max_minutes: float = math.inf,
-    save_minutes: float = 5,
     curve_file: Path | None = None,
 ) -> bool:
-    """Trains with a progress bar, a held-out curve and resume files; True if the run is complete.
+    """Trains with a progress bar, a held-out curve and resume files.
 
-    False: `max_minutes` are over. Ctrl-C and SIGTERM end the training after the step,
-    and then the
-    script. The resume file is written every `save_minutes` and at the end.
+    Ctrl-C and SIGTERM end the training after the step, and then the script. The resume
+    file is written every five minutes and at the end.
+
+    Returns:
+        Whether the run is complete: False if it was stopped.
     """
-    start = saved = time.monotonic()
-    before, loss = state.seconds, state.curve[-1]["train"] if state.curve else math.nan
-    total, done = settings.steps * settings.batch, state.step * settings.batch
-    bar = tqdm(
-        total=total, initial=done, unit="image", mininterval=1, disable=not group.first
-    )
-    with bar, training.stop_requests() as stop:
-        for record in train_glow(state, images.train, settings, group):
-            now = time.monotonic()
-            state.seconds = before + now - start
-            loss = (
-                record["loss"]
-                if math.isnan(loss)
-                else 0.98 * loss + 0.02 * record["loss"]
-            )
-            bar.update(settings.batch)
-            bar.set_postfix_str(
-                f"{loss:.3f} bits/dim, {state.skipped} skipped", refresh=False
-            )
-            if group.first and (
-                state.step % EVERY == 0 or state.step == settings.steps
-            ):
-                held_out, _ = measure_bits(
-                    state.averaged, images.held_out[:1000], settings.seed
-                )
-                point = {"step": state.step, "seconds": round(state.seconds, 1)}
-                point |= {"train": round(loss, 4), "held_out": round(held_out, 4)}
-                tqdm.write(
-                    "   ".join(f"{name} {value}" for name, value in point.items())
-                )
-                with training.goes_on():
-                    training.extend_curve(state, point, curve_file)
-            if group.any(stop.is_set() or now - start > 60 * max_minutes):
+
+    def save() -> None:
+        training.save_resume(state, resume_file, asdict(settings), images.made_from)
+
+    last_save = time.monotonic()
+    with training.stop_requests() as stop:
+        records = train_glow(state, images.train, settings, group)
+        for record in show_progress(records, state, settings, group):
+            last = state.step == settings.steps
+            if group.first and (last or state.step % EVERY == 0):
+                mean_loss = record["mean_loss"]
+                add_point(state, images, settings.seed, mean_loss, curve_file)
+
+            if group.any(stop.is_set()):
                 break
-            if group.first and now - saved > 60 * save_minutes:
+            if group.first and time.monotonic() - last_save >= SAVE_EVERY:
                 with training.goes_on():
-                    training.save_resume(
-                        state, resume_file, asdict(settings), images.made_from
-                    )
-                saved = now
-        bar.close()
+                    save()
+                last_save = time.monotonic()
+
+        # A complete run can do without a resume file, a stopped one cannot.
         complete = state.step >= settings.steps
         if group.first:
             with training.goes_on() if complete else nullcontext():
-                training.save_resume(
-                    state, resume_file, asdict(settings), images.made_from
-                )
+                save()
         if not complete:
-            why = "stopped" if stop.is_set() else f"{max_minutes:g} minutes are over"
             where = f"step {state.step} of {settings.steps}"
-            print(f"{why} at {where}: --resume continues {resume_file}")
+            print(f"stopped at {where}: --resume continues {resume_file}")
     return complete
 
 
-def run_training(
-    images: Images, settings: Settings, group: Processes, checkpoint: Path, args
-) -> Glow | None:
-    """Trains, evaluates and saves a Glow. `args` are the flags of the command line.
+def show_progress(
+    records: Iterator[dict], state: TrainingState, settings: Settings, group: Processes
+) -> Iterator[dict]:
+    """The records of `train_glow`, with a progress bar."""
+    bar = tqdm(
+        total=settings.steps,
+        initial=state.step,
+        unit="image",
+        unit_scale=settings.batch,
+        mininterval=1,
+        disable=not group.first,
+    )
+    with bar:
+        for record in records:
+            text = "{mean_loss:.3f} bits/dim, {skipped} skipped".format(**record)
+            bar.set_postfix_str(text, refresh=False)
+            bar.update()
+            yield record
 
-    Returns the averaged model; None if the run is not complete, and in all processes
-    but the first.
+
+def add_point(
+    state: TrainingState,
+    images: Images,
+    seed: int,
+    mean_loss: float,
+    curve_file: Path | None,
+) -> None:
+    """Adds the averaged model's bits/dim on 1,000 held-out images to the curve."""
+    held_out, _ = measure_bits(state.averaged, images.held_out[:1000], seed)
+    point = {
+        "step": state.step,
+        "seconds": round(state.seconds, 1),
+        "train": round(mean_loss, 4),
+        "held_out": round(held_out, 4),
+    }
+    tqdm.write("   ".join(f"{name} {value}" for name, value in point.items()))
+    with training.goes_on():
+        training.extend_curve(state, point, curve_file)
+
+
+def run_training(
+    images: Images,
+    settings: Settings,
+    group: Processes,
+    checkpoint: Path,
+    *,
+    compiled: bool = False,
+    resumed: bool = False,
+    curve_file: Path | None = None,
+) -> Glow | None:
+    """Trains, evaluates and saves a Glow.
+
+    Returns:
+        The averaged model; None if the run was stopped, and in all processes but the
+        first.
+    Raises:
+        UserError: if the processes cannot share a batch, or the resume file is of
+            another run.
     """
-    file = training.resume_path(checkpoint)
     if settings.batch % group.count:
         raise UserError(f"--batch must be a multiple of the {group.count} processes")
     glow = build_glow(images, settings, group.device)
     state = TrainingState(glow, muon_and_adam(glow, settings.lr))
-    if args.compile:
+    if compiled:
         glow.compile_couplings()
-    if args.resume:
+
+    file = training.resume_path(checkpoint)
+    if resumed:
         found = training.load_resume(state, file, asdict(settings), images.made_from)
-        print(
-            f"resuming from {file}"
-            if found
-            else f"no resume file at {file}: starting anew"
-        )
+        missing = f"no resume file at {file}: starting anew"
+        print(f"resuming from {file}" if found else missing)
         if len(set(group.gather(state.step))) > 1:
             raise UserError(f"{file} must be the same file on every machine")
-    limits = (args.max_minutes, args.save_minutes)
-    curve = args.metrics and args.metrics.with_suffix(".jsonl")
-    if (
-        not fit_glow(state, images, settings, group, file, *limits, curve)
-        or not group.first
-    ):
+    complete = fit_glow(state, images, settings, group, file, curve_file)
+    if not (complete and group.first):
         return None
+
     glow = state.averaged
-    metrics = evaluate_glow(glow, images, settings.seed) | asdict(settings)
-    seconds, hardware = round(state.seconds, 1), files.hardware(group.device)
-    metrics |= {"training_seconds": seconds, "hardware": hardware}
-    metrics |= {
+    run = {
+        "training_seconds": round(state.seconds, 1),
+        "hardware": files.hardware(group.device),
         "processes": group.count,
         "skipped": state.skipped,
         "curve": state.curve,
     }
-    glow.metrics = metrics
+    glow.metrics = evaluate_glow(glow, images, settings.seed) | asdict(settings) | run
     files.save_model(
         glow,
         checkpoint,
         step=state.step,
         seed=settings.seed,
-        metrics=metrics,
+        metrics=glow.metrics,
         made_from=images.made_from,
     )
     return glow
@@ -262,115 +314,130 @@ def run_training(
 def measure_bits(
     glow: Glow, images: Tensor, seed: int = 0, draws: int = 1
 ) -> tuple[float, float]:
-    """Mean bits/dim over the images, and its standard error."""
-    generator, device = rng(seed, "evaluate"), next(glow.parameters()).device
-    parts = tqdm(
-        images.split(250), desc="evaluating", leave=False, delay=5, disable=None
-    )
-    bits = torch.cat(
-        [glow.bits_per_dim(part.to(device), draws, generator) for part in parts]
-    )
-    return bits.double().mean().item(), bits.double().std().item() / math.sqrt(
-        len(bits)
-    )
+    """Mean bits/dim over the images, (N, 1, H, W), and its standard error."""
+    generator = rng(seed, "evaluate")
+    device = next(glow.parameters()).device
+    bar = tqdm(images.split(250), desc="evaluating", leave=False, delay=5, disable=None)
+    parts = [glow.bits_per_dim(part.to(device), draws, generator) for part in bar]
+    bits = torch.cat(parts).double()
+    return bits.mean().item(), bits.std().item() / math.sqrt(len(bits))
 
 
 def evaluate_glow(glow: Glow, images: Images, seed: int = 0, draws: int = 1) -> dict:
-    """A model's metrics, in float32; with `draws` > 1 also the importance-weighted bound."""
+    """A model's metrics, in float32.
+
+    With `draws` > 1 also the importance-weighted bound.
+    """
     glow.set_precision(torch.float32)
     bits, error = measure_bits(glow, images.test, seed)
     held_out, _ = measure_bits(glow, images.held_out, seed)
+    inpainter = Inpainter(glow, images.train)
     metrics = {
         "data": images.source,
         "test_images": len(images.test),
         "test_bits_per_dim": bits,
+        "test_bits_per_dim_se": error,
+        "held_out_bits_per_dim": held_out,
+        "parameters": sum(parameter.numel() for parameter in glow.parameters()),
+        "held_out_log_prob": inpainter.measure_log_prob(images.held_out),
     }
-    metrics |= {"test_bits_per_dim_se": error, "held_out_bits_per_dim": held_out}
-    metrics["parameters"] = sum(parameter.numel() for parameter in glow.parameters())
-    metrics["held_out_log_prob"] = Inpainter(glow, images.train).measure_log_prob(
-        images.held_out
-    )
+
     if draws > 1:
         weighted, _ = measure_bits(glow, images.test, seed, draws)
         metrics |= {"draws": draws, "test_bits_per_dim_weighted": weighted}
     return metrics
 
 
-def parse_args(argv=None):
+def report_bits(metrics: dict) -> None:
+    """Prints a model's bits/dim on the test images."""
+    line = "test {test_bits_per_dim:.4f} ± {test_bits_per_dim_se:.4f} bits/dim"
+    if "draws" in metrics:
+        line += ", {test_bits_per_dim_weighted:.4f} with {draws} draws"
+    line += "   {test_images:,} images   {parameters:,} parameters"
+    print(line.format(**metrics))
+
+
+def draw_figures(glow: Glow, images: Images, folder: Path, seed: int) -> None:
+    """Writes the figures of a model."""
+    from flowlib.plots.glow import interpolation_figure, sample_figure
+
+    samples = sample_figure(glow, images.train, seed)
+    files.save_figure(samples, folder, figure_name("Gen.png", images.name))
+    paths = interpolation_figure(glow, images.test, seed)
+    name = figure_name("glow_interpolation.png", images.name)
+    files.save_figure(paths, folder, name)
+
+
+def add_training_flags(parser: Parser) -> None:
+    """Adds the flags that decide how a model is built and trained."""
+    model = parser.add_argument_group("model")
+    course = parser.add_argument_group("training")
+    limits = Glow.LIMITS | {"batch": (2, 10_000), "lr": (1e-8, 10)}
+    for section, name, text in (
+        (model, "blocks", "Glow blocks per level"),
+        (model, "hidden", "channels inside each coupling's network"),
+        (model, "depth", "residual blocks in each coupling's network"),
+        (model, "dequantizer", "channels inside the dequantizer's network"),
+        (course, "batch", "images per step, over all processes"),
+        (course, "lr", "Muon's peak learning rate; Adam's is a tenth of it"),
+    ):
+        value = getattr(Settings, name)
+        kind = number(type(value), *limits[name])
+        section.add_argument(f"--{name}", type=kind, default=value, help=text)
+
+    course.add_argument(
+        "--steps",
+        type=number(int, 1),
+        help=f"training steps (default: {STEPS}, with few images fewer)",
+    )
+    course.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="auto",
+        help="what the networks compute in; auto takes bf16 where it is native",
+    )
+    course.add_argument(
+        "--compile",
+        action="store_true",
+        help="compile the couplings: a third faster on a GPU; needs a C compiler",
+    )
+    course.add_argument(
+        "--resume",
+        action="store_true",
+        help="continue a run that was killed or stopped",
+    )
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = Parser(__doc__)
     add_dataset_flags(parser)
-    parser.add_common_flags(
-        "the weights to write or read (default checkpoints/glow_DATASET.pt)"
-    )
-    add = parser.add_argument
-    add(
+
+    mode = parser.add_argument_group("instead of training")
+    mode.add_argument(
         "--evaluate", action="store_true", help="only measure the checkpoint's bits/dim"
     )
-    add(
+    mode.add_argument(
         "--draws",
         type=number(int, 1),
-        help="of the noise, for --evaluate's weighted bound (16)",
+        help="draws of the noise for --evaluate's weighted bound (default: 16)",
     )
-    add(
+    mode.add_argument(
         "--figure-only",
         action="store_true",
         help="only redraw the figures from the checkpoint",
     )
-    default = Settings()
-    for name, text in (
-        ("blocks", "Glow blocks per level"),
-        ("hidden", "channels inside each coupling's network"),
-        ("depth", "residual blocks in each coupling's network"),
-        ("dequantizer", "channels of its network"),
-        ("batch", "images per step, over all processes"),
-        ("lr", "Muon's peak learning rate; a tenth is Adam's"),
-    ):
-        value = getattr(default, name)
-        limits = Glow.LIMITS | {"batch": (2, 10_000), "lr": (1e-8, 10)}
-        kind = number(type(value), *limits[name])
-        add(f"--{name}", type=kind, default=value, help=f"{text} (%(default)s)")
-    steps = f"training steps ({STEPS}; with few images two for five of them, or they overfit)"
-    add("--steps", type=number(int, 1), help=steps)
-    add(
-        "--precision",
-        choices=PRECISIONS,
-        default="auto",
-        help="auto: bf16 where it is native",
+
+    add_training_flags(parser)
+    parser.add_common_flags(
+        "the weights to write or read (default: checkpoints/glow_DATASET.pt)"
     )
-    add(
-        "--compile",
-        action="store_true",
-        help="a third faster on a GPU; needs a C compiler",
-    )
-    add("--resume", action="store_true", help="continue a stopped run")
-    add(
-        "--max-minutes",
-        type=number(float, 0),
-        default=math.inf,
-        help="then stop, for --resume",
-    )
-    add(
-        "--save-minutes",
-        type=number(float, 0),
-        default=5,
-        help="between two resume files (5)",
-    )
+
     args = parser.parse_args(argv)
-    training = (
-        "blocks",
-        "hidden",
-        "depth",
-        "dequantizer",
-        "batch",
-        "lr",
-        "steps",
-        "precision",
-    )
-    training += ("compile", "resume", "max_minutes", "save_minutes")
+    of_training = [*FLAGS, "compile", "resume"]
     if args.evaluate:
-        parser.refuse(args, "with --evaluate", *training, "figure_only", "figures")
+        parser.refuse(args, "with --evaluate", *of_training, "figure_only", "figures")
     elif args.figure_only:
-        parser.refuse(args, "with --figure-only", *training, "draws", "metrics")
+        parser.refuse(args, "with --figure-only", *of_training, "draws", "metrics")
     else:
         parser.refuse(args, "with training", "draws")
     return args
@@ -378,55 +445,48 @@ def parse_args(argv=None):
 
 @one_line_errors()
 @threads()
-def main(argv=None) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     start = time.perf_counter()
+
+    glow = None
     with processes(args.device) as group:
         images = load_together(group, args.dataset, args.data_dir)
-        if args.evaluate or args.figure_only:
-            name, device = images.name, group.device
-            glow = (
-                choose_glow(args.checkpoint, name, device, images)
-                if group.first
-                else None
-            )
-        else:
+        if not (args.evaluate or args.figure_only):
             checkpoint = args.checkpoint or CHECKPOINTS / f"glow_{images.name}.pt"
-            files.require_writable(args.figures, files=(checkpoint, args.metrics))
-            given = {
-                field.name: getattr(args, field.name, None)
-                for field in fields(Settings)
-            }
-            steps = args.steps or default_steps(images)
-            settings = Settings(**given | {"data": images.source, "steps": steps})
-            with files.lock(checkpoint, group.first):
-                glow = run_training(images, settings, group, checkpoint, args)
-    if glow is None:  # the run is not complete, or this is not the first process
+            files.require_writable(args.figures, files=[checkpoint, args.metrics])
+            given = {name: getattr(args, name) for name in FLAGS}
+            given["steps"] = args.steps or default_steps(images)
+            settings = Settings(data=images.source, seed=args.seed, **given)
+            with files.lock(checkpoint, wanted=group.first):
+                glow = run_training(
+                    images,
+                    settings,
+                    group,
+                    checkpoint,
+                    compiled=args.compile,
+                    resumed=args.resume,
+                    curve_file=args.metrics and args.metrics.with_suffix(".jsonl"),
+                )
+        elif group.first:
+            glow = choose_glow(args.checkpoint, images.name, group.device, images)
+    if glow is None:  # the run was stopped, or this is not the first process
         return
+
     if args.evaluate:
         glow.metrics |= evaluate_glow(glow, images, args.seed, args.draws or 16)
     else:
-        from flowlib.plots.glow import interpolation_figure, sample_figure
-
-        samples = sample_figure(glow, images.train, args.seed)
-        files.save_figure(samples, args.figures, figure_name("Gen.png", images.name))
-        line = interpolation_figure(glow, images.test, args.seed)
-        files.save_figure(
-            line, args.figures, figure_name("glow_interpolation.png", images.name)
-        )
+        draw_figures(glow, images, args.figures, args.seed)
     if not args.figure_only:
-        line = "test {test_bits_per_dim:.4f} ± {test_bits_per_dim_se:.4f} bits/dim"
-        if "draws" in glow.metrics:
-            line += ", {test_bits_per_dim_weighted:.4f} with {draws} draws"
-        line += "   {test_images:,} images   {parameters:,} parameters"
-        print(line.format(**glow.metrics))
+        report_bits(glow.metrics)
     if args.metrics:
-        run = {
-            "seconds": time.perf_counter() - start,
-            "device": args.device,
-            "seed": args.seed,
-        }
-        files.write_metrics(args.metrics, glow.metrics, **run)
+        files.write_metrics(
+            args.metrics,
+            glow.metrics,
+            seconds=time.perf_counter() - start,
+            device=args.device,
+            seed=args.seed,
+        )
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -35,19 +36,11 @@ WAYS = {"one": (1, 1), "threads": (1, 2), "two": (2, 1)}  # processes, threads o
 
 def run(script: str, flags: list, processes: int, threads: int) -> None:
     """Runs a script to its end; UserError if it fails."""
-    torchrun = [
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        str(processes),
-    ]
-    command = [
-        sys.executable,
-        *(torchrun if processes > 1 else []),
-        ROOT / script,
-        *flags,
-    ]
+    command = [sys.executable, ROOT / script, *flags]
+    if processes > 1:
+        launch = ["-m", "torch.distributed.run", "--standalone"]
+        command[1:1] = [*launch, "--nproc-per-node", processes]
+
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     done = subprocess.run([str(part) for part in command], env=environment)
     if done.returncode:
@@ -59,69 +52,52 @@ def read_metric(metrics: Path, name: str) -> float:
     return json.loads(metrics.read_text())[name]
 
 
-def time_training(args, folder: Path) -> dict:
+def time_training(data_dir: Path, steps: int, folder: Path) -> dict:
     """A row: seconds of the steps alone, without the evaluation."""
-    seconds, weights, bits = {}, {}, {}
+    seconds = {}
+    weights = {}
+    bits = {}
     for way, size in WAYS.items():
-        place, metrics = folder / way / "glow.pt", folder / way / "metrics.json"
-        flags = [
-            "--data-dir",
-            args.data_dir,
-            "--steps",
-            args.steps,
-            "--precision",
-            "fp32",
-        ]
-        flags += [
-            "--checkpoint",
-            place,
-            "--figures",
-            place.parent,
-            "--metrics",
-            metrics,
-        ]
-        run("train_glow_mnist.py", flags, *size)
+        place = folder / way
+        metrics = place / "metrics.json"
+        flags = ["--data-dir", data_dir, "--steps", steps, "--precision", "fp32"]
+        flags += ["--checkpoint", place / "glow.pt", "--figures", place]
+        run("train_glow_mnist.py", [*flags, "--metrics", metrics], *size)
+
         seconds[way] = read_metric(metrics, "training_seconds")
         bits[way] = read_metric(metrics, "test_bits_per_dim")
-        weights[way] = torch.cat([p.flatten() for p in load_glow(place).parameters()])
-    difference = (weights["two"] - weights["one"]).abs().max().item()
-    row = {"what": f"train a Glow, {args.steps} steps", "difference": difference}
-    return row | {"bits_difference": abs(bits["two"] - bits["one"])} | seconds
+        glow = load_glow(place / "glow.pt")
+        weights[way] = torch.cat([value.flatten() for value in glow.parameters()])
+
+    return {
+        "what": f"train a Glow, {steps} steps",
+        "difference": (weights["two"] - weights["one"]).abs().max().item(),
+        "bits_difference": abs(bits["two"] - bits["one"]),
+        **seconds,
+    }
 
 
-def time_filling(args, folder: Path) -> dict:
-    """A row: seconds of the whole command."""
-    pictures, seconds, filled = folder / "pictures", {}, {}
-    images = load_images("mnist", args.data_dir, download=False).held_out[
-        : args.pictures
-    ]
+def time_filling(data_dir: Path, count: int, folder: Path) -> dict:
+    """A row: seconds of the whole command that fills holes in so many pictures."""
+    pictures = folder / "pictures"
+    images = load_images("mnist", data_dir, download=False).held_out[:count]
     for i, image in enumerate(images):
         save_grey(pictures / f"{i:02}.png", image / 255)
+
+    seconds = {}
+    filled = {}
     for way, size in WAYS.items():
-        output, metrics = folder / way, folder / way / "metrics.json"
-        flags = [
-            "--image",
-            pictures,
-            "--mask",
-            "square:14",
-            "--data-dir",
-            args.data_dir,
-        ]
+        output = folder / way
+        metrics = output / "metrics.json"
+        flags = ["--image", pictures, "--mask", "square:14", "--data-dir", data_dir]
         run("inpaint.py", [*flags, "--output", output, "--metrics", metrics], *size)
+
         seconds[way] = read_metric(metrics, "seconds")
-        files = [
-            output / f"{i:02}_sample_{k}.png"
-            for i in range(len(images))
-            for k in range(1, 9)
-        ]
-        filled[way] = np.stack(
-            [np.asarray(Image.open(file), dtype=int) for file in files]
-        )
+        paths = sorted(output.glob("*_sample_*.png"))
+        filled[way] = np.stack([np.asarray(Image.open(p), dtype=int) for p in paths])
+
     difference = int(np.abs(filled["two"] - filled["one"]).max())
-    return {
-        "what": f"fill {args.pictures} pictures",
-        "difference": difference,
-    } | seconds
+    return {"what": f"fill {count} pictures", "difference": difference, **seconds}
 
 
 # ---------------------------------------------------------------- table
@@ -153,14 +129,13 @@ def parse_args(argv=None):
 
 
 @one_line_errors()
-def main(argv=None) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     rows = []
-    for measure in (time_training, time_filling):
+    for measure, count in ((time_training, args.steps), (time_filling, args.pictures)):
         with tempfile.TemporaryDirectory() as folder:
-            row = measure(args, Path(folder))
-        print("   ".join(f"{key} {value}" for key, value in row.items()))
-        rows.append(row)
+            rows.append(measure(args.data_dir, count, Path(folder)))
+        print("   ".join(f"{key} {value}" for key, value in rows[-1].items()))
 
     about = provenance(command_of("processes"), torch.device("cpu"))
     processor = about["hardware"].partition(",")[0]

@@ -1,4 +1,4 @@
-"""The command line: a parser with the flags that mean the same everywhere, and one-line errors."""
+"""The command line: a parser with the flags that all scripts have, one-line errors."""
 
 import argparse
 import contextlib
@@ -8,21 +8,22 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import IO, Any, NoReturn
 
 import torch
 
-from flowlib.files import ROOT, UserError
+from flowlib.files import ROOT, UserError, reason
 
 
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Ends a script as a shell expects it, with one line on stderr and never a traceback.
+    """Ends a script as a shell expects it: one line on stderr, never a traceback.
 
-    Exit status 2 for a `UserError`, 130 for Ctrl-C, 143 for SIGTERM. Files are whole in
-    all cases.
+    The exit status is 2 for a `UserError`, 130 for Ctrl-C, 143 for SIGTERM. In all
+    cases no file is left half written.
     """
 
-    def terminate(*_):
+    def terminate(*_) -> NoReturn:
         print("terminated", file=sys.stderr)
         raise SystemExit(143)
 
@@ -38,29 +39,31 @@ def one_line_errors() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def handle_signals(handler: Callable, *numbers: int) -> Iterator[None]:
-    """Has `handler` called for these signals. Only the main thread can; others leave them be."""
+def handle_signals(handler: Callable, *signals: int) -> Iterator[None]:
+    """Has `handler` called for these signals.
+
+    Only the main thread can handle signals; in others nothing changes.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
-    before = {number: signal.signal(number, handler) for number in numbers}
+    before = {one: signal.signal(one, handler) for one in signals}
     try:
         yield
     finally:
-        for number, earlier in before.items():
-            signal.signal(number, earlier)
+        for one, earlier in before.items():
+            signal.signal(one, earlier)
 
 
 @contextlib.contextmanager
 def lasting_streams() -> Iterator[None]:
-    """Lets a run go on when nobody reads what it prints: after `| head -1`, or without stderr."""
-    before = sys.stdout, sys.stderr
+    """Lets a run go on when nobody reads its output: `| head -1`, or without stderr."""
+    before = (sys.stdout, sys.stderr)
     with open(os.devnull, "w") as nowhere:
         # Python has None for a stream that was closed before it started (2>&-).
-        sys.stdout, sys.stderr = (
-            LastingStream(one or nowhere, nowhere) for one in before
-        )
+        sys.stdout = LastingStream(sys.stdout or nowhere, nowhere)
+        sys.stderr = LastingStream(sys.stderr or nowhere, nowhere)
         try:
             yield
         finally:
@@ -70,14 +73,13 @@ def lasting_streams() -> Iterator[None]:
 
 
 class LastingStream:
-    """A text stream whose reader may go; what is printed after that is lost, and nothing else."""
+    """A text stream whose reader may go; only what is printed after that is lost."""
 
-    def __init__(self, stream, nowhere):
+    def __init__(self, stream: IO, nowhere: IO):
         self.stream = stream
         self.nowhere = nowhere
-        # notebooks and tests have streams of their own
+        # A file's name need not be UTF-8. Notebooks and tests have other streams.
         if hasattr(stream, "reconfigure"):
-            # a file's name need not be UTF-8
             stream.reconfigure(errors="backslashreplace")
 
     def write(self, text: str) -> int:
@@ -87,20 +89,20 @@ class LastingStream:
     def flush(self) -> None:
         self._try(self.stream.flush)
 
-    def _try(self, action: Callable, *args) -> None:
+    def _try(self, action: Callable, *args: str) -> None:
         try:
             action(*args)
-        # also what is still in the buffer goes nowhere, at exit
         except BrokenPipeError:
+            # At exit, what is still in the buffer goes nowhere too.
             os.dup2(self.nowhere.fileno(), self.stream.fileno())
 
-    def __getattr__(self, name: str):
+    def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
 
 
 @contextlib.contextmanager
 def threads(count: int | None = None) -> Iterator[None]:
-    """Computes with `count` threads, by default one fewer than torch would take, at least one.
+    """Computes with `count` threads, by default one fewer than torch would take.
 
     Where the environment variable OMP_NUM_THREADS is set, it decides. The threads wait
     for each other in busy loops, so beside another process two on two cores are slower
@@ -122,47 +124,73 @@ def threads(count: int | None = None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+class HelpFormatter(
+    argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter
+):
+    """Prints the description as it stands, and after each flag's help its default.
+
+    A flag without a default shows none, nor does one whose help ends with it, in
+    parentheses.
+    """
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        none = str(action.default) in ("None", "False", "[]", "")
+        if none or action.help.endswith(")"):
+            return action.help
+        return super()._get_help_string(action)
+
+
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose help is the script's docstring, and whose errors are one line."""
+    """A parser whose help is the script's docstring, and whose errors are one line."""
 
     def __init__(self, doc: str):
-        super().__init__(
-            description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
-        )
+        super().__init__(description=doc, formatter_class=HelpFormatter)
 
-    def error(self, message: str):
+    def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message} (see {self.prog} --help)\n")
 
     def refuse(self, args: argparse.Namespace, when: str, *names: str) -> None:
-        """Ends with an error if one of these flags was given, since it has no meaning `when`."""
+        """Ends with an error if one of these flags was given: it has no meaning `when`.
+
+        Args:
+            args: what was parsed.
+            when: the mode in words, such as "with --image".
+            names: of the flags, as attributes of `args`.
+        """
         for name in names:
             if getattr(args, name) != self.get_default(name):
                 self.error(f"--{name.replace('_', '-')} has no meaning {when}")
 
     def add_common_flags(self, checkpoint: str) -> None:
-        """Adds --seed, --device, --checkpoint (whose help is given), --figures and --metrics."""
-        add, figures = self.add_argument, ROOT / "figures"
-        add(
-            "--seed",
-            type=number(int, 0, 2**62),
-            default=0,
-            help="of all random numbers (0)",
-        )
-        add(
-            "--device",
-            type=device,
-            default="auto",
-            help="cpu, cuda, ...; auto: a GPU if any",
-        )
+        """Adds --checkpoint, with this help, --figures, --metrics, --device, --seed."""
+        add = self.add_argument_group("output and machine").add_argument
         add("--checkpoint", type=Path, metavar="PATH", help=checkpoint)
         add(
-            "--figures", type=Path, metavar="FOLDER", default=figures, help="(figures/)"
+            "--figures",
+            type=Path,
+            metavar="FOLDER",
+            default=ROOT / "figures",
+            help="folder for the figures (default: figures/)",
         )
+
         add(
             "--metrics",
             type=Path,
             metavar="FILE",
-            help="also write this run's metrics as JSON",
+            help="file for this run's metrics, as JSON",
+        )
+
+        add(
+            "--device",
+            type=device,
+            default="auto",
+            help="cpu, cuda, cuda:1, ...; auto takes a GPU if there is one",
+        )
+        add(
+            "--seed",
+            type=number(int, 0, 2**62),
+            default=0,
+            help="seed of all random numbers",
         )
 
 
@@ -171,7 +199,7 @@ def number(
 ) -> Callable[[str], float]:
     """A type for argparse: a finite int or float in [low, high]."""
 
-    def parse(text: str):
+    def parse(text: str) -> float:
         value = kind(text)
         if not low <= value <= high or abs(value) == float("inf"):
             raise argparse.ArgumentTypeError(f"{text} is not in [{low}, {high}]")
@@ -185,12 +213,11 @@ def device(text: str) -> torch.device:
     """A type for argparse: a device that this machine has."""
     if text == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
     try:
         chosen = torch.device(text)
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise argparse.ArgumentTypeError(
-            f"{text} cannot be used here: {reason}"
-        ) from None
+        problem = f"{text} cannot be used here: {reason(error)}"
+        raise argparse.ArgumentTypeError(problem) from None
     return chosen

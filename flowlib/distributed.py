@@ -1,4 +1,7 @@
-"""Several processes that train together, or fill holes together; torchrun starts them."""
+"""Several processes that train together, or fill holes together; torchrun starts them.
+
+A `group` is always such a group of processes.
+"""
 
 import copy
 import os
@@ -16,13 +19,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from flowlib.files import UserError
 
-# the longest wait for another process, a download's included
+# The longest wait for another process, a download's included.
 SILENCE = timedelta(minutes=10)
 
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among those that work together: its rank, their number, this one's device."""
+    """One process's view of its group: its rank, how many they are, its own device."""
 
     rank: int
     count: int
@@ -51,7 +54,7 @@ class Processes:
         return parts
 
     def any(self, condition: bool) -> bool:
-        """Whether the condition holds in one of the processes: all must leave a loop together."""
+        """Whether the condition holds in some process: all leave a loop together."""
         return self.mean(torch.tensor(float(condition), device=self.device)).item() > 0
 
     def wrap(self, model: nn.Module, *inputs: Tensor) -> nn.Module:
@@ -77,17 +80,20 @@ def processes(device: torch.device) -> Iterator[Processes]:
     prints. If one of them ends, or is silent for ten minutes, the others end with a
     UserError.
     """
-    count, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+    count = int(os.environ.get("WORLD_SIZE", 1))
+    rank = int(os.environ.get("RANK", 0))
     if count == 1:
         yield Processes(0, 1, device)
         return
+
+    backend = "gloo"
     if device.type == "cuda":
+        backend = "nccl"
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
+
     try:
-        dist.init_process_group(
-            "nccl" if device.type == "cuda" else "gloo", timeout=SILENCE
-        )
+        dist.init_process_group(backend, timeout=SILENCE)
         with (
             open(os.devnull, "w") as nowhere,
             redirect_stdout(nowhere if rank else sys.stdout),
@@ -97,9 +103,8 @@ def processes(device: torch.device) -> Iterator[Processes]:
         if not isinstance(error, dist.DistError) and "gloo" not in str(error):
             raise
         problem = "another process ended, or was silent for too long"
-        raise UserError(
-            f"{problem}: start all of them again (--resume goes on)"
-        ) from None
+        advice = "start all of them again (--resume goes on)"
+        raise UserError(f"{problem}: {advice}") from None
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()

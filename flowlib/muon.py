@@ -4,61 +4,70 @@ A gradient is mostly a few directions with large singular values. Muon replaces 
 by 1, so that the rare directions of a layer are learned as fast as the common ones.
 
 Sources: Jordan et al. (2024), https://kellerjordan.github.io/posts/muon/; Liu et al.
-(2025),
-arXiv:2502.16982. torch.optim.Muon takes one matrix at a time, and no kernels of
-convolutions.
+(2025), arXiv:2502.16982. torch.optim.Muon takes one matrix at a time, and no kernels
+of convolutions.
 """
+
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 
 
 def orthogonalize(matrices: Tensor) -> Tensor:
-    """Matrices (B, n, m) with the same singular vectors and singular values near 1 (0.7 to 1.2).
+    """Matrices (B, n, m) of the same singular vectors, their singular values near 1.
 
-    Five Newton-Schulz steps: the singular values s of X go to 3.4445 s - 4.7750 s³ +
-    2.0315 s⁵, which lifts small ones fast. A singular value below some 1e-3 of the
-    largest stays smaller.
+    Near means 0.7 to 1.2. A singular value below some 1e-3 of the largest stays
+    smaller. Five Newton-Schulz steps, s -> 3.4445 s - 4.7750 s³ + 2.0315 s⁵ for each
+    singular value s, lift the small ones fast.
     """
+    # X Xᵀ is the smaller of the two products if X is wide.
     wide = matrices.shape[1] <= matrices.shape[2]
-    # so that X Xᵀ is the smaller of the two products
     x = matrices if wide else matrices.mT
-    # now all singular values are at most 1
+
+    # Now all singular values are at most 1.
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+
+    # x <- 3.4445 x - 4.7750 x xᵀ x + 2.0315 (x xᵀ)² x
     for _ in range(5):
         gram = x @ x.mT
         even = torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)
-        # 3.4445 x - 4.7750 x xᵀ x + 2.0315 (x xᵀ)² x
         x = torch.baddbmm(x, even, x, beta=3.4445)
     return x if wide else x.mT
 
 
 class Muon(torch.optim.Optimizer):
-    """Moves each parameter (out, ...), read as a matrix of `out` rows, by an orthogonal matrix.
+    """An optimizer that moves each parameter by an orthogonal matrix.
 
-    The step is lr · √max(1, rows / columns) · orthogonalize(momentum), with Nesterov's
-    momentum. Parameters of one shape are orthogonalized together.
+    A parameter (out, ...) is read as a matrix of `out` rows. The step is
+    lr · √max(1, rows / columns) · orthogonalize(momentum), with Nesterov's momentum.
+    Parameters of one shape are orthogonalized together.
     """
 
-    def __init__(self, parameters, lr: float, momentum: float = 0.95):
+    def __init__(
+        self, parameters: Iterable[nn.Parameter], lr: float, momentum: float = 0.95
+    ):
         super().__init__(parameters, {"lr": lr, "momentum": momentum})
 
     @torch.no_grad()
     def step(self) -> None:
-        for group in self.param_groups:
+        for options in self.param_groups:
             by_shape: dict[torch.Size, list[nn.Parameter]] = {}
-            for parameter in group["params"]:
+            for parameter in options["params"]:
                 by_shape.setdefault(parameter.shape, []).append(parameter)
             for parameters in by_shape.values():
-                self._move(parameters, group["lr"], group["momentum"])
+                self._move(parameters, options["lr"], options["momentum"])
 
     def _move(self, parameters: list[nn.Parameter], lr: float, momentum: float) -> None:
+        # The moving means of the gradients, one for each parameter.
         grads = [parameter.grad for parameter in parameters]
-        means = [
-            self.state[p].setdefault("momentum", torch.zeros_like(p))
-            for p in parameters
-        ]
+        means = []
+        for parameter in parameters:
+            zero = torch.zeros_like(parameter)
+            means.append(self.state[parameter].setdefault("momentum", zero))
         torch._foreach_lerp_(means, grads, 1 - momentum)
+
+        # Nesterov looks one step ahead.
         ahead = torch.stack(grads).lerp(torch.stack(means), momentum)
         steps = orthogonalize(ahead.flatten(2))  # (parameters, rows, columns)
         lr *= max(1, steps.shape[1] / steps.shape[2]) ** 0.5
@@ -66,7 +75,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def muon_and_adam(model: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
-    """Muon at `lr` for the kernels that mix channels, Adam at lr / 10 for all other parameters."""
+    """Muon at `lr` for the kernels that mix channels, Adam at lr / 10 for the rest."""
     layers = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d)]
     kernels = [layer.weight for layer in layers if layer.groups == 1]
     chosen = set(kernels)

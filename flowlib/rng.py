@@ -1,35 +1,35 @@
-"""Random numbers by purpose, so that no two parts of a run ever draw the same ones."""
+"""Random numbers by purpose: no two parts of a run ever draw the same ones."""
 
 import copy
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 
 def rng(seed: int, purpose: str, *more: int) -> torch.Generator:
-    """A CPU generator that belongs to this seed and this purpose, and to `more`, say a step.
+    """A CPU generator that belongs to this seed, this purpose and `more`, say a step.
 
     Its own seed is a hash of all of them (32 bits; torch does not use more). Sums such
     as seed + 1000 collide: one run's test points are then another run's training
     points.
 
     Example:
-        >>> torch.rand(2, generator=rng(0, "noise", 5))  # always the same two numbers
+        >>> numbers = torch.rand(2, generator=rng(0, "noise", 5))
+        >>> torch.equal(numbers, torch.rand(2, generator=rng(0, "noise", 5)))
+        True
     """
-    digest = hashlib.blake2b(
-        repr((seed, purpose, *more)).encode(), digest_size=4
-    ).digest()
+    text = repr((seed, purpose, *more))
+    digest = hashlib.blake2b(text.encode(), digest_size=4).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
 
 
 class Streams:
-    """Random numbers for a batch, where each example draws from a generator of its own.
+    """Random numbers for a batch, each example's from a generator of its own.
 
     So what an example gets does not depend on the batch that it is in. `seeds` has one
-    for each of the B examples; the numbers have the dtype of `like` and are on its
-    device.
+    for each of the B examples. The numbers have the dtype and the device of `like`.
     """
 
     def __init__(self, seeds: Sequence[int], purpose: str, like: Tensor):
@@ -37,7 +37,7 @@ class Streams:
         self.like = like
 
     def __getitem__(self, rows: Sequence[int]) -> "Streams":
-        """The same of some of the examples: they go on drawing from their own generators."""
+        """The streams of some examples, which go on where they are."""
         part = copy.copy(self)
         part.generators = [self.generators[row] for row in rows]
         return part
@@ -50,8 +50,7 @@ class Streams:
         """Standard normal, (B, *size)."""
         return self._draw(torch.randn, size)
 
-    def _draw(self, kind, size: tuple[int, ...]) -> Tensor:
-        draws = [
-            kind(size, generator=one, dtype=self.like.dtype) for one in self.generators
-        ]
-        return torch.stack(draws).to(self.like.device)
+    def _draw(self, draw: Callable[..., Tensor], size: tuple[int, ...]) -> Tensor:
+        dtype = self.like.dtype
+        rows = [draw(size, generator=one, dtype=dtype) for one in self.generators]
+        return torch.stack(rows).to(self.like.device)

@@ -1,4 +1,4 @@
-"""A script runs and saves whatever becomes of the streams and the thread that it runs in."""
+"""Help and defaults, and scripts that save whatever becomes of their streams."""
 
 import os
 import subprocess
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import train_moons
-from flowlib.cli import LastingStream, threads
+from flowlib.cli import LastingStream, Parser, threads
 from flowlib.files import ROOT
 
 QUICK = ["--epochs", "1", "--steps-per-epoch", "2", "--layers", "2", "--hidden", "4"]
@@ -27,11 +27,8 @@ def into(folder) -> list[str]:
 
 @pytest.mark.parametrize("command", STREAMS.values(), ids=STREAMS)
 def test_weights_are_saved_whatever_becomes_of_the_streams(command, tmp_path):
-    shell = [
-        "bash",
-        "-c",
-        f"set -o pipefail; {command.format(' '.join(into(tmp_path)))}",
-    ]
+    line = f"set -o pipefail; {command.format(' '.join(into(tmp_path)))}"
+    shell = ["bash", "-c", line]
     done = subprocess.run(shell, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "Error" not in done.stderr
@@ -55,6 +52,32 @@ def test_main_runs_in_a_thread(tmp_path):
     thread.start()
     thread.join()
     assert (tmp_path / "moons_permutation.pt").exists()
+
+
+def test_help_says_each_default_once(capsys):
+    parser = Parser("What it does.\n\n    python it.py\n")
+    parser.add_argument("--width", default=32, help="the networks' width")
+    parser.add_argument("--zero", default=0, help="may be nothing")
+    parser.add_argument("--given", default=5, help="says it already (default: five)")
+    parser.add_argument("--switch", action="store_true", help="does something")
+    parser.add_argument("--file", help="to read")
+    parser.add_common_flags("the weights (default: moons.pt)")
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--help"])
+
+    printed = capsys.readouterr().out
+    assert "What it does.\n\n    python it.py\n" in printed
+    lines = [" ".join(line.split()) for line in printed.splitlines()]
+    for line in (
+        "--width WIDTH the networks' width (default: 32)",
+        "--zero ZERO may be nothing (default: 0)",
+        "--given GIVEN says it already (default: five)",
+        "--switch does something",
+        "--file FILE to read",
+        "--checkpoint PATH the weights (default: moons.pt)",
+        "--seed SEED seed of all random numbers (default: 0)",
+    ):
+        assert line in lines
 
 
 @pytest.mark.parametrize(

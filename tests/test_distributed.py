@@ -21,7 +21,8 @@ from flowlib.rng import rng
 from flowlib.training import TrainingState
 from train_glow_mnist import Settings, train_glow
 
-images, asked = load_images("digits"), []
+images = load_images("digits")
+asked = []
 
 
 def ask(dataset, folder, download=True):
@@ -33,19 +34,23 @@ with processes(torch.device("cpu")) as group:
     print("printed by one process")
     with unittest.mock.patch.object(datasets, "load_images", ask):
         datasets.load_together(group, "auto", "nowhere")
-    torch.manual_seed(7 + group.rank)  # the ranks start differently: wrapping makes them equal
+    # The ranks start differently, and wrapping makes them equal.
+    torch.manual_seed(7 + group.rank)
     glow = Glow(images.shape, images.levels, blocks=1, hidden=8, dequantizer=4)
     glow.initialize(images.train[:128], rng(0, "initialize"))
-    gradients, losses = [], []
+    gradients = []
+    losses = []
     settings = Settings(steps=3, batch=16)
     state = TrainingState(glow, muon_and_adam(glow, lr=1e-2))
     for record in train_glow(state, images.train, settings, group):
-        gradients.append(torch.cat([value.grad.flatten() for value in glow.parameters()]))
+        parts = [value.grad.flatten() for value in glow.parameters()]
+        gradients.append(torch.cat(parts))
         losses.append(record["loss"])
+    weights = [value.detach().flatten() for value in glow.parameters()]
     found = {
         "gradients": gradients,
         "losses": losses,
-        "weights": torch.cat([value.detach().flatten() for value in glow.parameters()]),
+        "weights": torch.cat(weights),
         "any": [group.any(group.rank == 1), group.any(False)],
         "gathered": group.gather(group.rank),
         "asked": asked,
@@ -62,17 +67,19 @@ def test_two_processes_stay_equal_and_take_the_steps_of_one(
     monkeypatch.setattr(sys, "argv", ["script.py", str(ROOT), str(tmp_path)])
     runpy.run_path(str(script))
     assert two_processes(script, ROOT, tmp_path).count("printed by one process") == 1
-    one, first, second = (
-        torch.load(tmp_path / name) for name in ("1_0.pt", "2_0.pt", "2_1.pt")
-    )
+
+    one = torch.load(tmp_path / "1_0.pt")
+    first = torch.load(tmp_path / "2_0.pt")
+    second = torch.load(tmp_path / "2_1.pt")
     assert torch.equal(first["weights"], second["weights"])
     assert first["losses"] == second["losses"] == pytest.approx(one["losses"], rel=1e-5)
     for mine, others in zip(first["gradients"], one["gradients"]):
         assert (mine - others).norm() < 1e-3 * others.norm()
     assert first["any"] == second["any"] == [True, False]
-    # The first process alone chooses and downloads.
-    assert (first["asked"], second["asked"]) == ([("auto", True)], [("digits", False)])
     assert first["gathered"] == second["gathered"] == [0, 1]
+    # The first process alone chooses and downloads.
+    assert first["asked"] == [("auto", True)]
+    assert second["asked"] == [("digits", False)]
 
 
 def test_processes_share_a_batch_without_a_rest():

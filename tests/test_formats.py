@@ -1,4 +1,4 @@
-"""One small file of each format that was ever written: it gives what it gave then, or is refused.
+"""A small file of each format there was: it gives what it gave then, or is refused.
 
 Whoever raises `FORMAT` adds a folder. The files hold what their models gave for the
 inputs below.

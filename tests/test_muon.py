@@ -23,9 +23,8 @@ def test_singular_vectors_stay_and_singular_values_come_near_one():
 def test_rotations_of_rows_and_columns_and_the_scale_go_through():
     x = random(2, 5, 9)
     left, right = (torch.linalg.qr(random(n, n) + torch.eye(n)).Q for n in (5, 9))
-    torch.testing.assert_close(
-        orthogonalize(left @ x @ right), left @ orthogonalize(x) @ right
-    )
+    expected = left @ orthogonalize(x) @ right
+    torch.testing.assert_close(orthogonalize(left @ x @ right), expected)
     torch.testing.assert_close(orthogonalize(1e3 * x), orthogonalize(x))
     assert orthogonalize(torch.zeros(1, 3, 4)).abs().max() == 0
 
@@ -38,7 +37,7 @@ def test_its_steps_are_those_of_torchs_muon_which_takes_matrices_alone():
         mine.grad = theirs.grad = torch.randn(6, 20, generator=rng(step, "gradient"))
         muon.step()
         reference.step()
-    # bfloat16
+    # torch's computes in bfloat16.
     assert (mine - theirs).norm() < 0.02 * (theirs - torch.eye(6, 20)).norm()
 
 
@@ -56,12 +55,12 @@ def test_kernels_move_as_their_matrices_do_whatever_shares_their_shape():
 
 
 def test_every_parameter_has_one_optimizer_and_muon_the_kernels_that_mix_channels():
-    model = nn.Sequential(
-        nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 6, 1), nn.Linear(2, 2)
-    )
-    muon, adam = muon_and_adam(model, lr=0.1)
-    groups = [optimizer.param_groups[0] for optimizer in (muon, adam)]
-    assert [id(p) for p in groups[0]["params"]] == [id(model[1].weight)]
-    ids = [id(parameter) for group in groups for parameter in group["params"]]
+    depthwise = nn.Conv2d(4, 4, 3, groups=4)
+    mixing = nn.Conv2d(4, 6, 1)
+    model = nn.Sequential(depthwise, mixing, nn.Linear(2, 2))
+    muon, adam = (optimizer.param_groups[0] for optimizer in muon_and_adam(model, 0.1))
+
+    assert [id(parameter) for parameter in muon["params"]] == [id(mixing.weight)]
+    ids = [id(parameter) for parameter in muon["params"] + adam["params"]]
     assert sorted(ids) == sorted(id(parameter) for parameter in model.parameters())
-    assert [group["lr"] for group in groups] == [0.1, 0.01]
+    assert (muon["lr"], adam["lr"]) == (0.1, 0.01)

@@ -1,4 +1,4 @@
-"""Does to the scripts what goes wrong in a lab, many times over, and counts what comes of it.
+"""Does to the scripts what goes wrong in a lab, many times over, and counts the losses.
 
     python -m benchmarks.torture
 
@@ -15,11 +15,11 @@ import random
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-os.environ["OMP_NUM_THREADS"] = (
-    "1"  # before torch is imported: its threads would not survive a fork
-)
+# Before torch is imported, since its threads would not survive a fork.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import torch
 
@@ -29,20 +29,17 @@ from benchmarks.torture.harness import WRONG
 from flowlib.cli import Parser, number, one_line_errors
 from flowlib.files import ROOT, write_json
 
+RESULTS = ROOT / "benchmarks/results/torture.json"
+killed = runs.lose_one(runs.signal.SIGKILL)
+hung = runs.lose_one(runs.signal.SIGSTOP)
 # What is done, how often, and the function that does it.
 KINDS = {
     "kill -9 while a Glow trains and writes, then --resume": (50, runs.kill),
     **{f"SIGTERM or Ctrl-C: {name}": (16, runs.stop(name)) for name in runs.SCRIPTS},
     "no more room on the disk, in each script": (40, runs.full_disk),
     "a second run on the same checkpoint": (10, runs.two_runs),
-    "one of two processes is killed, then --resume": (
-        10,
-        runs.lose_one(runs.signal.SIGKILL),
-    ),
-    "one of two processes hangs, then --resume": (
-        4,
-        runs.lose_one(runs.signal.SIGSTOP),
-    ),
+    "one of two processes is killed, then --resume": (10, killed),
+    "one of two processes hangs, then --resume": (4, hung),
     "loss, gradient or weights that are not finite": (18, runs.not_finite),
     "truncated checkpoints": (120, inputs.damage(inputs.truncate)),
     "checkpoints with a flipped bit": (480, inputs.damage(inputs.flip)),
@@ -54,57 +51,54 @@ KINDS = {
 }
 
 
-def run_kind(kind, tries: int, seed: int) -> tuple[dict[str, int], list[str]]:
-    """How often what came of a kind's tries, and a description of each that was not right."""
-    counts, problems = Counter(right=0, **dict.fromkeys(WRONG, 0)), []
+def run_kind(name: str, kind: Callable, tries: int, seed: int) -> dict:
+    """A row: how often what came of a kind's tries, and each that was not right."""
+    counts = Counter(right=0, **dict.fromkeys(WRONG, 0))
+    problems = []
     with tempfile.TemporaryDirectory() as folder:
         for problem in kind(tries, Path(folder), random.Random(seed)):
             counts[problem.partition(":")[0] or "right"] += 1
-            problems += [problem] if problem else []
-    return dict(counts), problems
+            if problem:
+                problems.append(problem)
+    return {"kind": name, "tries": counts.total(), **counts, "problems": problems}
+
+
+def report_kind(row: dict, seconds: float) -> None:
+    """Prints a row, and each try that was not right."""
+    ends = [f"{row[word]} {word}" for word in ("right", *WRONG) if row[word]]
+    line = f"{row['kind']}: {', '.join(ends)}   ({seconds:.0f} s)"
+    print(line, *row["problems"], sep="\n  ", flush=True)
 
 
 @one_line_errors()
-def main(argv=None) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = Parser(__doc__)
     parser.add_argument(
-        "--seed", type=number(int, 0), default=0, help="of what is tried (0)"
+        "--seed", type=number(int, 0), default=0, help="seed of what is tried"
     )
     parser.add_argument(
         "--only", default="", help="the kinds whose names have this in them"
     )
     parser.add_argument(
-        "--tries", type=number(int, 1), help="of each kind, instead of its own"
+        "--tries", type=number(int, 1), help="tries of each kind, instead of its own"
     )
     args = parser.parse_args(argv)
-    rows, begin = [], time.monotonic()
+
+    rows = []
+    begin = time.monotonic()
     for name, (tries, kind) in KINDS.items():
         if args.only not in name:
             continue
         start = time.monotonic()
-        counts, problems = run_kind(kind, args.tries or tries, args.seed)
-        rows.append(
-            {
-                "kind": name,
-                "tries": sum(counts.values()),
-                **counts,
-                "problems": problems,
-            }
-        )
-        words = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
-        print(
-            f"{name}: {words}   ({time.monotonic() - start:.0f} s)",
-            *problems,
-            sep="\n  ",
-            flush=True,
-        )
+        rows.append(run_kind(name, kind, args.tries or tries, args.seed))
+        report_kind(rows[-1], time.monotonic() - start)
+
+    # A part of the tries is no result.
     if not (args.only or args.tries):
         command = ["python", "-m", "benchmarks.torture"]
         about = provenance(command, torch.device("cpu"))
         about |= {"seed": args.seed, "seconds": round(time.monotonic() - begin)}
-        write_json(
-            ROOT / "benchmarks/results/torture.json", {"about": about, "rows": rows}
-        )
+        write_json(RESULTS, {"about": about, "rows": rows})
     if any(row["problems"] for row in rows):
         raise SystemExit(1)
 

@@ -1,4 +1,4 @@
-"""Runs a script's `main` in a process of its own, does something to it, and judges what is left."""
+"""Runs a script in a process, does something to it, and judges what is left."""
 
 import contextlib
 import json
@@ -21,14 +21,16 @@ from PIL import Image
 # What may be wrong, from the worst: something that was there or was worked for is gone;
 # a wrong result without a word; a traceback instead of a line; no end.
 WRONG = ("lost", "silent", "traceback", "hang")
+# One fork at a time: another thread's child would keep the pipe's end open.
+FORKING = threading.Lock()
 
 
 @dataclass
 class Outcome:
-    """How a process ended: its exit status as a shell shows it, what it printed, its length."""
+    """How a process ended."""
 
-    status: int
-    text: str
+    status: int  # as a shell shows it
+    text: str  # what it printed
     seconds: float
     hung: bool
 
@@ -46,50 +48,59 @@ def attempt(
     needs seconds for its imports. It is safe as long as this process has neither run a
     backward pass nor started threads of torch.
     """
-    read_end, write_end = os.pipe()
     start = time.monotonic()
-    process = os.fork()
-    if process == 0:
-        os.close(read_end)
-        _run_in_child(call, write_end, largest_file)
-    os.close(write_end)
+    with FORKING:
+        read_end, write_end = os.pipe()
+        process = os.fork()
+        if process == 0:
+            os.close(read_end)
+            _run_in_child(call, write_end, largest_file)
+        os.close(write_end)
     if act:
         threading.Thread(target=act, args=(process,), daemon=True).start()
-    parts, hung = [], False
+
+    # What it prints, to its end.
+    parts = []
+    hung = False
     while True:
         left = timeout - (time.monotonic() - start)
         if not select.select([read_end], [], [], max(left, 0))[0]:
             hung = True
             os.kill(process, signal.SIGKILL)
             break
-        if not (part := os.read(read_end, 65536)):
+        part = os.read(read_end, 65536)
+        if not part:
             break
         parts.append(part)
     os.close(read_end)
+
     status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    if status < 0:  # it ended by a signal
+        status = 128 - status
     text = b"".join(parts).decode(errors="replace")
-    seconds = time.monotonic() - start
-    return Outcome(128 - status if status < 0 else status, text, seconds, hung)
+    return Outcome(status, text, time.monotonic() - start, hung)
 
 
 def _run_in_child(
     call: Callable[[], object], write_end: int, largest_file: int | None
 ) -> None:
-    """Never returns."""
+    """Runs call(), and ends the process with its exit status. Never returns."""
     status = 1
     try:
+        # Both streams go to the pipe, and Ctrl-C works.
         os.dup2(write_end, 1)
         os.dup2(write_end, 2)
         sys.stdout = sys.stderr = os.fdopen(1, "w", buffering=1)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         torch.set_num_threads(1)
-        used = (
-            int(Path("/proc/self/statm").read_text().split()[0])
-            * resource.getpagesize()
-        )
-        resource.setrlimit(resource.RLIMIT_AS, (used + 2**33, used + 2**33))
+
+        # 8 GiB more than what this process uses now.
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        most = pages * resource.getpagesize() + 2**33
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
         if largest_file is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+
         call()
         status = 0
     except SystemExit as error:
@@ -114,7 +125,10 @@ def kill_after(seconds: float, number: signal.Signals) -> Callable[[int], None]:
 
 
 def judge(outcome: Outcome, *statuses: int) -> str:
-    """What is wrong with how a process ended, "" if nothing; it should have one of `statuses`."""
+    """What is wrong with how a process ended, "" if nothing.
+
+    It should have one of `statuses`.
+    """
     if outcome.hung:
         return "hang"
     if "Traceback" in outcome.text:
@@ -127,14 +141,12 @@ def judge(outcome: Outcome, *statuses: int) -> str:
 
 def damaged_files(folder: Path) -> list[str]:
     """The files below a folder that cannot be read, or that nobody needs any more."""
-    return [
-        path.name
-        for path in folder.rglob("*")
-        if path.is_file() and not _is_whole(path)
-    ]
+    paths = [path for path in folder.rglob("*") if path.is_file()]
+    return [path.name for path in paths if not _is_good(path)]
 
 
-def _is_whole(path: Path) -> bool:
+def _is_good(path: Path) -> bool:
+    """Whether a file can be read, and is none that a run should have removed."""
     try:
         if path.suffix in (".png", ".gif"):
             Image.open(path).load()
@@ -144,7 +156,8 @@ def _is_whole(path: Path) -> bool:
         elif path.suffix == ".json":
             json.loads(path.read_text())
         elif path.suffix == ".jsonl":
-            [json.loads(line) for line in path.read_text().splitlines()]
+            for line in path.read_text().splitlines():
+                json.loads(line)
     except Exception:
         return False
     return path.suffix not in (".part", ".lock")

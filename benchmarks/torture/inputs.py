@@ -1,4 +1,4 @@
-"""Damaged files, edited configs, odd flags, and tables and pictures with random bytes changed."""
+"""Damaged files, edited configs, odd flags, tables and pictures of changed bytes."""
 
 import contextlib
 import io
@@ -24,42 +24,53 @@ from flowlib.training import TrainingState, load_resume, save_resume
 from flowlib.user_points import read_points
 from flows2d import Flow, permutation_flow, realnvp
 
-KINDS = {"flow": Flow, "glow": Glow, "classifier": Classifier}
+KINDS = {"flow": Flow, "permutations": Flow, "glow": Glow, "classifier": Classifier}
 
 
 def write_checkpoints(folder: Path) -> dict[str, Path]:
     """A small file of each kind; a second flow has permutations."""
     torch.manual_seed(0)
-    models = {"flow": realnvp(2, 3, (8,), torch.zeros(2), torch.ones(2))}
-    models["permutations"] = permutation_flow(2, 3, (8,), seed=0)
-    models["glow"] = Glow((1, 8, 8), 17, blocks=1, hidden=8, dequantizer=4)
-    models["classifier"] = Classifier((1, 8, 8), 17, width=4)
+    models = {
+        "flow": realnvp(2, 3, (8,), torch.zeros(2), torch.ones(2)),
+        "permutations": permutation_flow(2, 3, (8,), seed=0),
+        "glow": Glow((1, 8, 8), 17, blocks=1, hidden=8, dequantizer=4),
+        "classifier": Classifier((1, 8, 8), 17, width=4),
+    }
     paths = {name: folder / f"{name}.pt" for name in models}
     for name, model in models.items():
         save_model(model, paths[name])
+
     paths["resume"] = folder / "resume.pt"
     save_resume(fresh_state(), paths["resume"], {"seed": 0})
     return paths
 
 
 def fresh_state() -> TrainingState:
+    """The state of a small training that has not begun."""
     torch.manual_seed(1)
     model = nn.Linear(20, 20)
     return TrainingState(model, [torch.optim.Adam(model.parameters())])
 
 
 def read(name: str, path: Path) -> dict[str, torch.Tensor]:
-    """The weights in a file, as the scripts read them. Raises UserError if they would."""
+    """The weights in a file, as the scripts read them, UserErrors included."""
     if name == "resume":
-        load_resume(state := fresh_state(), path, {"seed": 0})
+        state = fresh_state()
+        load_resume(state, path, {"seed": 0})
         return state.model.state_dict()
-    return load_model(
-        path, Flow if name == "permutations" else KINDS[name]
-    ).state_dict()
+    return load_model(path, KINDS[name]).state_dict()
+
+
+def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    """Whether the weights are equal."""
+    return all(torch.equal(first[key], value) for key, value in second.items())
 
 
 def reading(name: str, path: Path, right: dict | None = None) -> str:
-    """Reads a damaged file in a process of its own; to be `right`, or refused in a line."""
+    """What is wrong with reading a damaged file in a process of its own, "" if nothing.
+
+    It should give the weights `right`, or be refused in a line.
+    """
 
     def call() -> None:
         try:
@@ -67,9 +78,7 @@ def reading(name: str, path: Path, right: dict | None = None) -> str:
         except UserError as error:
             print(f"error: {error}")
             raise SystemExit(2) from None
-        if right is None or not all(
-            torch.equal(found[key], right[key]) for key in right
-        ):
+        if right is None or not same(found, right):
             raise SystemExit(3)
 
     outcome = attempt(call, timeout=20)
@@ -88,8 +97,9 @@ def damage(change: Callable[[bytearray, random.Random], None]) -> Callable:
             change(content, chance)
             damaged = folder / "damaged.pt"
             damaged.write_bytes(content)
+
             problem = reading(name, damaged, right[name])
-            yield problem + (f": {name}" if problem else "")
+            yield problem and f"{problem}: {name}"
 
     return kind
 
@@ -118,64 +128,43 @@ def mutate(content: bytearray, chance: random.Random) -> None:
 
 
 def edited(tries: int, folder: Path, chance: random.Random) -> Iterator[str]:
-    """One value of a checkpoint's config or metadata is another one, or gone."""
+    """One value of a model's config or metadata is another one."""
     paths = write_checkpoints(folder)
-    odd = [
-        -1,
-        0,
-        0.5,
-        10**6,
-        10**20,
-        float("nan"),
-        float("inf"),
-        "7",
-        "",
-        None,
-        [],
-        {},
-        True,
-    ]
-    odd += [[1] * 3, torch.zeros(2), b"x"]
+    odd = [-1, 0, 0.5, 10**6, 10**20, float("nan"), float("inf"), "7", "", None]
+    odd += [[], {}, True, [1] * 3, torch.zeros(2), b"x"]
     for i in range(tries):
-        name = list(paths)[i % len(paths)]
+        name = list(PLACES)[i % len(PLACES)]
         content = torch.load(paths[name], weights_only=True)
-        holder, key = content, chance.choice(["kind", "format", *PLACES[name]])
-        for step in key.split(".")[:-1]:
-            holder = holder[int(step) if isinstance(holder, list) else step]
-        last = key.split(".")[-1]
-        last = int(last) if isinstance(holder, list) else last
-        before = holder[last]
+
+        # The dict or list that the value is in.
+        key = chance.choice(["kind", "format", *PLACES[name]])
+        holder = content
+        *steps, last = [int(s) if s.isdecimal() else s for s in key.split(".")]
+        for step in steps:
+            holder = holder[step]
+
         value = chance.choice(odd)
-        while np.array_equal(value, before):  # such as True for 1
+        while np.array_equal(value, holder[last]):  # such as True for 1
             value = chance.choice(odd)
         holder[last] = value
         torch.save(content, folder / "edited.pt")
         problem = reading(name, folder / "edited.pt")
-        yield problem + (f": {name} {key}={value!r}" if problem else "")
+        yield problem and f"{problem}: {name} {key}={value!r}"
 
 
-# What has only one right value. Another mean, say, is a valid config: the weights
+# What has only one right value. With another mean, say, a config is valid: the weights
 # decide.
+GLOWS = [f"config.{name}" for name in ("shape", *Glow.LIMITS)]
 PLACES = {
     "flow": ["config", "config.dim", "config.transforms", "config.transforms.1.0"],
     "permutations": ["config.dim", "config.transforms.1.1.dim", "state_dict"],
-    "glow": [f"config.{name}" for name in ("shape", *Glow.LIMITS)]
-    + ["state_dict", "config"],
+    "glow": ["config", *GLOWS, "state_dict"],
     "classifier": ["config.shape", "config.width", "config.classes", "state_dict"],
-    "resume": [
-        f"state.progress.{name}" for name in ("step", "skipped", "seconds", "curve")
-    ],
 }
-PLACES["resume"] += [
-    "settings.seed",
-    "state.model",
-    "state.averaged",
-    "state.optimizers",
-]
 
 
 def other_kind(tries: int, folder: Path, chance: random.Random) -> Iterator[str]:
-    """A file of one kind where another kind is wanted, and files that are no checkpoints."""
+    """A file of one kind where another is wanted, and files that are no checkpoints."""
     paths = write_checkpoints(folder)
     (folder / "text.pt").write_text("no checkpoint")
     (folder / "empty.pt").write_bytes(b"")
@@ -183,80 +172,70 @@ def other_kind(tries: int, folder: Path, chance: random.Random) -> Iterator[str]
     torch.save([1, 2], folder / "list.pt")
     torch.save(nn.Linear(2, 2).state_dict(), folder / "bare.pt")
     torch.save(nn.Linear(2, 2), folder / "pickle.pt")
+
+    no_checkpoints = [folder / f"{name}.pt" for name in NO_CHECKPOINTS]
     for _ in range(tries):
         wanted = chance.choice(list(paths))
-        others = [
-            path
-            for name, path in paths.items()
-            if {name, wanted} - {"flow", "permutations"}
-        ]
-        others = [path for path in others if path != paths[wanted]]
-        path = chance.choice(
-            [*others, *(folder / f"{name}.pt" for name in NO_CHECKPOINTS)]
-        )
+        kind = KINDS.get(wanted)
+        others = [path for name, path in paths.items() if KINDS.get(name) != kind]
+        path = chance.choice([*others, *no_checkpoints])
         problem = reading(wanted, path)
-        yield problem + (f": {path.name} as {wanted}" if problem else "")
+        yield problem and f"{problem}: {path.name} as {wanted}"
 
 
 NO_CHECKPOINTS = ("text", "empty", "folder", "list", "bare", "pickle")
-ODD_VALUES = (
-    "0",
-    "-1",
-    "1" + "0" * 20,
-    "nan",
-    "inf",
-    "1e400",
-    "",
-    "é",
-    "0x10",
-    "1_0",
-    "\udcff",
-)
+ODD_VALUES = ("0", "-1", "1" + "0" * 20, "nan", "inf", "1e400")
+ODD_VALUES += ("", "é", "0x10", "1_0", "\udcff")
 
 
 def flags(tries: int, folder: Path, chance: random.Random) -> Iterator[str]:
     """Every flag of every script with odd values; what is valid may run."""
-    mains = {"train_glow_mnist": train_glow_mnist.main, "train_moons": train_moons.main}
-    mains |= {"inpaint": inpaint.main, "inpaint --image": inpaint.main}
+    mains = {
+        "train_glow_mnist": train_glow_mnist.main,
+        "train_moons": train_moons.main,
+        "inpaint": inpaint.main,
+        "inpaint --image": inpaint.main,
+    }
     pairs = []
     for name, main in mains.items():
         text = io.StringIO()
         with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
             main(["--help"])
-        found = sorted(
-            set(re.findall(r"^  (--[a-z-]+)", text.getvalue(), re.MULTILINE))
-        )
-        pairs += [(name, flag, value) for flag in found for value in ODD_VALUES]
-    pairs = pairs if tries >= len(pairs) else chance.sample(pairs, tries)
+        found = set(re.findall(r"^  (--[a-z-]+)", text.getvalue(), re.MULTILINE))
+        for flag in sorted(found):
+            pairs += [(name, flag, value) for value in ODD_VALUES]
+    if tries < len(pairs):
+        pairs = chance.sample(pairs, tries)
+
     for i, (name, flag, value) in enumerate(pairs):
         place = folder / f"try{i}"
-
         script = SCRIPTS[name](place, flag, value)
 
         def call(script=script) -> None:
             os.chdir(folder)  # where an odd --output is written
             script()
 
+        # A valid value may ask for a long run: with a progress bar that is no hang.
         outcome = attempt(call, timeout=20)
-        # Some values are valid and ask for a long run: with a progress bar that is no
-        # hang.
         busy = outcome.hung and "%|" in outcome.text
         problem = "" if busy else judge(outcome, 0, 2)
         if damaged_files(place) and not busy:
             problem = problem or "lost"
-        yield problem + (
-            f": {name} {flag} {value!r}: {outcome.text[-600:]}" if problem else ""
-        )
+        said = outcome.text[-600:]
+        yield problem and f"{problem}: {name} {flag} {value!r}: {said}"
 
 
 def mutated_tables(tries: int, folder: Path, chance: random.Random) -> Iterator[str]:
     """Tables and arrays of points: read as finite numbers, or refused."""
     points = np.random.default_rng(0).normal(size=(120, 2)).round(3)
-    bases = {"a.csv": "x,y\n" + "".join(f"{x},{y}\n" for x, y in points)}
-    bases["b.csv"] = "".join(f"{x};{y}\n" for x, y in points).replace(".", ",")
-    bases["c.tsv"] = "".join(f'"{x}"\t"{y}"\n' for x, y in points)
-    contents = {name: text.encode() for name, text in bases.items()}
-    np.save(buffer := io.BytesIO(), points)
+    texts = {
+        "a.csv": "x,y\n" + "".join(f"{x},{y}\n" for x, y in points),
+        "b.csv": "".join(f"{x};{y}\n" for x, y in points).replace(".", ","),
+        "c.tsv": "".join(f'"{x}"\t"{y}"\n' for x, y in points),
+    }
+    contents = {name: text.encode() for name, text in texts.items()}
+    buffer = io.BytesIO()
+    np.save(buffer, points)
     contents["d.npy"] = buffer.getvalue()
 
     def check(path: Path) -> None:
@@ -274,22 +253,21 @@ def mutated_pictures(tries: int, folder: Path, chance: random.Random) -> Iterato
     stroke[3:17, 9:12] = 250
     mask = np.zeros((20, 20), dtype=np.uint8)
     mask[5:10, 5:15] = 255
+
     contents = {}
     for role, array in (("picture", stroke), ("mask", mask)):
         for ending in ("png", "jpg", "gif", "tif", "bmp", "webp", "pgm"):
-            Image.fromarray(array).save(
-                buffer := io.BytesIO(), format=FORMATS.get(ending, ending)
-            )
+            buffer = io.BytesIO()
+            Image.fromarray(array).save(buffer, format=FORMATS.get(ending, ending))
             contents[f"{role}.{ending}"] = buffer.getvalue()
     for name in ("picture", "mask"):
         (folder / f"good_{name}.png").write_bytes(contents[f"{name}.png"])
 
     def check(path: Path) -> None:
-        is_mask = path.name.startswith("mask")
-        picture = folder / "good_picture.png" if is_mask else path
-        found = read_picture(
-            picture, path if is_mask else folder / "good_mask.png", (1, 8, 8), 17
-        )
+        places = [path, folder / "good_mask.png"]
+        if path.name.startswith("mask"):
+            places = [folder / "good_picture.png", path]
+        found = read_picture(*places, (1, 8, 8), 17)
         assert found.image.shape == found.mask.shape == (1, 8, 8)
         assert found.image.max() <= 16
         assert found.mask.any()
@@ -317,4 +295,4 @@ def _mutated(
                 raise SystemExit(2) from None
 
         problem = judge(attempt(call, timeout=20), 0, 2)
-        yield problem + (f": {name}: {bytes(content)[:400]!r}" if problem else "")
+        yield problem and f"{problem}: {name}: {bytes(content)[:400]!r}"

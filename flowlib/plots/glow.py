@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
@@ -12,61 +13,78 @@ from flowlib.images.glow import Glow
 from flowlib.rng import rng
 
 TEMPERATURES = (0.6, 0.8, 1.0)
-ROWS, COLUMNS, NEAREST = 6, 6, 3
+SIDE = 6  # rows of each panel, and columns of samples
+NEAREST = 3
 
 
 def sample_figure(glow: Glow, train: Tensor, seed: int = 0) -> Figure:
-    """Samples of the same noise at three temperatures; the images of `train` nearest to some."""
+    """Samples at three temperatures, and the training images that some are nearest to.
+
+    All three panels show the same noise. `train` are the training images, uint8
+    (N, 1, H, W).
+    """
     figure = Figure(figsize=(10, 3.3), layout="constrained")
-    title = "Samples of a Glow"
-    if metrics := getattr(glow, "metrics", {}):
-        bits, count = metrics["test_bits_per_dim"], metrics["test_images"]
-        folder = readable(Path(metrics["data"]).name).replace("$", r"\$")
-        model = f" trained on {TITLES.get(metrics['data'], folder)}"
-        title += f"{model}: {bits:.3f} bits/dim on {count:,} test images"
-    figure.suptitle(title, fontsize=11)
-    widths = [COLUMNS] * len(TEMPERATURES) + [NEAREST + 1]
+    figure.suptitle(f"Samples of a Glow{_describe(glow)}", fontsize=11)
+    widths = [SIDE] * len(TEMPERATURES) + [NEAREST + 1]
     panels = figure.subplots(1, len(widths), width_ratios=widths)
+
     for panel, temperature in zip(panels, TEMPERATURES):
-        v = glow.sample(ROWS * COLUMNS, rng(seed, "samples"), temperature)
-        samples = glow.quantize(v).cpu().unflatten(0, (ROWS, COLUMNS)).squeeze(2)
-        draw_images(panel, samples, glow.levels)  # (ROWS, COLUMNS, H, W)
+        v = glow.sample(SIDE * SIDE, rng(seed, "samples"), temperature)
+        samples = glow.quantize(v).cpu().unflatten(0, (SIDE, SIDE))
+        samples = samples.squeeze(2)  # (SIDE, SIDE, H, W)
+        draw_images(panel, samples, glow.levels)
         note = ": the model itself" if temperature == 1 else ""
         panel.set_title(f"temperature {temperature:g}{note}", fontsize=9)
-    chosen = samples[:, :1]  # (ROWS, 1, H, W)
-    # (ROWS, N)
+
+    # The last panel: the first column of samples, each beside its nearest images.
+    chosen = samples[:, :1]  # (SIDE, 1, H, W)
     distance = torch.cdist(chosen.flatten(1).float(), train.flatten(1).float())
-    nearest = train[distance.topk(NEAREST, largest=False).indices].squeeze(2)
-    draw_images(panels[-1], torch.cat([chosen, nearest], 1), glow.levels)
+    nearest = distance.topk(NEAREST, largest=False).indices  # (SIDE, NEAREST)
+    pairs = torch.cat([chosen, train[nearest].squeeze(2)], 1)
+    draw_images(panels[-1], pairs, glow.levels)
     panels[-1].axvline(chosen.shape[3] + 0.5, color="tab:orange", linewidth=2)
-    panels[-1].set_title(
-        "A sample (left) and the 3\ntraining images nearest to it", fontsize=9
-    )
+    title = f"A sample (left) and the {NEAREST}\ntraining images nearest to it"
+    panels[-1].set_title(title, fontsize=9)
     return figure
+
+
+def _describe(glow: Glow) -> str:
+    """What the model was trained on and how good it is, "" if it does not say."""
+    metrics = getattr(glow, "metrics", {})
+    if not metrics:
+        return ""
+
+    folder = readable(Path(metrics["data"]).name).replace("$", r"\$")
+    data = TITLES.get(metrics["data"], folder)
+    quality = "{test_bits_per_dim:.3f} bits/dim on {test_images:,} test images"
+    return f" trained on {data}: {quality.format(**metrics)}"
 
 
 @torch.no_grad()
 def interpolation_figure(
     glow: Glow, images: Tensor, seed: int = 0, steps: int = 11
 ) -> Figure:
-    """Straight lines between the latents of two images each, decoded; the ends are the images."""
-    v = glow.dequantize(images[: 2 * ROWS].to(glow.device), rng(seed, "interpolation"))
+    """Straight lines between the latents of two images each, decoded.
+
+    The ends of each line are the images, (N, 1, H, W), of which the first 12 are taken.
+    """
+    noise = rng(seed, "interpolation")
+    v = glow.dequantize(images[: 2 * SIDE].to(glow.device), noise)
     latents, _ = glow.encode(v)
     columns = []
     for weight in torch.linspace(0, 1, steps).tolist():
         v, _ = glow.decode([torch.lerp(z[::2], z[1::2], weight) for z in latents])
-        columns.append(glow.quantize(v).squeeze(1).cpu())  # (ROWS, H, W)
-    figure = Figure(figsize=(0.62 * steps, 0.62 * ROWS + 0.5), layout="constrained")
-    title = (
-        "Straight lines in latent space between two test images (first and last column)"
-    )
-    figure.suptitle(title, fontsize=10)
+        columns.append(glow.quantize(v).squeeze(1).cpu())  # (SIDE, H, W)
+
+    figure = Figure(figsize=(0.62 * steps, 0.62 * SIDE + 0.5), layout="constrained")
+    title = "Straight lines in latent space between two test images"
+    figure.suptitle(f"{title} (first and last column)", fontsize=10)
     draw_images(figure.subplots(), torch.stack(columns, 1), glow.levels)
     return figure
 
 
-def draw_images(panel, images: Tensor, levels: int) -> None:
-    """Draws (rows, columns, H, W) as one grey picture, with a line between the images."""
+def draw_images(panel: Axes, images: Tensor, levels: int) -> None:
+    """Draws (rows, columns, H, W) as one grey picture, with lines between images."""
     images = nn.functional.pad(images, (0, 1, 0, 1), value=levels // 3)
     rows, columns, height, width = images.shape
     picture = images.transpose(1, 2).reshape(rows * height, columns * width)[:-1, :-1]
