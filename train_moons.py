@@ -342,7 +342,7 @@ def parse_args(argv: list[str] | None = None):
         add(f"--{name}", type=kind, default=default, help=text)
     seeds = "number of runs, from --seed on"
     add("--seeds", type=number(int, 1, 1000), default=1, metavar="N", help=seeds)
-    parser.add_common_flags(checkpoint="folder of the two checkpoints")
+    parser.add_common_flags("folder of the two checkpoints (default: checkpoints/)")
     parser.set_defaults(checkpoint=CHECKPOINTS)
 
     args = parser.parse_args(argv)
