@@ -61,20 +61,20 @@ def measure_ranks(
         found, ties = inpainter.sample(problem), rng(seed, "ties", first)
         ink = [
             (grey * mask.unsqueeze(1)).flatten(2).sum(2)
-            for grey in (found["samples_v"], v[:, None])
+            for grey in (found.samples_v, v[:, None])
         ]
         log_p = inpainter.log_prob(v)
         # the truth first
-        images = torch.cat([glow.quantize(v)[:, None], found["samples"]], 1)
+        images = torch.cat([glow.quantize(v)[:, None], found.samples], 1)
         digit = inpainter.classifier.classify(images.flatten(0, 1)).argmax(1)
         digit = digit.unflatten(0, images.shape[:2])  # (B, 1 + S)
         part = {
-            "pixel": ranks(found["samples_v"], v, ties)[mask],
+            "pixel": ranks(found.samples_v, v, ties)[mask],
             "ink": ranks(ink[0], ink[1][:, 0], ties),
-            "log_p": ranks(found["log_prob"], log_p, ties),
+            "log_p": ranks(found.log_prob, log_p, ties),
             "digit": ranks(digit[:, 1:], digit[:, 0], ties),
-            "acceptance": found["acceptance"],
-            "travelled": found["travelled"],
+            "acceptance": found.acceptance,
+            "travelled": found.travelled,
         }
         parts.append(part)
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

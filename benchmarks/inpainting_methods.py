@@ -19,7 +19,7 @@ from flowlib.files import ROOT, SHIPPED, write_atomically
 from flowlib.images.classifier import load_classifier
 from flowlib.images.datasets import Images
 from flowlib.images.glow import Glow
-from flowlib.inpainting.fill import Problem
+from flowlib.inpainting.fill import Fill, Problem
 from flowlib.inpainting.inpainter import Inpainter
 from flowlib.inpainting.masks import draw_masks
 from flowlib.rng import rng
@@ -84,7 +84,7 @@ class Methods:
         return found | mixture | {"Gaussian mixture, sample": (drawn[:, 0], drawn)}
 
     def ascents(
-        self, problem: Problem, sampled: dict[str, Tensor]
+        self, problem: Problem, sampled: Fill
     ) -> dict[str, Tensor]:
         """Name -> v (B, 1, H, W) of the MAP estimate, and of where the likeliest sample leads."""
         starts = self.inpainter.starts(sampled)
@@ -94,10 +94,10 @@ class Methods:
             for name, start in found.items()
         }
 
-    def sampled(self, problem: Problem) -> tuple[dict[str, tuple], dict[str, Tensor]]:
+    def sampled(self, problem: Problem) -> tuple[dict[str, tuple], Fill]:
         """Likewise for the samples; and what `Inpainter.sample` returns."""
         found = self.inpainter.sample(problem)
-        samples, masked = found["samples"] / 255, problem.masked / 255
+        samples, masked = found.samples / 255, problem.masked / 255
         # A mean of equal numbers can be off by a rounding; the observed pixels are
         # exact.
         mean = torch.where(problem.mask, samples.mean(1), masked)

@@ -118,7 +118,7 @@ def measure_samples(kind: str, first: int, images: Images, methods: Methods) -> 
         name: (methods.inpainter.to_levels(v, problem) / 255,)
         for name, v in ascents.items()
     }
-    rank = ranks(sampled["samples_v"], problem.truth.v, rng(0, "ties", first))
+    rank = ranks(sampled.samples_v, problem.truth.v, rng(0, "ties", first))
     table = score_all(kind, fills, problem, labels, methods)
     # Of the density of v, so before quantization.
     table["posterior, sample"] |= coverage(rank, problem.mask)
@@ -126,7 +126,7 @@ def measure_samples(kind: str, first: int, images: Images, methods: Methods) -> 
         table[name]["above_truth"] = (
             methods.inpainter.log_prob(v) - problem.truth.log_prob
         )
-    chains = {name: sampled[name] for name in ("acceptance", "travelled")}
+    chains = {name: getattr(sampled, name) for name in ("acceptance", "travelled")}
     digits = {
         "ours": vote(255 * fills["posterior, sample"][1], methods),
         "label": labels,

@@ -218,15 +218,17 @@ def test_an_example_is_done_once_its_patches_gain_little():
     # lot, in the second all fills are alike, so there is nothing to gain.
     fills = torch.full((2, 4, 1, 4, 4), 0.5)
     fills[0] = torch.tensor([0.1, 0.2, 0.3, 0.9])[:, None, None, None]
-    images, told = [], []
+    images = []
+    ticks = []
 
     def log_prob(v):
         images.append(v[:, 0, 0, 0])
         return 100 * v.flatten(1).sum(1)
 
-    density = HoleDensity(log_prob, torch.zeros(2, 1, 4, 4), ALL, progress=told.append)
+    density = HoleDensity(log_prob, torch.zeros(2, 1, 4, 4), ALL)
     y, streams = density.encode(fills), Streams([1, 2], "test", fills)
     options = dict(rounds=5, crossovers=20, steps=1, lr=1e-3)
+    options["tick"] = lambda: ticks.append(1)
     found = refine_fills(density, y, y, streams, **options)
     assert (density.decode(found)[0] > 0.8).float().mean() > 0.9
     evaluated = torch.cat(images)
@@ -234,4 +236,4 @@ def test_an_example_is_done_once_its_patches_gain_little():
     # a round of four fills, and patches in vain
     assert second == 4 * (20 + 1 + 1 + 20 + 1)
     assert len(evaluated) - second > 2 * second
-    assert sum(told) == 2 * 5 * 4 * (20 + 1 + 3)  # as if none had been done early
+    assert 1 < len(ticks) <= 5  # one a round

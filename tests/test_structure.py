@@ -12,7 +12,7 @@ SCRIPTS = ("train_moons", "train_glow_mnist", "inpaint")
 MODULES = [ROOT / f"{name}.py" for name in ("flows2d", *SCRIPTS)]
 MODULES += sorted((ROOT / "flowlib").rglob("*.py"))
 IDS = [str(path.relative_to(ROOT)) for path in MODULES]
-NO_MODEL = ("density", "map_estimate", "initial_fills", "hmc")
+NO_MODEL = ("density", "ascent", "initial_fills", "hmc")
 LAZY = {"torchvision", "sklearn", "matplotlib", "pandas"}
 
 

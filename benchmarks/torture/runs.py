@@ -40,7 +40,7 @@ GLOW = [*DIGITS, "--steps", "30", "--blocks", "1", "--hidden", "8", "--batch", "
 # a resume file after each step, so that most kills hit one
 GLOW += ["--save-minutes", "0"]
 MOONS = ["--epochs", "3", "--steps-per-epoch", "20", "--layers", "2", "--hidden", "8"]
-FILL = [*DIGITS, "--steps", "3", "--chains", "3", "--checkpoint"]
+FILL = [*DIGITS, "--map-steps", "3", "--chains", "3", "--checkpoint"]
 FILL += [str(SHIPPED / "glow_digits.pt")]
 moons_plots.SIDE, moons_plots.FRAMES = 40, 4  # small figures
 

@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 
+from flowlib.inpainting.ascent import BETAS, Adam, find_map
 from flowlib.inpainting.density import HoleDensity
-from flowlib.inpainting.map_estimate import BETAS, Adam, find_map
 from flowlib.inpainting.masks import make_masks
 from flows2d import realnvp
 
@@ -62,11 +62,9 @@ def test_observed_entries_come_back_bit_for_bit_and_fills_stay_inside():
 
 @pytest.mark.parametrize("under_the_hole", [0.0, 0.77, math.nan, math.inf])
 def test_what_lies_under_the_hole_changes_nothing(under_the_hole):
-    x, mask, starts = (
-        torch.rand(4, 1, 8, 8),
-        make_masks("square:4", 4, 8, 8),
-        torch.rand(4, 2, 1, 8, 8),
-    )
+    x = torch.rand(4, 1, 8, 8)
+    mask = make_masks("square:4", 4, 8, 8)
+    starts = torch.rand(4, 2, 1, 8, 8)
     expected = find_map(HoleDensity(bumps, x, mask), starts, steps=10)
     with torch.no_grad():  # nor does it matter whether the caller wants gradients
         again = find_map(HoleDensity(bumps, x, mask), starts, steps=10)
@@ -81,10 +79,8 @@ def test_a_batch_equals_its_examples_one_by_one():
     flow = realnvp(2, layers=4, hidden=(16,)).double()
     for parameter in flow.parameters():
         torch.nn.init.normal_(parameter, 0, 0.3)
-    x, mask = (
-        torch.randn(5, 2, dtype=torch.float64),
-        torch.tensor([[False, True]]).expand(5, 2),
-    )
+    x = torch.randn(5, 2, dtype=torch.float64)
+    mask = torch.tensor([[False, True]]).expand(5, 2)
     starts = torch.randn(5, 3, 2, dtype=torch.float64)
 
     def run(part):
