@@ -1,4 +1,4 @@
-"""The notebooks in a real browser: open one, run all of it, move a slider, press the button.
+"""The notebooks in a real browser: run all of one, move a slider, press the button.
 
     make test-browser
 
@@ -94,9 +94,11 @@ def run_all(browser, address: str, name: str) -> None:
 
 
 def pictures(browser) -> list[str]:
-    """The sources of the pictures that widgets show."""
-    found = browser.find_elements(By.CSS_SELECTOR, "img.widget-image")
-    return [picture.get_attribute("src") for picture in found]
+    """The sources of the pictures that sliders and buttons show."""
+    script = (
+        "return [...document.querySelectorAll('.widget-output img')].map(i => i.src)"
+    )
+    return browser.execute_script(script)
 
 
 def changed(browser, before: list[str], seconds: float) -> list[str]:
@@ -104,7 +106,7 @@ def changed(browser, before: list[str], seconds: float) -> list[str]:
     return pictures(browser)
 
 
-def test_a_hole_is_moved_and_filled(lab, browser):
+def test_a_square_is_moved_and_filled(lab, browser):
     run_all(browser, lab, "inpaint")
     WebDriverWait(browser, 300).until(pictures)
     before = pictures(browser)
@@ -112,7 +114,7 @@ def test_a_hole_is_moved_and_filled(lab, browser):
     handle.send_keys(Keys.ARROW_RIGHT)
     moved = changed(browser, before, 30)
     (button,) = browser.find_elements(
-        By.XPATH, "//button[contains(., 'fill the hole')]"
+        By.XPATH, "//button[contains(., 'fill the square')]"
     )
     button.click()
     start = time.monotonic()
@@ -128,6 +130,6 @@ def test_sliders_change_samples_and_walk_between_images(lab, browser):
     for handle in browser.find_elements(By.CSS_SELECTOR, ".noUi-handle"):
         before = pictures(browser)
         handle.send_keys(Keys.ARROW_RIGHT)
-        changed(browser, before, 30)
+        WebDriverWait(browser, 30).until(lambda b: len(changed(b, before, 30)) == 2)
     if folder := os.environ.get("SCREENSHOTS"):
         browser.save_screenshot(f"{folder}/train_glow_mnist.png")

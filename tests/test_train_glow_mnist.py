@@ -136,7 +136,7 @@ def test_it_learns_a_folder_of_pictures_and_fills_holes_in_more_of_them(
     flags = [
         "--mask",
         "top",
-        "--steps",
+        "--map-steps",
         0,
         "--chains",
         2,
