@@ -324,11 +324,11 @@ def tiny(**options) -> Glow:
         ),
         (
             lambda: tiny().bits_per_dim(torch.full((1, 1, 8, 8), 9 / 255)),
-            "whole grey levels 0",
+            "integer grey levels 0",
         ),
         (
             lambda: tiny().dequantize(torch.full((1, 1, 8, 8), -1)),
-            "whole grey levels 0 ... 255",
+            "integer grey levels 0 ... 255",
         ),
         (
             lambda: tiny(levels=17).dequantize(torch.full((1, 1, 8, 8), 17)),
@@ -336,7 +336,7 @@ def tiny(**options) -> Glow:
         ),
         (
             lambda: tiny().bits_per_dim(torch.full((1, 1, 8, 8), float("nan"))),
-            "whole grey",
+            "integer grey",
         ),
     ],
 )
