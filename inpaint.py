@@ -30,6 +30,7 @@ Writes   figures/batch_inpainting_result.png; the name of other data than MNIST 
 Takes    90 seconds on one CPU core (AMD EPYC without AVX-512)
 """
 
+import argparse
 import textwrap
 import time
 from pathlib import Path
@@ -78,8 +79,11 @@ def find_references(glow: Glow, data_dir: Path, seed: int) -> Tensor:
     return glow.quantize(glow.sample(SAMPLES, rng(seed, "reference images"))).cpu()
 
 
-def make_inpainter(glow: Glow, references: Tensor, settings: FillSettings) -> Inpainter:
-    """The Glow, the reference images, and the classifier of its data if there is one."""
+def make_inpainter(
+    glow: Glow, images: Images | None, data_dir: Path, seed: int, settings: FillSettings
+) -> Inpainter:
+    """The Glow with reference images, and a classifier if there is one of its data."""
+    references = images.train if images else find_references(glow, data_dir, seed)
     file = files.find_checkpoint(f"classifier_{glow.made_from.get('name')}.pt")
     classifier = load_classifier(file, glow.device) if file.is_file() else None
     return Inpainter(glow, references, classifier, settings)
@@ -101,7 +105,7 @@ def fill_together(
 def fill_test_images(
     inpainter: Inpainter,
     images: Images,
-    masks: list[str],
+    masks: list[str] | None,
     count: int,
     seed: int,
     group: Processes,
@@ -109,8 +113,10 @@ def fill_test_images(
 ) -> dict:
     """Fills holes in `count` test images; prints tables and draws the figure.
 
-    Returns the metrics of each kind of mask.
+    `masks` are their kinds, by default squares of half the side and noise:0.5. Returns
+    the metrics of each.
     """
+    masks = masks or [f"square:{images.shape[1] // 2}", "noise:0.5"]
     problems = cut_test_images(inpainter, images, masks, count, seed)
     files.require_writable(figures)
     fills = {
@@ -283,45 +289,42 @@ def write_picture(name: str, picture: Picture, fill: Fill, output: Path) -> dict
 # ---------------------------------------------------------------- the command line
 
 
-def parse_args(argv: list[str] | None = None):
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line's flags."""
     parser = Parser(__doc__)
     positive = number(int, 1, 100_000)
 
-    data = parser.add_argument_group("data")
-    add_dataset_flags(data)
+    group = parser.add_argument_group("data")
+    add_dataset_flags(group)
+    add = group.add_argument
     text = "your pictures, or folders of them, in place of test images"
-    data.add_argument("--image", type=Path, nargs="+", metavar="PATH", help=text)
+    add("--image", type=Path, nargs="+", metavar="PATH", help=text)
     text = "test images for each kind of mask"
-    data.add_argument("--count", type=positive, default=4, help=text)
+    add("--count", type=positive, default=4, help=text)
     text = "ink of your pictures; auto: the rarer tone"
-    data.add_argument("--ink", choices=user_images.INKS, default="auto", help=text)
+    add("--ink", choices=user_images.INKS, default="auto", help=text)
     text = "show the model all of each picture, not the part around ink and mask"
-    data.add_argument("--no-crop", action="store_true", help=text)
+    add("--no-crop", action="store_true", help=text)
 
-    holes = parser.add_argument_group("holes")
-    text = "what is missing; if not given, squares of half the side, and noise:0.5"
-    holes.add_argument("--mask", nargs="+", metavar="MASK", help=text)
+    add = parser.add_argument_group("holes").add_argument
+    text = "what is missing; by default squares of half the side, and noise:0.5"
+    add("--mask", nargs="+", metavar="MASK", help=text)
     text = "what marks missing pixels in a mask file; auto: white, if it is the rarer"
-    polarity = {"choices": user_images.POLARITIES, "default": "auto"}
-    holes.add_argument("--mask-polarity", help=text, **polarity)
+    colors = user_images.POLARITIES
+    add("--mask-polarity", choices=colors, default="auto", help=text)
 
-    filling = parser.add_argument_group("filling")
-    steps = number(int, 0, 100_000)
+    add = parser.add_argument_group("filling").add_argument
     text = "steps of the ascent to the MAP estimate"
-    filling.add_argument("--map-steps", type=steps, default=40, help=text)
+    add("--map-steps", type=number(int, 0, 100_000), default=40, help=text)
     text = "chains for each image, which give one sample each"
-    filling.add_argument("--chains", type=positive, default=12, help=text)
+    add("--chains", type=positive, default=12, help=text)
     text = "precision of the networks; auto: bf16 where it is native"
-    filling.add_argument("--precision", choices=PRECISIONS, default="auto", help=text)
+    add("--precision", choices=PRECISIONS, default="auto", help=text)
 
-    output = parser.add_argument_group("output")
+    add = parser.add_argument_group("output").add_argument
     text = "where the results of --image are written"
-    folder = {"type": Path, "metavar": "FOLDER", "default": Path("filled")}
-    output.add_argument("--output", help=text, **folder)
-    parser.add_common_flags(
-        checkpoint="the Glow to fill with, by default checkpoints/glow_DATASET.pt"
-    )
+    add("--output", type=Path, metavar="FOLDER", default=Path("filled"), help=text)
+    parser.add_common_flags("the Glow to fill with, by default that of the data set")
 
     args = parser.parse_args(argv)
     if not args.image:
@@ -340,6 +343,7 @@ def main(argv: list[str] | None = None) -> None:
     """Fills holes in test images, or in the pictures of --image."""
     args = parse_args(argv)
     start = time.perf_counter()
+    settings = FillSettings(args.map_steps, args.chains)
     with processes(args.device) as group:
         # The model of the data, and images that are like them.
         images = None
@@ -348,31 +352,18 @@ def main(argv: list[str] | None = None) -> None:
         name = images.name if images else data_name(args.dataset)
         glow = choose_glow(args.checkpoint, name, group.device, images)
         glow.set_precision(precision_for(args.precision, group.device))
-        if images:
-            references = images.train
-        else:
-            references = find_references(glow, args.data_dir, args.seed)
-        settings = FillSettings(args.map_steps, args.chains)
-        inpainter = make_inpainter(glow, references, settings)
+        inpainter = make_inpainter(glow, images, args.data_dir, args.seed, settings)
 
         files.require_writable(files=[args.metrics])
-        if args.image:
-            metrics = fill_pictures(
-                inpainter,
-                args.image,
-                args.mask[0],
-                args.seed,
-                group,
-                args.output,
-                ink=args.ink,
-                polarity=args.mask_polarity,
-                crop=not args.no_crop,
-            )
+        if images:
+            what = (images, args.mask, args.count, args.seed)
+            metrics = fill_test_images(inpainter, *what, group, args.figures)
         else:
-            masks = args.mask or [f"square:{glow.shape[1] // 2}", "noise:0.5"]
-            metrics = fill_test_images(
-                inpainter, images, masks, args.count, args.seed, group, args.figures
-            )
+            what = (args.image, args.mask[0], args.seed)
+            reading = {"ink": args.ink, "polarity": args.mask_polarity}
+            reading["crop"] = not args.no_crop
+            metrics = fill_pictures(inpainter, *what, group, args.output, **reading)
+
     if group.first and args.metrics:
         metrics = {"data": glow.metrics.get("data")} | metrics
         run = {"seconds": time.perf_counter() - start, "device": group.device}

@@ -83,10 +83,9 @@ def run_all(browser, address: str, name: str) -> None:
     browser.get(f"{address}/lab/workspaces/{name}/tree/notebooks/{name}.ipynb?reset")
     wait = WebDriverWait(browser, 60)
     wait.until(lambda b: b.execute_script("return !!window.jupyterapp"))
-    ready = "const w = window.jupyterapp.shell.currentWidget; return w && w.sessionContext &&"
-    ready += (
-        " w.sessionContext.session && w.sessionContext.session.kernel.status == 'idle'"
-    )
+    ready = "const w = window.jupyterapp.shell.currentWidget;"
+    ready += " return w && w.sessionContext && w.sessionContext.session"
+    ready += " && w.sessionContext.session.kernel.status == 'idle'"
     wait.until(lambda b: b.execute_script(ready))
     browser.execute_script(
         "window.jupyterapp.commands.execute('notebook:run-all-cells')"
@@ -130,6 +129,7 @@ def test_sliders_change_samples_and_walk_between_images(lab, browser):
     for handle in browser.find_elements(By.CSS_SELECTOR, ".noUi-handle"):
         before = pictures(browser)
         handle.send_keys(Keys.ARROW_RIGHT)
-        WebDriverWait(browser, 30).until(lambda b: len(changed(b, before, 30)) == 2)
+        changed(browser, before, 30)
+        WebDriverWait(browser, 30).until(lambda b: len(pictures(b)) == 2)
     if folder := os.environ.get("SCREENSHOTS"):
         browser.save_screenshot(f"{folder}/train_glow_mnist.png")

@@ -24,7 +24,7 @@ def gaussian(dim=4):
 
 
 def bumps(v):
-    """A density-like function on (0, 1), coupled, with one maximum per pixel, at 0.3."""
+    """A density-like function on (0, 1), coupled, whose maximum is at 0.3."""
     flat = v.flatten(1)
     return -((flat - 0.3) ** 2).sum(1) * 20 - 5 * (flat.mean(1) - 0.3) ** 2
 
@@ -42,7 +42,7 @@ def test_map_on_a_gaussian_is_the_closed_form_conditional_mean():
 
 
 def test_the_maximum_is_that_of_the_density_of_x_not_of_y():
-    """Beta(2, 3) has its maximum at 1/3; the density of its logit has another one, at 2/5."""
+    """Beta(2, 3) has its maximum at 1/3; the density of its logit has one at 2/5."""
 
     def beta(x):
         return (x.log() + 2 * (1 - x).log()).sum(1)

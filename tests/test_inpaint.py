@@ -1,4 +1,4 @@
-"""inpaint.py as a user runs it: real command lines with small numbers, and bad input."""
+"""inpaint.py as a user runs it: real command lines with small numbers."""
 
 import json
 import subprocess
@@ -114,7 +114,7 @@ def test_pictures_of_ones_own_are_filled_with_one_command(
 
 
 def test_a_picture_may_have_any_name(tmp_path, tiny_glow_file, picture):
-    """One that is not UTF-8 and would be a broken formula in a figure; one with an accent."""
+    """Not UTF-8, and a broken formula in a figure; one with an accent."""
     names = [tmp_path / "a\udcff$x^$.png", tmp_path / "café.png"]
     for old, new in zip(("one.png", "two.png"), names):
         (picture / old).rename(new)

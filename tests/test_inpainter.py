@@ -177,7 +177,7 @@ def test_the_likeliest_ascent_goes_on(glow, digits, problem):
 
 
 def test_samples_with_holes_are_not_among_the_samples_that_fill_them(glow):
-    """Latents of one generator begin alike, however many are drawn; so each use has its own."""
+    """Latents of one generator begin alike, so each use has its own."""
     purposes = ("samples with holes", "reference images", "samples for a start")
     truth, *pools = (glow.sample(7, rng(0, purpose)) for purpose in purposes)
     for pool in pools:

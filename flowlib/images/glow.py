@@ -225,12 +225,12 @@ class Glow(nn.Module):
         return self.flow.log_prob(v, None)
 
     def encode(self, v: Tensor) -> tuple[list[Tensor], Tensor]:
-        """v -> latents (B, 8, H/4, W/4), (B, 2, H/2, W/2) and log|det d latents / d v|."""
+        """v -> latents (B, 8, H/4, W/4) and (B, 2, H/2, W/2), and log|det dz / dv|."""
         self._check(v, "v")
         return self.flow.inverse_and_log_det(v)
 
     def decode(self, latents: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """The latents -> v (B, 1, H, W) and log|det d v / d latents|, (B,)."""
+        """The latents -> v (B, 1, H, W), and log|det dv / dz|, (B,)."""
         return self.flow.forward_and_log_det(latents)
 
     @torch.no_grad()

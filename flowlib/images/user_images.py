@@ -110,8 +110,8 @@ def read_picture(
     The ground becomes 0 and the ink 1, as in MNIST, be the paper grey or shaded.
 
     Args:
-        path: a picture of any size and kind. Transparency is laid over white, or over
-            black if all of the picture is bright. 16 bits become 8.
+        path: a picture of any kind and size. Transparency is laid over white, or over
+            black if all of the picture is bright.
         mask: a picture of the same size, or bool (1, height, width) of the model's.
         shape, levels: of the model's images.
         ink: one of INKS; see `find_tones`.
@@ -128,8 +128,7 @@ def read_picture(
         full_mask, said = _open_mask(mask, polarity, original.size)
         notes += said
 
-    # Ground, ink and frame are found in a smaller copy. What is missing must not bleed
-    # into it.
+    # Ground, ink and frame are found in a smaller copy.
     factor = _copy_factor(size)
     copy = _reduce(original, factor)
     share = _missing_share(full_mask, factor)
@@ -137,29 +136,25 @@ def read_picture(
     seen = ~missing | missing.all()
     light, said = _to_grey(copy, seen)
     tones, more = find_tones(light, seen, ink)
-    grey = np.where(missing, 0.0, tones.normalize(light))
-    _, height, width = shape
-    frame, others = find_frame(grey, missing, (height, width), crop)
+    grey = np.where(missing, 0.0, tones.normalize(light))  # it must not bleed out
+    frame, others = find_frame(grey, missing, shape[1:], crop)
     notes += said + more + others
     if two_figures(grey, missing):
         notes.append(TWO_FIGURES)
-    if size != (height, width):
-        notes.append(f"resized from {size[1]}x{size[0]} to {width}x{height}")
+    if size != shape[1:]:
+        notes.append("resized from {1}x{0} to {3}x{2}".format(*size, *shape[1:]))
 
-    image = np.rint(_resize(cut(grey, frame), width, height) * (levels - 1))
-    image = torch.from_numpy(image.clip(0, levels - 1).astype(np.uint8))[None]
-    full_frame = tuple(factor * n for n in frame)
+    image = _to_levels(cut(grey, frame), shape, levels)
+    part = tuple(factor * n for n in frame)  # of the original
     if isinstance(mask, Path):
-        mask = _shrink_mask(cut(share, frame), width, height)
+        mask = _shrink_mask(cut(share, frame), shape)
     else:
-        full_mask = frames.paste_mask(mask[0].numpy(), full_frame, size)
+        full_mask = frames.paste_mask(mask[0].numpy(), part, size)
     if mask.all():
         notes.append("nothing of the picture is known: what is filled in is any image")
     missing = _missing_share(full_mask, factor) > 0
     colors = _find_nearby_colors(copy, light, tones, missing)
-    return Picture(
-        image, mask, notes, original, full_mask, tones, colors, full_frame, factor
-    )
+    return Picture(image, mask, notes, original, full_mask, tones, colors, part, factor)
 
 
 def _open_integers(path: Path) -> tuple[Image.Image, list[str]]:
@@ -231,7 +226,7 @@ def read_mask(path: Path, shape: tuple[int, int, int]) -> Tensor:
     mask, _ = _open_mask(path, "auto")
     share = _missing_share(mask, _copy_factor(mask.shape))
     frame, _ = find_frame(share, share > 0, shape[1:], crop=False)
-    return _shrink_mask(cut(share, frame), shape[2], shape[1])
+    return _shrink_mask(cut(share, frame), shape)
 
 
 def _open_mask(
@@ -273,20 +268,27 @@ def _open_mask(
     return missing, notes
 
 
-def _shrink_mask(share: np.ndarray, width: int, height: int) -> Tensor:
+def _to_levels(grey: np.ndarray, shape: tuple[int, int, int], levels: int) -> Tensor:
+    """Grey values as an image of the model's, uint8 (1, height, width)."""
+    image = np.rint(_resize(grey, shape) * (levels - 1)).clip(0, levels - 1)
+    return torch.from_numpy(image.astype(np.uint8))[None]
+
+
+def _shrink_mask(share: np.ndarray, shape: tuple[int, int, int]) -> Tensor:
     """A mask of the model's size, bool (1, height, width).
 
     A pixel is missing if a quarter of it is, or if a scratch runs through it.
     """
-    share = _resize(share, width, height)
-    large = Image.fromarray((share > 0.25).astype(np.uint8))
-    around = np.asarray(large.filter(ImageFilter.MaxFilter(3)))
-    scratch = (share > 0) & (around == 0)
-    return torch.from_numpy((share > 0.25) | scratch)[None]
+    share = _resize(share, shape)
+    large = share > 0.25
+    near = Image.fromarray(large.astype(np.uint8)).filter(ImageFilter.MaxFilter(3))
+    scratch = (share > 0) & (np.asarray(near) == 0)
+    return torch.from_numpy(large | scratch)[None]
 
 
-def _resize(values: np.ndarray, width: int, height: int) -> np.ndarray:
-    """To width x height, averaging where it gets smaller."""
+def _resize(values: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+    """To the model's (height, width), averaging where it gets smaller."""
+    _, height, width = shape
     larger = values.shape[0] > height
     method = Image.Resampling.BOX if larger else Image.Resampling.BILINEAR
     return np.asarray(Image.fromarray(values).resize((width, height), method))

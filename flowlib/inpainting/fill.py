@@ -15,9 +15,8 @@ from flowlib.rng import rng
 class Batch:
     """A dataclass whose tensors and lists have one entry an image."""
 
-    def __getitem__(self, rows: Sequence[int] | slice) -> "Batch":
+    def __getitem__(self, rows: list[int]) -> "Batch":
         """The same of some of the images."""
-        rows = list(range(len(self)))[rows] if isinstance(rows, slice) else list(rows)
 
         def part(value: Any) -> Any:
             if isinstance(value, list):

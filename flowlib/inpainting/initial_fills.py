@@ -7,7 +7,7 @@ of another one instead, a crossover (Liang and Wong 2000, Statistica Sinica 10,
 This is a search, not a sampler: an ascent has no inverse.
 """
 
-from collections.abc import Callable
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -61,14 +61,13 @@ def refine_fills(
     crossovers: int = 8,
     steps: int = 5,
     lr: float = 0.4,
-    tick: Callable[[], object] = lambda: None,
-) -> Tensor:
-    """Fills that fit the observed pixels better: y (B, C, D) -> (B, C, D).
+) -> Iterator[Tensor]:
+    """Yields fills that fit the observed pixels better, (B, C, D), after each round.
 
-    In each round every fill is offered `crossovers` patches, in the first round of the
-    `similar` (B, K, D), later of the other fills. An ascent of `steps` steps follows. A
-    patch costs one evaluation of the density, a step one gradient. `tick` is called
-    after each round.
+    They begin as y (B, C, D). In each round every fill is offered `crossovers` patches,
+    in the first round of the `similar` (B, K, D), later of the other fills. An ascent
+    of `steps` steps follows. A patch costs one evaluation of the density, a step one
+    gradient.
 
     An example has at most `rounds` rounds, and no more once the other fills' patches
     gain less than LEAST_GAIN. Those are not taken: so small a gain says little about
@@ -87,8 +86,7 @@ def refine_fills(
         if not len(left):
             break
         y[left] = climb(density[left], crossed[more], steps, lr)
-        tick()
-    return y
+        yield y
 
 
 def cross_over(

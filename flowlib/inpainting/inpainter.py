@@ -53,17 +53,11 @@ def run_engine(
     the refined fills can move, (B, C, D) -> (B, C, D). `tick` is called after each
     round, after the last ascent and after the moves.
     """
-    y = refine_fills(
-        density,
-        y,
-        similar,
-        streams,
-        rounds=settings.rounds,
-        crossovers=settings.crossovers,
-        steps=settings.ascent,
-        lr=lr,
-        tick=tick,
-    )
+    search = {"rounds": settings.rounds, "crossovers": settings.crossovers}
+    search |= {"steps": settings.ascent, "lr": lr}
+    for refined in refine_fills(density, y, similar, streams, **search):
+        y = refined
+        tick()
     y = climb(density, y, settings.last_ascent, lr)  # near to the top of its mode
     tick()
 

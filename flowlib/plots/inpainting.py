@@ -11,12 +11,12 @@ from flowlib.inpainting.inpainter import Inpainter
 
 MASK_COLOR = torch.tensor([1.0, 0.55, 0.1]).reshape(3, 1, 1)
 FONT = 9  # points
+ROWS = 4  # images, at most
+SAMPLES = 5  # of each image, at most
 Cell = tuple[str, Tensor, str]  # heading, picture (3, H, W) or (1, H, W), caption
 
 
-def plot_fills(
-    fills: dict[str, Fill], title: str = "", rows: int = 4, samples: int = 5
-) -> Figure:
+def plot_fills(fills: dict[str, Fill], title: str = "") -> Figure:
     """A panel for each entry, one under the other, and in it a row for each image.
 
     A row shows the truth where it is known, the masked image, the MAP estimate, the
@@ -27,8 +27,8 @@ def plot_fills(
     """
     tables = {}
     for name, fill in fills.items():
-        count = min(rows, len(fill))
-        tables[name] = [describe_fill(fill[[i]], samples) for i in range(count)]
+        count = min(ROWS, len(fill))
+        tables[name] = [describe_fill(fill[[i]]) for i in range(count)]
     heights = [len(table) for table in tables.values()]
     columns = max(len(table[0]) for table in tables.values())
 
@@ -45,7 +45,7 @@ def plot_fills(
     return figure
 
 
-def describe_fill(fill: Fill, samples: int) -> list[Cell]:
+def describe_fill(fill: Fill) -> list[Cell]:
     """What the figure shows of a single image."""
     problem = fill.problem
     truth = problem.truth
@@ -58,7 +58,7 @@ def describe_fill(fill: Fill, samples: int) -> list[Cell]:
 
     cells.append(("MAP", fill.grey(fill.map)[0], gap))
     cells.append(("mean", fill.mean()[0], fill.describe_digits(0)))
-    for k, sample in enumerate(fill.grey(fill.samples)[0, :samples], 1):
+    for k, sample in enumerate(fill.grey(fill.samples)[0, :SAMPLES], 1):
         cells.append((f"sample {k}", sample, ""))
 
     low, high = fill.interval(0.9)
