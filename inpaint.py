@@ -204,14 +204,12 @@ def fill_pictures(
     seeds = range(seed, seed + len(named))
     pictures = {}
     for one, (name, path) in zip(seeds, named.items()):
-        hidden = user_images.find_mask(mask, path)
-        if hidden is None:
-            hidden = draw_masks(mask, 1, glow.shape, one)[0]
-        picture = user_images.read_picture(
-            path, hidden, glow.shape, glow.levels, **reading
-        )
-        missing = f"{picture.mask.sum()} of {picture.mask.numel()} pixels missing"
-        print("; ".join([f"{name}: {missing}", *picture.notes]))
+        file = user_images.find_mask(mask, path)
+        missing = file or draw_masks(mask, 1, glow.shape, one)[0]
+        size = (glow.shape, glow.levels)
+        picture = user_images.read_picture(path, missing, *size, **reading)
+        share = f"{picture.mask.sum()} of {picture.mask.numel()} pixels missing"
+        print("; ".join([f"{name}: {share}", *picture.notes]))
         pictures[name] = picture
 
     images = torch.stack([picture.image for picture in pictures.values()])
@@ -294,36 +292,33 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(__doc__)
     positive = number(int, 1, 100_000)
 
-    group = parser.add_argument_group("data")
-    add_dataset_flags(group)
-    add = group.add_argument
+    data = parser.add_argument_group("data")
+    add_dataset_flags(data)
+    text = "test images for each kind of mask"
+    data.add_argument("--count", type=positive, default=4, help=text)
+
+    add = parser.add_argument_group("your pictures").add_argument
     text = "your pictures, or folders of them, in place of test images"
     add("--image", type=Path, nargs="+", metavar="PATH", help=text)
-    text = "test images for each kind of mask"
-    add("--count", type=positive, default=4, help=text)
     text = "ink of your pictures; auto: the rarer tone"
     add("--ink", choices=user_images.INKS, default="auto", help=text)
     text = "show the model all of each picture, not the part around ink and mask"
     add("--no-crop", action="store_true", help=text)
-
-    add = parser.add_argument_group("holes").add_argument
-    text = "what is missing; by default squares of half the side, and noise:0.5"
-    add("--mask", nargs="+", metavar="MASK", help=text)
     text = "what marks missing pixels in a mask file; auto: white, if it is the rarer"
     colors = user_images.POLARITIES
     add("--mask-polarity", choices=colors, default="auto", help=text)
+    text = "folder for the results of --image"
+    add("--output", type=Path, metavar="FOLDER", default=Path("filled"), help=text)
 
-    add = parser.add_argument_group("filling").add_argument
+    add = parser.add_argument_group("holes and their filling").add_argument
+    text = "what is missing; by default squares of half the side, and noise:0.5"
+    add("--mask", nargs="+", metavar="MASK", help=text)
     text = "steps of the ascent to the MAP estimate"
     add("--map-steps", type=number(int, 0, 100_000), default=40, help=text)
     text = "chains for each image, which give one sample each"
     add("--chains", type=positive, default=12, help=text)
     text = "precision of the networks; auto: bf16 where it is native"
     add("--precision", choices=PRECISIONS, default="auto", help=text)
-
-    add = parser.add_argument_group("output").add_argument
-    text = "where the results of --image are written"
-    add("--output", type=Path, metavar="FOLDER", default=Path("filled"), help=text)
     parser.add_common_flags("the Glow to fill with, by default that of the data set")
 
     args = parser.parse_args(argv)

@@ -198,7 +198,7 @@ def _common_depth(deep: list[np.ndarray]) -> tuple[int, list[str]]:
 
 
 def _common_range(floats: list[np.ndarray], folder: Path) -> tuple[float, list[str]]:
-    """The float that is white: 1, 255 for whole numbers, or the highest that occurs."""
+    """The float that is white: 1, 255 for integers, or the highest that occurs."""
     highest = max((float(values.max()) for values in floats), default=0.0)
     if any(values.min() < 0 for values in floats):
         raise UserError(f"{folder}: pictures of floats must not have values below 0")

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -10,12 +10,14 @@ from torch import Tensor
 from flowlib.inpainting import scores
 from flowlib.rng import rng
 
+Kind = TypeVar("Kind", bound="Batch")
+
 
 @dataclass
 class Batch:
     """A dataclass whose tensors and lists have one entry an image."""
 
-    def __getitem__(self, rows: list[int]) -> "Batch":
+    def __getitem__(self: Kind, rows: list[int]) -> Kind:
         """The same of some of the images."""
 
         def part(value: Any) -> Any:
@@ -29,7 +31,7 @@ class Batch:
         return len(getattr(self, fields(self)[0].name))
 
     @classmethod
-    def cat(cls, parts: Sequence["Batch"]) -> "Batch":
+    def cat(cls: type[Kind], parts: Sequence[Kind]) -> Kind:
         """One batch of several."""
 
         def joined(values: list) -> Any:
