@@ -178,14 +178,16 @@ class Coupling(nf.flows.Flow):
         kept, changed, log_scale, shift, *knots = self._condition(z)
         changed = torch.addcmul(shift, changed, log_scale.exp())
         changed, log_slope = spline(changed, *knots, self.bound)
-        return torch.cat([kept, changed], 1), (log_scale + log_slope).flatten(1).sum(1)
+        log_det = (log_scale + log_slope).flatten(1).sum(1)
+        return torch.cat([kept, changed], 1), log_det
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Latent to data."""
         kept, changed, log_scale, shift, *knots = self._condition(z)
         changed, log_slope = spline(changed, *knots, self.bound, inverse=True)
         changed = (changed - shift) * (-log_scale).exp()
-        return torch.cat([kept, changed], 1), (log_slope - log_scale).flatten(1).sum(1)
+        log_det = (log_slope - log_scale).flatten(1).sum(1)
+        return torch.cat([kept, changed], 1), log_det
 
 
 class ActNorm(nf.flows.AffineConstFlow):
@@ -216,8 +218,10 @@ class Block(nf.flows.GlowBlock):
             warnings.filterwarnings("ignore", message=".*torch.lu is deprecated")
             convolution = nf.flows.Invertible1x1Conv(channels, use_lu=True)
         start_as_permutation(convolution, coupling.kept)
-        # in the order of sampling, which GlowBlock's forward and inverse expect
-        self.flows = nn.ModuleList([coupling, convolution, ActNorm((channels, 1, 1))])
+
+        # In the order of sampling, which GlowBlock's forward and inverse expect.
+        norm = ActNorm((channels, 1, 1))
+        self.flows = nn.ModuleList([coupling, convolution, norm])
 
 
 def start_as_permutation(convolution: nf.flows.Invertible1x1Conv, kept: int) -> None:
@@ -232,6 +236,7 @@ def start_as_permutation(convolution: nf.flows.Invertible1x1Conv, kept: int) -> 
     order = torch.arange(channels)
     while (order[:kept] < kept).sum() > kept / 2:
         order = torch.randperm(channels)
+
     # The convolution's matrix is P (L + I) (U + diag(sign_S exp log_S)), L and U
     # triangular.
     convolution.P.copy_(torch.eye(channels)[order])

@@ -25,11 +25,10 @@ def pictures_in(folder: Path, deep: bool = False) -> list[Path]:
     such as macOS's ._a.png and Jupyter's .ipynb_checkpoints.
     """
     found: list[Path] = []
-    real = [folder]
-    linked: list[Path] = []
+    waiting = [folder]  # folders, the linked ones last
     entered = set(folder.resolve().parents)  # where a link would lead into a loop
-    while real or linked:
-        here = real.pop() if real else linked.pop(0)
+    while waiting:
+        here = waiting.pop(0)
         if here.resolve() in entered:
             print(f"{here} leads to a folder that is read already: skipped")
             continue
@@ -39,7 +38,7 @@ def pictures_in(folder: Path, deep: bool = False) -> list[Path]:
             if entry.name.startswith(".") or entry.name in HIDDEN:
                 continue
             if entry.is_dir():
-                (linked if entry.is_symlink() else real).append(entry)
+                waiting.insert(len(waiting) if entry.is_symlink() else 0, entry)
             elif entry.suffix.lower() in ENDINGS:
                 found.append(entry)
         if not deep:
