@@ -83,9 +83,7 @@ class Methods:
         mixture = {"Gaussian mixture, mean": (mean,)}
         return found | mixture | {"Gaussian mixture, sample": (drawn[:, 0], drawn)}
 
-    def ascents(
-        self, problem: Problem, sampled: Fill
-    ) -> dict[str, Tensor]:
+    def ascents(self, problem: Problem, sampled: Fill) -> dict[str, Tensor]:
         """Name -> v (B, 1, H, W) of the MAP estimate, and of where the likeliest sample leads."""
         starts = self.inpainter.starts(sampled)
         found = {"MAP": starts, "MAP from sample": starts[:, 1:]}
