@@ -3,40 +3,40 @@
     python inpaint.py
 
 cuts holes out of test images and asks two questions. Which missing pixels maximize the
-likelihood of the whole image, argmax over δ of log p(x_observed + δ · M), M = 1 where a
-pixel is missing? This is the MAP estimate. What could be there? Twelve samples of the
-missing pixels show it, with their mean and how much they differ. The model's weights
-and the observed pixels stay as they are.
+likelihood of the whole image? This is the MAP estimate, argmax over δ of
+log p(x + δ · M), where x are the observed pixels and M is 1 where one is missing. What
+could be there? Twelve samples of the missing pixels show it, with their mean and how
+much they differ. The model's weights and the observed pixels stay as they are.
 
 The MAP estimate of a square hole is often *black*, and it is likelier than the truth:
 the maximum of a density is not a typical draw from it. The samples are what a person
 would draw. Each lies near the training image that it started from, so the share of a
 digit among them is a rough estimate.
 
-    python inpaint.py --image photo.png --mask mask.png   your own picture; white is missing
-    python inpaint.py --image folder/ --mask square:14    many pictures, any of the masks below
-    python inpaint.py --mask top noise:0.9                other holes in the test images
-    python inpaint.py --source samples                    holes in samples of the flow itself
-    torchrun --nproc-per-node 2 inpaint.py                shares the images among processes
+    python inpaint.py --image photo.png --mask mask.png  your picture; white is missing
+    python inpaint.py --image folder/ --mask square:14   many pictures, any mask
+    python inpaint.py --mask top noise:0.9               other masks for test images
+    torchrun --nproc-per-node 2 inpaint.py               processes share the images
 
 A mask is square:SIDE, noise:FRACTION, top, bottom, left, right, or a picture. MNIST is
 needed for test images alone; where it cannot be had, scikit-learn's digits take its
 place.
 
-Writes   figures/batch_inpainting_result.png (of other data than MNIST its name comes first).
-         With --image instead, in filled/: results.json, and of each picture NAME.png
-         (all at one glance), NAME_filled.png (the picture itself, its hole filled with
-         the likeliest sample), and NAME_mean.png and so on, as the model sees it
+Writes   figures/batch_inpainting_result.png; the name of other data than MNIST comes
+         first. With --image instead, in filled/: results.json, and of each picture
+         NAME.png (all at one glance), NAME_filled.png (the picture itself, filled with
+         the likeliest sample), and as the model sees it NAME_mean.png, NAME_map.png,
+         NAME_uncertainty.png and NAME_sample_1.png ... of each chain
 Takes    90 seconds on one CPU core (AMD EPYC without AVX-512)
 """
 
+import argparse
 import textwrap
 import time
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from flowlib import files
 from flowlib.cli import Parser, number, one_line_errors, threads
@@ -53,328 +53,314 @@ from flowlib.images.datasets import (
     load_together,
 )
 from flowlib.images.glow import PRECISIONS, Glow, choose_glow, precision_for
-from flowlib.inpainting.fill import Fill, Problem, Truth
+from flowlib.images.user_images import Picture
+from flowlib.inpainting.fill import Fill, Problem
 from flowlib.inpainting.inpainter import FillSettings, Inpainter
 from flowlib.inpainting.masks import describe_mask, draw_masks
 from flowlib.inpainting.scores import COVERAGES
 from flowlib.rng import rng
 
-SAMPLES = (
-    2000  # of the flow, to serve as reference images where there are no training images
-)
-# What is written of each of one's own pictures: NAME_mean.png and so on.
-RESULTS = ("_mean", "_map", "_uncertainty", *(f"_sample_{i}" for i in range(1, 9)))
-# the picture itself, in its own size, with the likeliest sample in its hole
-FILLED = "_filled"
+SAMPLES = 2000  # of the flow: reference images where there are no training images
+UNFAMILIAR = -4  # standard deviations of the training images' log p
+EXPLANATION = """\
+  Each fill is near the similar image that it came from. How it looks is the flow's,
+  how many of the fills are a 4, say, is the similar images'."""
+
+
+def find_references(glow: Glow, data_dir: Path, seed: int) -> Tensor:
+    """The Glow's training images, if they are on this disk; otherwise its samples."""
+    try:
+        images = load_images(glow.metrics.get("data", ""), data_dir, download=False)
+        if images.made_from == glow.made_from:
+            return images.train
+    except UserError:
+        pass
+    print("the training images are not here: samples of the flow take their place")
+    return glow.quantize(glow.sample(SAMPLES, rng(seed, "reference images"))).cpu()
 
 
 def make_inpainter(
-    args, name: str, images: Images | None, device: torch.device
+    glow: Glow, images: Images | None, data_dir: Path, seed: int, settings: FillSettings
 ) -> Inpainter:
-    """The Glow that the flags or the data's name say, with reference images and a classifier."""
-    glow = choose_glow(args.checkpoint, name, device, images)
-    glow.set_precision(precision_for(args.precision, device))
-
-    references = images.train if images else reference_images(glow, args)
+    """The Glow with reference images, and a classifier if there is one of its data."""
+    references = images.train if images else find_references(glow, data_dir, seed)
     file = files.find_checkpoint(f"classifier_{glow.made_from.get('name')}.pt")
-    classifier = load_classifier(file, device) if file.is_file() else None
-    return Inpainter(
-        glow, references, classifier, FillSettings(args.steps, args.chains)
-    )
+    classifier = load_classifier(file, glow.device) if file.is_file() else None
+    return Inpainter(glow, references, classifier, settings)
 
 
-def reference_images(glow: Glow, args) -> Tensor:
-    """The images that the Glow was trained on, if they are on this disk; otherwise its samples."""
-    if args.source == "test":
-        try:
-            images = load_images(
-                glow.metrics.get("data", ""), args.data_dir, download=False
-            )
-            if images.made_from == glow.made_from:
-                return images.train
-        except UserError:
-            pass
-        print("the training images are not here: samples of the flow take their place")
-    return glow.quantize(glow.sample(SAMPLES, rng(args.seed, "reference images"))).cpu()
-
-
-def make_problems(
-    args, inpainter: Inpainter, images: Images | None
-) -> dict[str, Problem]:
-    """Holes in test images, or in samples of the flow: a problem for each kind of mask."""
-    glow, count = inpainter.glow, args.count
-    seeds, v = [args.seed + i for i in range(count)], None
-    if images and count > len(images.test):
-        raise UserError(
-            f"--count {count}: there are only {len(images.test)} test images"
-        )
-    if images:
-        grey = images.test[:count]
-        truth = inpainter.truth(grey, seeds)
-    else:
-        v = glow.sample(count, rng(args.seed, "samples with holes")).cpu()
-        grey = glow.quantize(v)
-        truth = Truth(grey / (glow.levels - 1), v, inpainter.log_prob(v))
-    problems = {}
-    for kind in args.mask or [f"square:{glow.shape[1] // 2}", "noise:0.5"]:
-        if file := user_images.find_mask(kind, Path(kind)):
-            mask = user_images.read_mask(file, glow.shape).expand(count, -1, -1, -1)
-        else:
-            mask = draw_masks(kind, count, glow.shape, args.seed)
-        problems[kind] = Problem.cut(grey, mask, seeds, truth, v)
-    return problems
-
-
-def read_pictures(args, glow: Glow) -> dict[str, Problem]:
-    """One's own pictures with their holes, as one problem; each is described in a line."""
-    paths = user_images.find_pictures(args.image)
-    names = [files.readable(path.stem) for path in paths]
-    if args.output.resolve() in {path.parent.resolve() for path in paths}:
-        raise UserError(
-            f"--output {args.output} is a picture's folder: results need another one"
-        )
-    results = [f"{name}{ending}" for name in names for ending in ("", FILLED, *RESULTS)]
-    if twice := [name for name in results if results.count(name) > 1]:
-        raise UserError(
-            f"two results would be called {twice[0]}.png: rename one of the pictures"
-        )
-    if len(args.mask or []) != 1:
-        raise UserError(
-            "--image needs one --mask, such as square:14, noise:0.5, or a picture"
-        )
-    pictures, seeds = [], [args.seed + i for i in range(len(paths))]
-    for path, name, seed in zip(paths, names, seeds):
-        mask = user_images.find_mask(args.mask[0], path)
-        hole = (
-            draw_masks(args.mask[0], 1, glow.shape, seed)[0] if mask is None else mask
-        )
-        options = {
-            "ink": args.ink,
-            "polarity": args.mask_polarity,
-            "crop": not args.no_crop,
-        }
-        picture = user_images.read_picture(
-            path, hole, glow.shape, glow.levels, **options
-        )
-        missing = f"{int(picture.mask.sum())} of {picture.mask.numel()} pixels missing"
-        print("; ".join([f"{name}: {missing}", *picture.notes]))
-        pictures.append(picture)
-    image, mask = (
-        torch.stack([getattr(p, part) for p in pictures]) for part in ("image", "mask")
-    )
-    problem = Problem.cut(image, mask, seeds, names=names, pictures=pictures)
-    return {"your pictures": problem}
-
-
-def fill_holes(
-    inpainter: Inpainter, problem: Problem, kind: str, group: Processes
+def fill_together(
+    group: Processes, inpainter: Inpainter, problem: Problem, label: str
 ) -> Fill:
     """Fills a problem's images, shared among the processes, with a progress bar."""
     rows = torch.arange(len(problem)).tensor_split(group.count)[group.rank].tolist()
-    work = len(rows) * inpainter.settings.work()
-    look = {
-        "desc": kind,
-        "bar_format": "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}",
-    }
-    with tqdm(total=work, mininterval=0.5, disable=not group.first, **look) as bar:
-        fill = inpainter.fill(problem[rows], bar.update) if rows else None
+    label = label if group.first else None
+    fill = inpainter.fill(problem[rows], label) if rows else None
     return Fill.cat([part for part in group.gather(fill) if part is not None])
 
 
-def report_tests(
-    problems: dict[str, Problem], fills: dict[str, Fill], name: str, args
+# ---------------------------------------------------------------- test images
+
+
+def fill_test_images(
+    inpainter: Inpainter,
+    images: Images,
+    masks: list[str] | None,
+    count: int,
+    seed: int,
+    group: Processes,
+    figures: Path,
 ) -> dict:
-    """Prints a table for each kind of hole, draws the figure, and returns the metrics.
+    """Fills holes in `count` test images; prints tables and draws the figure.
 
-    `name` is the data's.
+    `masks` are their kinds, by default squares of half the side and noise:0.5. Returns
+    the metrics of each.
     """
+    masks = masks or [f"square:{images.shape[1] // 2}", "noise:0.5"]
+    problems = cut_test_images(inpainter, images, masks, count, seed)
+    files.require_writable(figures)
+    fills = {
+        mask: fill_together(group, inpainter, problem, mask)
+        for mask, problem in problems.items()
+    }
+    if not group.first:
+        return {}
+
+    metrics = {}
+    for mask, fill in fills.items():
+        words = describe_mask(mask)
+        metrics[mask] = {"mask": words} | fill.compare(fill.problem.truth)
+        print_metrics(metrics[mask])
+    print(EXPLANATION)
+
     from flowlib.plots.inpainting import plot_fills
 
-    metrics, results = {}, {}
-    for kind, fill in fills.items():
-        words, truth = describe_mask(kind), problems[kind].truth
-        results[words] = problems[kind], fill
-        metrics[kind] = {"mask": words} | fill.compare(truth)
-        print(
-            f"{words}, {len(fill)} images: log p of the truth {truth.log_prob.mean():,.0f} nats"
-        )
-        print_table(metrics[kind])
-        print_chains(fill)
-    title = "Orange: missing. Below: log p minus the truth's, the digit, how far the chains moved."
-    file = figure_name("batch_inpainting_result.png", name)
-    files.save_figure(plot_fills(results, title), args.figures, file)
-    return {"source": args.source, "masks": metrics}
+    figure = plot_fills({describe_mask(mask): fill for mask, fill in fills.items()})
+    name = figure_name("batch_inpainting_result.png", images.name)
+    files.save_figure(figure, figures, name)
+    return {"masks": metrics}
 
 
-def print_table(metrics: dict) -> None:
-    """Prints the metrics of one kind of hole, a row for each way to fill it."""
-    rows = {"mean of the samples": "mean", "one sample": "sample"}
-    for label, name in ({"MAP estimate": "map"} | rows).items():
-        line = "  {label:20} hole PSNR {hole_psnr:5.1f} dB   ink {ink_ratio:.2f}"
+def cut_test_images(
+    inpainter: Inpainter, images: Images, masks: list[str], count: int, seed: int
+) -> dict[str, Problem]:
+    """A problem for each kind of mask, in the first `count` test images."""
+    if count > len(images.test):
+        raise UserError(f"--count {count}: only {len(images.test)} test images")
+    grey = images.test[:count]
+    seeds = range(seed, seed + count)
+    truth = inpainter.truth(grey, seeds)
+
+    problems = {}
+    for kind in masks:
+        if file := user_images.find_mask(kind, Path(kind)):
+            mask = user_images.read_mask(file, images.shape).expand_as(grey)
+        else:
+            mask = draw_masks(kind, count, images.shape, seed)
+        problems[kind] = Problem.cut(grey, mask, seeds, truth)
+    return problems
+
+
+def print_metrics(metrics: dict) -> None:
+    """Prints a table of one kind of mask, a row for each way to fill it."""
+    truth = metrics["truth_log_prob"]
+    title = f"{metrics['mask']}, {metrics['images']} images"
+    print(f"{title}: log p of the truth {truth:,.0f} nats")
+
+    labels = {"map": "MAP estimate", "mean": "mean of samples", "sample": "one sample"}
+    for name, label in labels.items():
+        line = "  {label:16} hole PSNR {hole_psnr:5.1f} dB   ink {ink_ratio:.2f}"
         if "log_prob" in metrics[name]:
-            line += "   log p {log_prob:,.0f}   likelier than the truth {likelier_than_truth:.0%}"
+            line += "   log p {log_prob:,.0f} nats"
+            line += "   likelier than the truth {likelier_than_truth:.0%}"
         print(line.format(label=label, **metrics[name]))
-    covered = ", ".join(
-        f"{c:.0%}: {metrics[f'coverage_{100 * c:.0f}']:.1%}" for c in COVERAGES
-    )
-    print(
-        f"  missing pixels inside the samples' intervals, {covered}; CRPS {metrics['crps']:.4f}"
-    )
+
+    covered = [f"{c:.0%}: {metrics[f'coverage_{100 * c:.0f}']:.1%}" for c in COVERAGES]
+    print(f"  pixels inside the samples' intervals: {', '.join(covered)}")
+    print(f"  CRPS {metrics['crps']:.4f}, accepted moves {metrics['acceptance']:.0%}")
+    far = f"travelled {metrics['travelled']:.3f}"
+    print(f"  {far}; 1 would be as far as two fills are apart")
 
 
-def print_chains(fill: Fill) -> None:
-    """Prints how the chains fared."""
-    far = f"travelled {fill.travelled.median():.3f}, 1 would be as far as two fills are apart"
-    print(f"  accepted moves {fill.acceptance.mean():.0%}; {far}")
-    print(
-        "  Each fill is near the similar image that it came from. How it looks is the flow's,"
-    )
-    print("  how many of the fills are a 4, say, is the similar images'.")
+# ---------------------------------------------------------------- pictures
 
 
-def report_pictures(problems: dict[str, Problem], fills: dict[str, Fill], args) -> dict:
-    """Writes the filled pictures and results.json, and returns what is in it."""
-    from flowlib.plots.inpainting import plot_fills
+def fill_pictures(
+    inpainter: Inpainter,
+    paths: list[Path],
+    mask: str,
+    seed: int,
+    group: Processes,
+    output: Path,
+    **reading,
+) -> dict:
+    """Fills your pictures, and writes what is listed on top of this file to `output`.
 
-    ((problem, fill),) = zip(problems.values(), fills.values())
-    low, high = fill.interval(0.9)
-    mean, best, samples = fill.mean(), fill.grey(fill.map), fill.grey(fill.samples)
-    title = (
-        "Orange: missing. Below: log p in nats, which digit, how far the chains moved."
-    )
-    rows = {}
-    for i, name in enumerate(problem.names):
-        picture = problem.pictures[i]
-        typical = fill.typical[i].item()
-        if typical < -4:
-            far = f"log p is {-typical:.0f} standard deviations below that of training images"
-            picture.notes.append(f"{far}: the model knows no such pictures")
-            print(f"{name}: {picture.notes[-1]}")
-        words = textwrap.fill("; ".join(picture.notes), 110)
-        figure = plot_fills({name: (problem[[i]], fill[[i]])}, f"{words}\n{title}")
-        files.save_figure(figure, args.output, f"{name}.png")
+    `reading` are options of `user_images.read_picture`. Returns the content of
+    results.json.
+    """
+    glow = inpainter.glow
+    named = name_pictures(paths, output, inpainter.settings.chains)
+    seeds = range(seed, seed + len(named))
+    pictures = {}
+    for one, (name, path) in zip(seeds, named.items()):
+        file = user_images.find_mask(mask, path)
+        missing = file or draw_masks(mask, 1, glow.shape, one)[0]
+        size = (glow.shape, glow.levels)
+        picture = user_images.read_picture(path, missing, *size, **reading)
+        share = f"{picture.mask.sum()} of {picture.mask.numel()} pixels missing"
+        print("; ".join([f"{name}: {share}", *picture.notes]))
+        pictures[name] = picture
 
-        likeliest = samples[i, fill.log_prob[i].argmax()]
-        whole = picture.restore(likeliest)
-        user_images.save_picture(args.output / f"{name}{FILLED}.png", whole)
-        results = [mean[i], best[i], (high - low)[i], *samples[i]]
-        for ending, image in zip(RESULTS, results):
-            user_images.save_grey(args.output / f"{name}{ending}.png", image)
-
-        width = (high - low)[i][problem.mask[i]].mean().item()
-        rows[name] = {
-            "notes": picture.notes,
-            "missing_pixels": int(problem.mask[i].sum()),
+    images = torch.stack([picture.image for picture in pictures.values()])
+    masks = torch.stack([picture.mask for picture in pictures.values()])
+    problem = Problem.cut(images, masks, seeds)
+    files.require_writable(output)
+    with files.lock(output / "results.json", group.first):
+        fill = fill_together(group, inpainter, problem, "your pictures")
+        if not group.first:
+            return {}
+        rows = {
+            name: write_picture(name, picture, fill[[i]], output)
+            for i, (name, picture) in enumerate(pictures.items())
         }
-        rows[name] |= fill.numbers(i) | {"mean_uncertainty": width}
-        digits = (
-            fill.describe_digits(i, halves=True)
-            or "unknown (no classifier of such pictures)"
-        )
-        print(f"{name}: digits among the samples {digits}")
-    print_chains(fill)
-    files.write_json(args.output / "results.json", rows)
-    print(f"wrote {args.output / 'results.json'}")
+        files.write_json(output / "results.json", rows)
+    print(EXPLANATION)
+    print(f"wrote {output / 'results.json'}")
     return {"pictures": rows}
 
 
-def parse_args(argv=None):
+def name_pictures(paths: list[Path], output: Path, samples: int) -> dict[str, Path]:
+    """What each picture's results are called; UserError if they would overwrite one."""
+    paths = user_images.find_pictures(paths)
+    if output.resolve() in {path.parent.resolve() for path in paths}:
+        problem = "is a picture's folder: results need another one"
+        raise UserError(f"--output {output} {problem}")
+
+    names = [files.readable(path.stem) for path in paths]
+    results = [result for name in names for result in result_names(name, samples)]
+    if twice := [name for name in results if results.count(name) > 1]:
+        advice = "rename one of the pictures"
+        raise UserError(f"two results would be called {twice[0]}: {advice}")
+    return dict(zip(names, paths))
+
+
+def result_names(name: str, samples: int) -> list[str]:
+    """The files that are written of a picture, in the order of `write_picture`."""
+    endings = ["", "_filled", "_mean", "_map", "_uncertainty"]
+    endings += [f"_sample_{k}" for k in range(1, samples + 1)]
+    return [f"{name}{ending}.png" for ending in endings]
+
+
+def write_picture(name: str, picture: Picture, fill: Fill, output: Path) -> dict:
+    """Writes one picture's results; returns its entry of results.json.
+
+    The fill is that of this one picture.
+    """
+    from flowlib.plots.inpainting import plot_fills
+
+    notes = list(picture.notes)
+    typical = fill.typical.item()
+    if typical < UNFAMILIAR:
+        far = f"{-typical:.0f} standard deviations below that of training images"
+        notes.append(f"log p is {far}: the model knows no such pictures")
+        print(f"{name}: {notes[-1]}")
+
+    samples = fill.grey(fill.samples)[0]
+    low, high = fill.interval(0.9)
+    overview, filled, *others = result_names(name, len(samples))
+    words = textwrap.fill("; ".join(notes), 110)
+    files.save_figure(plot_fills({name: fill}, words), output, overview)
+    likeliest = samples[fill.log_prob[0].argmax()]
+    user_images.save_picture(output / filled, picture.restore(likeliest))
+    shown = [fill.mean()[0], fill.grey(fill.map)[0], (high - low)[0], *samples]
+    for file, image in zip(others, shown):
+        user_images.save_grey(output / file, image)
+
+    digits = fill.describe_digits(0) or "unknown (no classifier of such pictures)"
+    print(f"{name}: digits among the samples {digits}")
+    row = {"notes": notes, "missing_pixels": int(picture.mask.sum())}
+    width = (high - low)[fill.problem.mask].mean().item()
+    return row | fill.numbers(0) | {"mean_uncertainty": width}
+
+
+# ---------------------------------------------------------------- the command line
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line's flags."""
     parser = Parser(__doc__)
-    add, whole = parser.add_argument, number(int, 1, 100_000)
-    add_dataset_flags(parser)
-    add(
-        "--image",
-        type=Path,
-        nargs="+",
-        metavar="PATH",
-        help="your pictures, or folders of them",
-    )
-    add(
-        "--mask",
-        nargs="+",
-        metavar="MASK",
-        help="(squares of half the side, and noise:0.5)",
-    )
-    polarities, inks = user_images.POLARITIES, user_images.INKS
-    add(
-        "--mask-polarity",
-        choices=polarities,
-        default="auto",
-        help="what is missing; auto: white",
-    )
-    add("--ink", choices=inks, default="auto", help="of your pictures; auto: the rarer")
-    add("--no-crop", action="store_true", help="show the model your whole pictures")
-    add(
-        "--output",
-        type=Path,
-        metavar="FOLDER",
-        default=Path("filled"),
-        help="of --image (filled)",
-    )
-    add(
-        "--source",
-        choices=("test", "samples"),
-        default="test",
-        help="holes in what (test images)",
-    )
-    add("--count", type=whole, default=4, help="images for each mask (4)")
-    add(
-        "--steps",
-        type=number(int, 0, 100_000),
-        default=40,
-        help="of the MAP ascent (40)",
-    )
-    add("--chains", type=whole, default=12, help="each gives one sample (12)")
-    add(
-        "--precision",
-        choices=PRECISIONS,
-        default="auto",
-        help="auto: bf16 where it is native",
-    )
-    parser.add_common_flags(
-        checkpoint="the Glow to fill with (checkpoints/glow_DATASET.pt)"
-    )
+    positive = number(int, 1, 100_000)
+
+    data = parser.add_argument_group("data")
+    add_dataset_flags(data)
+    text = "test images for each kind of mask"
+    data.add_argument("--count", type=positive, default=4, help=text)
+
+    add = parser.add_argument_group("your pictures").add_argument
+    text = "your pictures, or folders of them, in place of test images"
+    add("--image", type=Path, nargs="+", metavar="PATH", help=text)
+    text = "ink of your pictures; auto: the rarer tone"
+    add("--ink", choices=user_images.INKS, default="auto", help=text)
+    text = "show the model all of each picture, not the part around ink and mask"
+    add("--no-crop", action="store_true", help=text)
+    text = "what marks missing pixels in a mask file; auto: white, if it is the rarer"
+    colors = user_images.POLARITIES
+    add("--mask-polarity", choices=colors, default="auto", help=text)
+    text = "folder for the results of --image"
+    add("--output", type=Path, metavar="FOLDER", default=Path("filled"), help=text)
+
+    add = parser.add_argument_group("holes and their filling").add_argument
+    text = "what is missing; by default squares of half the side, and noise:0.5"
+    add("--mask", nargs="+", metavar="MASK", help=text)
+    text = "steps of the ascent to the MAP estimate"
+    add("--map-steps", type=number(int, 0, 100_000), default=40, help=text)
+    text = "chains for each image, which give one sample each"
+    add("--chains", type=positive, default=12, help=text)
+    text = "precision of the networks; auto: bf16 where it is native"
+    add("--precision", choices=PRECISIONS, default="auto", help=text)
+    parser.add_common_flags("the Glow to fill with, by default that of the data set")
+
     args = parser.parse_args(argv)
-    if args.image:
-        parser.refuse(args, "with --image", "source", "count", "figures")
-    else:
-        parser.refuse(
-            args, "without --image", "mask_polarity", "ink", "no_crop", "output"
-        )
+    if not args.image:
+        own = ("mask_polarity", "ink", "no_crop", "output")
+        parser.refuse(args, "without --image", *own)
+        return args
+    parser.refuse(args, "with --image", "count", "figures")
+    if len(args.mask or []) != 1:
+        parser.error("--image needs one --mask, such as square:14 or a picture")
     return args
 
 
 @one_line_errors()
 @threads()
-def main(argv=None) -> None:
-    args, start = parse_args(argv), time.perf_counter()
+def main(argv: list[str] | None = None) -> None:
+    """Fills holes in test images, or in the pictures of --image."""
+    args = parse_args(argv)
+    start = time.perf_counter()
+    settings = FillSettings(args.map_steps, args.chains)
     with processes(args.device) as group:
-        from_data = args.source == "test" and not args.image
-        images = (
-            load_together(group, args.dataset, args.data_dir) if from_data else None
-        )
+        # The model of the data, and images that are like them.
+        images = None
+        if not args.image:
+            images = load_together(group, args.dataset, args.data_dir)
         name = images.name if images else data_name(args.dataset)
-        inpainter = make_inpainter(args, name, images, group.device)
-        if args.image:
-            problems = read_pictures(args, inpainter.glow)
+        glow = choose_glow(args.checkpoint, name, group.device, images)
+        glow.set_precision(precision_for(args.precision, group.device))
+        inpainter = make_inpainter(glow, images, args.data_dir, args.seed, settings)
+
+        files.require_writable(files=[args.metrics])
+        if images:
+            what = (images, args.mask, args.count, args.seed)
+            metrics = fill_test_images(inpainter, *what, group, args.figures)
         else:
-            problems = make_problems(args, inpainter, images)
-        folder = args.output if args.image else args.figures
-        files.require_writable(folder, files=[args.metrics])
-        with files.lock(
-            folder / "results.json", group.first and args.image is not None
-        ):
-            fills = {
-                kind: fill_holes(inpainter, problems[kind], kind, group)
-                for kind in problems
-            }
-            if group.first:
-                if args.image:
-                    metrics = report_pictures(problems, fills, args)
-                else:
-                    metrics = report_tests(problems, fills, name, args)
-                metrics = {"data": inpainter.glow.metrics.get("data")} | metrics
+            what = (args.image, args.mask[0], args.seed)
+            reading = {"ink": args.ink, "polarity": args.mask_polarity}
+            reading["crop"] = not args.no_crop
+            metrics = fill_pictures(inpainter, *what, group, args.output, **reading)
+
     if group.first and args.metrics:
+        metrics = {"data": glow.metrics.get("data")} | metrics
         run = {"seconds": time.perf_counter() - start, "device": group.device}
         files.write_metrics(args.metrics, metrics, seed=args.seed, **run)
 

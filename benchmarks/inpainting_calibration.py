@@ -70,13 +70,13 @@ def ranks_of(
     glow = inpainter.glow
     problem = Problem.cut(glow.quantize(v), mask, seeds, v=v)
     found = inpainter.sample(problem)
-    fills = found["samples_v"]  # (B, S, 1, H, W)
+    fills = found.samples_v  # (B, S, 1, H, W)
 
     def ink(images: Tensor) -> Tensor:
         return (images * mask.unsqueeze(1)).flatten(2).sum(2)
 
     # The digits of the truth, then of the samples.
-    images = torch.cat([glow.quantize(v)[:, None], found["samples"]], 1)
+    images = torch.cat([glow.quantize(v)[:, None], found.samples], 1)
     digit = inpainter.classifier.classify(images.flatten(0, 1)).argmax(1)
     digit = digit.unflatten(0, images.shape[:2])  # (B, 1 + S)
 
@@ -84,10 +84,10 @@ def ranks_of(
     return {
         "pixel": ranks(fills, v, ties)[mask],
         "ink": ranks(ink(fills), ink(v[:, None])[:, 0], ties),
-        "log_p": ranks(found["log_prob"], log_p, ties),
+        "log_p": ranks(found.log_prob, log_p, ties),
         "digit": ranks(digit[:, 1:], digit[:, 0], ties),
-        "acceptance": found["acceptance"],
-        "travelled": found["travelled"],
+        "acceptance": found.acceptance,
+        "travelled": found.travelled,
     }
 
 

@@ -11,7 +11,7 @@ from flowlib.files import ROOT, SHIPPED, write_atomically
 from flowlib.images.classifier import load_classifier
 from flowlib.images.datasets import Images
 from flowlib.images.glow import Glow
-from flowlib.inpainting.fill import Problem
+from flowlib.inpainting.fill import Fill, Problem
 from flowlib.inpainting.inpainter import Inpainter
 from flowlib.inpainting.masks import draw_masks
 from flowlib.rng import rng
@@ -74,9 +74,7 @@ class Methods:
         found["Gaussian mixture, sample"] = (drawn[:, 0], drawn)
         return found
 
-    def ascents(
-        self, problem: Problem, sampled: dict[str, Tensor]
-    ) -> dict[str, Tensor]:
+    def ascents(self, problem: Problem, sampled: Fill) -> dict[str, Tensor]:
         """v (B, 1, H, W): the MAP estimate, and where the likeliest sample leads."""
         starts = self.inpainter.starts(sampled)
         return {
@@ -84,10 +82,10 @@ class Methods:
             "MAP from sample": self.inpainter.find_map(problem, starts[:, 1:]),
         }
 
-    def sampled(self, problem: Problem) -> tuple[dict[str, tuple], dict[str, Tensor]]:
+    def sampled(self, problem: Problem) -> tuple[dict[str, tuple], Fill]:
         """Likewise for the samples; and what `Inpainter.sample` returns."""
         found = self.inpainter.sample(problem)
-        samples = found["samples"] / 255
+        samples = found.samples / 255
         # A mean of equal numbers can be off by a rounding: observed pixels stay exact.
         mean = torch.where(problem.mask, samples.mean(1), problem.masked / 255)
         fills = {

@@ -113,12 +113,14 @@ def measure_samples(kind: str, first: int, images: Images, methods: Methods) -> 
     for name, v in ascents.items():
         above = inpainter.log_prob(v) - problem.truth.log_prob
         scores[name]["above_truth"] = above
-    rank = ranks(sampled["samples_v"], problem.truth.v, rng(0, "ties", first))
+    rank = ranks(sampled.samples_v, problem.truth.v, rng(0, "ties", first))
 
     samples = fills["posterior, sample"][1]
     return {
         "methods": scores,
-        "sampler": {name: sampled[name] for name in ("acceptance", "travelled")},
+        "sampler": {
+            name: getattr(sampled, name) for name in ("acceptance", "travelled")
+        },
         "ranks": rank[problem.mask],
         "digits": {"ours": vote(255 * samples, methods), "label": labels},
         "hardware": hardware(inpainter.glow.device),

@@ -23,8 +23,8 @@ from benchmarks.about import add_figures_flag
 from flowlib.cli import Parser, one_line_errors
 from flowlib.files import find_checkpoint, load_model, save_figure, short
 from flowlib.grids import evaluate
+from flowlib.inpainting.ascent import find_map
 from flowlib.inpainting.density import HoleDensity
-from flowlib.inpainting.map_estimate import find_map
 from flowlib.plots.moons import COLORS, TITLES, log_density, picture_grid
 from flows2d import Flow
 from train_moons import NOISE, make_shape

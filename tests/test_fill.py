@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from flowlib.inpainting.fill import Fill, Problem, Truth
+from flowlib.inpainting.fill import Batch, Fill, Problem, Truth
 from flowlib.inpainting.scores import crps, hole_mse, psnr
 
 
@@ -13,7 +13,7 @@ def truth():
 
 @pytest.fixture
 def fill(truth):
-    """Fills of three images with 17 levels: their MAP estimate is the truth, their samples vary."""
+    """Fills of three images with 17 levels: the MAP is the truth, the samples vary."""
     mask = torch.rand(3, 1, 4, 4) < 0.5
     mask[:, :, 0, 0] = True
     levels = (truth.grey * 16).round().to(torch.uint8)
@@ -23,12 +23,10 @@ def fill(truth):
         mask[:, None], (v * 17).floor().to(torch.uint8), masked[:, None]
     )
     return Fill(
-        masked=masked,
-        mask=mask,
-        white=torch.full((3,), 16.0),
+        problem=Problem(masked, mask, [0, 1, 2], truth),
+        levels=17,
         map=levels,
         map_log_prob=truth.log_prob + torch.tensor([1.0, -1.0, 1.0]),
-        map_atypical=torch.tensor([True, False, False]),
         typical=torch.tensor([0.0, -1.0, 1.0]),
         samples=samples,
         samples_v=v,
@@ -42,7 +40,8 @@ def fill(truth):
 def test_mean_and_interval_are_those_of_the_samples_in_grey_values(fill):
     grey = fill.samples / 16
     torch.testing.assert_close(fill.mean(), grey.mean(1))
-    assert torch.equal(fill.mean()[~fill.mask], fill.masked[~fill.mask] / 16)
+    seen = ~fill.problem.mask
+    assert torch.equal(fill.mean()[seen], fill.problem.masked[seen] / 16)
     low, high = fill.interval(0.9)
     torch.testing.assert_close(low, grey.quantile(0.05, dim=1))
     torch.testing.assert_close(high, grey.quantile(0.95, dim=1))
@@ -51,38 +50,37 @@ def test_mean_and_interval_are_those_of_the_samples_in_grey_values(fill):
 def test_the_metrics_are_those_of_the_scores(fill, truth):
     metrics = fill.compare(truth)
     assert metrics["images"] == 3
-    assert metrics["map"]["hole_mse"] == pytest.approx(0, abs=1e-12)
+    assert metrics["map"]["hole_psnr"] == pytest.approx(120)
     assert metrics["map"]["likelier_than_truth"] == pytest.approx(2 / 3)
-    assert metrics["map"]["atypical"] == pytest.approx(1 / 3)
-    expected = psnr(hole_mse(fill.mean(), truth.grey, fill.mask).mean().item())
+    mask = fill.problem.mask
+    expected = psnr(hole_mse(fill.mean(), truth.grey, mask).mean().item())
     assert metrics["mean"]["hole_psnr"] == pytest.approx(expected)
-    score = crps(fill.samples / 16, truth.grey, fill.mask).mean().item()
+    score = crps(fill.samples / 16, truth.grey, mask).mean().item()
     assert metrics["crps"] == pytest.approx(score)
     assert metrics["travelled"] == pytest.approx(0.2)
     assert metrics["map"]["ink_ratio"] == pytest.approx(1)
-    assert fill.numbers(0)["map_atypical"] is True
+    assert fill.numbers(0)["map_log_prob"] == 2
     assert len(fill.numbers(1)["log_prob"]) == 5
 
 
 def test_a_batch_can_be_taken_apart_and_put_together(fill, truth):
-    names = ["a", "b", "c"]
-    problem = Problem(fill.masked, fill.mask, names, [0, 1, 2], truth)
-    for whole in (fill, problem):
-        again = type(whole).cat([whole[:1], whole[[1, 2]]])
-        assert len(again) == 3
-        for name, value in vars(whole).items():
-            other = getattr(again, name)
+    again = Fill.cat([fill[[0]], fill[[1, 2]]])
+    assert len(again) == 3
+    for one, other in ((fill, again), (fill.problem, again.problem)):
+        for name, value in vars(one).items():
+            found = getattr(other, name)
             if isinstance(value, torch.Tensor):
-                assert torch.equal(other, value), name
-            elif not isinstance(value, Truth):
-                assert other == value, name
-    assert torch.equal(problem[[2]].truth.grey, truth.grey[2:])
-    assert problem[[2]].observed is None
+                assert torch.equal(found, value), name
+            elif not isinstance(value, Batch):
+                assert found == value, name
+    assert torch.equal(fill[[2]].problem.truth.grey, truth.grey[2:])
+    assert fill[[2]].problem.seeds == [2]
+    assert fill[[2]].problem.observed is None
 
 
 def test_the_digits_are_said_in_words(fill):
     assert fill.describe_digits(0) == "4: 3 of 5, 1: 1"
     assert fill.describe_digits(1) == "7: 5 of 5"
-    assert fill.describe_digits(2, halves=True) == "2: 3 of 5 (1 + 2), 1: 2 (1 + 1)"
+    assert fill.describe_digits(2) == "2: 3 of 5, 1: 2"
     fill.digits = None
     assert fill.describe_digits(0) == ""

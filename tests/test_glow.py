@@ -115,7 +115,7 @@ def test_a_uniform_density_needs_exactly_log2_levels_bits(levels, monkeypatch):
         torch.testing.assert_close(bits, torch.full((5,), math.log2(levels)))
 
 
-def test_the_probabilities_of_all_images_sum_to_less_than_one_and_approach_it_with_more_draws():
+def test_the_probabilities_of_all_images_sum_to_nearly_one_with_many_draws():
     """All 3² images of two pixels, under a density of v that integrates to one.
 
     The bound never promises too much probability.
@@ -202,7 +202,7 @@ def test_compiled_couplings_have_the_same_density_and_gradient(monkeypatch):
 
 
 def test_samples_come_from_the_learned_base_distributions():
-    """Their latents, standardized by the bases' own means and scales, are standard normal."""
+    """Their latents, standardized by the bases' means and scales, are normal."""
     glow = small_glow()
     with torch.no_grad():
         for base, loc, scale in zip(glow.flow.q0, (0.7, -0.5), (0.5, 0.8)):
@@ -250,7 +250,7 @@ def test_samples_are_reproducible_inside_the_unit_interval_and_vary_less_when_co
     assert cold.var(0).mean() < samples.var(0).mean()
 
 
-# ---------------------------------------------------------------- checkpoints and bad arguments
+# ---------------------------------------------------------------- checkpoints
 
 
 def test_a_saved_glow_loads_into_a_differently_seeded_one_with_the_same_results(
@@ -324,11 +324,11 @@ def tiny(**options) -> Glow:
         ),
         (
             lambda: tiny().bits_per_dim(torch.full((1, 1, 8, 8), 9 / 255)),
-            "whole grey levels 0",
+            "integer grey levels 0",
         ),
         (
             lambda: tiny().dequantize(torch.full((1, 1, 8, 8), -1)),
-            "whole grey levels 0 ... 255",
+            "integer grey levels 0 ... 255",
         ),
         (
             lambda: tiny(levels=17).dequantize(torch.full((1, 1, 8, 8), 17)),
@@ -336,7 +336,7 @@ def tiny(**options) -> Glow:
         ),
         (
             lambda: tiny().bits_per_dim(torch.full((1, 1, 8, 8), float("nan"))),
-            "whole grey",
+            "integer grey",
         ),
     ],
 )

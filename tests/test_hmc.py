@@ -86,7 +86,7 @@ def test_on_a_flow_the_samples_have_the_conditional_distribution_by_quadrature()
 
 
 def test_moves_leave_a_gaussian_as_it_is():
-    """Gandy and Scott (2020), arXiv:2001.06465: an exact test of a reversible Markov kernel.
+    """Gandy and Scott (2020), arXiv:2001.06465: an exact test of a reversible kernel.
 
     A chain of five states goes through an exact draw at a random place, before which it
     ran backwards. The draw's rank among the five is then uniform, however few the

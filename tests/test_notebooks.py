@@ -33,11 +33,12 @@ def printed(notebook) -> list[str]:
 
 
 def alike(old: str, new: str) -> bool:
-    """Whether two texts are equal but for numbers that differ by 2 %, or by 1 in the last digit.
+    """Whether two texts are equal but for small differences of their numbers.
 
-    Other processors round otherwise, and training and sampling amplify that. Over eight
-    sets of instructions (of ATen, oneDNN and MKL) and numbers of threads the fills' log
-    p differed by 0.3 % and their PSNR by 1 dB; all other numbers were the same.
+    These are 2 %, or 1 in the last digit. Other processors round otherwise, and
+    training and sampling amplify that. Over eight sets of instructions (of ATen, oneDNN
+    and MKL) and numbers of threads the fills' log p differed by 0.3 % and their PSNR by
+    1 dB; all other numbers were the same.
     """
     if NUMBER.sub("#", old) != NUMBER.sub("#", new):
         return False

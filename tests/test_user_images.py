@@ -497,7 +497,7 @@ def test_a_photograph_is_read_as_the_small_picture_and_filled_in_its_own_size(
     filled = np.asarray(large.restore(torch.zeros(SHAPE)))
     assert np.array_equal(filled, np.where(grown[1] > 0, 255, grown[0]))
     named = read_picture(files("b.png", grown[0]), small.mask, SHAPE, LEVELS)
-    assert np.array_equal(named.hole, grown[1] > 0)
+    assert np.array_equal(named.full_mask, grown[1] > 0)
 
 
 def test_a_photograph_needs_little_memory(tmp_path):
@@ -569,7 +569,7 @@ def test_colors_of_16_bits_are_said_to_be_read_as_8(stroke, tmp_path, files):
     write_deep_png(png, stroke)
     picture = read_picture(png, files("m.png", hole()), SHAPE, LEVELS)
     assert "16 bits for each color: read as 8" in picture.notes
-    assert picture.whole.mode == "RGB"
+    assert picture.original.mode == "RGB"
 
 
 def write_deep_png(path, stroke):

@@ -1,5 +1,6 @@
 """The data sets, each in three parts: MNIST and its like, 8x8 digits, and folders."""
 
+import argparse
 import contextlib
 import hashlib
 import os
@@ -10,7 +11,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from flowlib.cli import Parser
 from flowlib.distributed import Processes
 from flowlib.files import ROOT, UserError
 from flowlib.images.pictures import pictures_in, read_alike
@@ -27,13 +27,13 @@ OWN_PARTS |= dict.fromkeys(("val", "valid", "validation"), "held-out")
 DOWNLOAD_TIMEOUT = 10  # seconds that a server may stay silent; there are two
 
 
-def add_dataset_flags(parser: Parser) -> None:
-    """Adds --dataset and --data-dir, which `load_images` takes."""
-    auto = "auto: mnist if present or downloadable, otherwise digits (default auto)"
+def add_dataset_flags(parser: argparse._ActionsContainer) -> None:
+    """Adds --dataset and --data-dir, to a parser or a group; see `load_images`."""
+    auto = "auto: mnist if present or downloadable, otherwise digits"
     names = f"{', '.join(DATASETS[1:])}, or a folder of pictures; {auto}"
     parser.add_argument("--dataset", metavar="NAME", default="auto", help=names)
-    folder = "where MNIST and its like are read from or downloaded to (default data/)"
-    parser.add_argument("--data-dir", type=Path, default=ROOT / "data", help=folder)
+    text = "where MNIST and its like are read from or downloaded to"
+    parser.add_argument("--data-dir", type=Path, default=ROOT / "data", help=text)
 
 
 def data_name(dataset: str) -> str:
@@ -81,6 +81,11 @@ def load_images(
 ) -> Images:
     """A data set, in three parts.
 
+    Example:
+        >>> images = load_images("digits")
+        >>> images.train.shape
+        torch.Size([1257, 1, 8, 8])
+
     Args:
         dataset: one of DATASETS, or a folder of pictures. "auto": MNIST if it is there
             or can be downloaded, otherwise the digits, and a printed line says so.
@@ -105,9 +110,10 @@ def load_images(
     from sklearn.datasets import load_digits  # here, for it takes a second to import
 
     bundled = load_digits()
-    images, labels = torch.from_numpy(bundled.images), torch.from_numpy(bundled.target)
+    images = torch.from_numpy(bundled.images).to(torch.uint8)
+    labels = torch.from_numpy(bundled.target).long()
     # The last 360 digits are the test images, and the 180 before them are held out.
-    return _cut("digits", 17, images.to(torch.uint8), labels.long(), 180, 360)
+    return _cut("digits", 17, images, labels, 180, 360)
 
 
 def _load_torchvision(dataset: str, data_dir: Path, download: bool) -> Images:

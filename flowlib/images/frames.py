@@ -1,59 +1,61 @@
-"""Which part of a picture the model sees, and how that part is cut out and put back."""
+"""Which part of a picture the model sees, and how it is cut out and put back."""
 
 import numpy as np
 from PIL import Image
 
 Frame = tuple[int, int, int, int]  # a part of a picture: top, left, height, width
+INK = 0.3  # grey values above it are ink
 
 
 def find_frame(
-    grey: np.ndarray, hole: np.ndarray, size: tuple[int, int], crop: bool, notes: list
-) -> Frame:
-    """What the model sees, in its proportions: all of the picture, or a part.
+    grey: np.ndarray, mask: np.ndarray, size: tuple[int, int], crop: bool
+) -> tuple[Frame, list[str]]:
+    """What the model sees, in its proportions: all of the picture or a part; notes.
 
-    The part is the one around ink and hole. MNIST's digits fill 20 of 28 pixels and
+    The part is the one around ink and mask. MNIST's digits fill 20 of 28 pixels and
     have their center of mass in the middle. The model knows no digit that is much
     smaller or far from the middle.
     """
-    shape, size = np.array(grey.shape), np.array(size)
-    whole_scale = (shape / size).max()  # pixels of the picture for one of the model's
+    shape = np.array(grey.shape)
+    sides = np.array(size)
+    full_scale = (shape / sides).max()  # pixels of the picture for one of the model's
 
     def frame(center: np.ndarray, scale: float) -> Frame:
-        sides = np.rint(scale * size).astype(int)
-        corner = np.rint(center - sides / 2).astype(int)
-        return (*corner.tolist(), *sides.tolist())
+        extent = np.rint(scale * sides).astype(int)
+        corner = np.rint(center - extent / 2).astype(int)
+        return (*corner.tolist(), *extent.tolist())
 
-    whole = frame(shape / 2, whole_scale)
-    used = (grey > 0.3) | hole
+    everything = frame(shape / 2, full_scale)
+    used = (grey > INK) | mask
     if not crop or not used.any():
-        return whole
+        return everything, []
 
     first, last = np.array(_extent(used)).T
-    scale = ((last - first) / size).max() * 28 / 20
-    smaller = scale <= 0.7 * whole_scale and scale * size[0] >= 12
-    scale = scale if smaller else whole_scale
+    scale = ((last - first) / sides).max() * 28 / 20
+    smaller = scale <= 0.7 * full_scale and scale * size[0] >= 12
+    scale = scale if smaller else full_scale
 
-    # A hole counts as MNIST's mean grey value: of MNIST's own images with holes, this
-    # finds the center best (within 1.2 pixels for 14x14 holes; the middle of ink and
-    # hole: within 2.0).
-    mass = np.where(hole, 0.13, grey)
+    # A missing pixel counts as MNIST's mean grey value: of MNIST's own images with
+    # masks, this finds the center best (within 1.2 pixels for 14x14 squares; the
+    # middle of ink and mask: within 2.0).
+    mass = np.where(mask, 0.13, grey)
     y, x = (np.arange(n) + 0.5 for n in grey.shape)
     center = np.array([mass.sum(1) @ y, mass.sum(0) @ x]) / mass.sum()
 
-    # Ink and hole keep a margin of two of the model's pixels, as nine of ten digits of
+    # Ink and mask keep a margin of two of the model's pixels, as nine of ten digits of
     # MNIST do.
     middle = (first + last) / 2
-    reach = scale * (size / 2 - 2)
-    low, high = np.minimum(last - reach, middle), np.maximum(first + reach, middle)
+    reach = scale * (sides / 2 - 2)
+    low = np.minimum(last - reach, middle)
+    high = np.maximum(first + reach, middle)
     center = np.clip(center, low, high)
 
-    off = (np.abs(center - shape / 2) > whole_scale * size / 8).any()
+    off = (np.abs(center - shape / 2) > full_scale * sides / 8).any()
     if not (smaller or off):
-        return whole
+        return everything, []
     part = "cropped to the part around ink and hole"
     what = part if smaller else "centered by the ink's mass"
-    notes.append(f"{what} (--no-crop keeps the whole)")
-    return frame(center, scale)
+    return frame(center, scale), [f"{what} (--no-crop keeps the whole)"]
 
 
 def _extent(used: np.ndarray) -> list[tuple[int, int]]:
@@ -62,12 +64,12 @@ def _extent(used: np.ndarray) -> list[tuple[int, int]]:
     return [(int(some[0]), int(some[-1]) + 1) for some in places]
 
 
-def around(missing: np.ndarray) -> np.ndarray:
-    """The rectangle around a hole, twice as high and wide: bool (rows, columns)."""
-    near = np.zeros(missing.shape, bool)
-    if missing.any():
+def around(mask: np.ndarray) -> np.ndarray:
+    """The rectangle around the missing pixels, twice as high and wide: bool."""
+    near = np.zeros(mask.shape, bool)
+    if mask.any():
         parts = []
-        for first, last in _extent(missing):
+        for first, last in _extent(mask):
             margin = (last - first) // 2 + 2
             parts.append(slice(max(0, first - margin), last + margin))
         near[tuple(parts)] = True
@@ -103,39 +105,27 @@ def paste(values: np.ndarray, frame: Frame, rows: range, columns: int) -> np.nda
 
 def paste_mask(mask: np.ndarray, frame: Frame, shape: tuple[int, int]) -> np.ndarray:
     """The opposite of `cut` for a mask, without smoothing: bool (rows, columns)."""
-    padded = np.pad(mask, 1)  # what lies outside of the frame is not missing
-    places = []
-    for n, start, length, count in zip(shape, frame[:2], frame[2:], mask.shape):
-        nearest = np.floor((np.arange(n) + 0.5 - start) * count / length)
-        places.append(nearest.clip(-1, count).astype(int) + 1)
-    return padded[np.ix_(*places)]
+    top, left, height, width = frame
+    picture = Image.new("1", shape[::-1])
+    part = Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST)
+    picture.paste(part, (left, top))
+    return np.asarray(picture)
 
 
-def shares(mask: np.ndarray, factor: int) -> np.ndarray:
-    """How much of each block of factor x factor pixels is missing, in [0, 1].
-
-    `factor` is at most 255: the sums are of bytes, since others need far more memory.
-    """
-    starts = [np.arange(0, n, factor) for n in mask.shape]
-    sums = np.add.reduceat(mask.view(np.uint8), starts[0], axis=0, dtype=np.uint8)
-    sums = np.add.reduceat(sums, starts[1], axis=1, dtype=np.float32)
-    sides = [np.minimum(factor, n - start) for n, start in zip(mask.shape, starts)]
-    return sums / np.outer(*sides).astype(np.float32)
-
-
-def two_figures(grey: np.ndarray, missing: np.ndarray) -> bool:
+def two_figures(grey: np.ndarray, mask: np.ndarray) -> bool:
     """Whether two figures stand side by side.
 
     A hole belongs to the ink that it touches; if it touches both, ink and hole must be
     much wider than high. Of MNIST's own digits with holes, 1 in 2,000 is taken for two.
     """
-    ink = (grey > 0.3) & ~missing
+    ink = (grey > INK) & ~mask
     if not ink.any():
         return False
-    (top, bottom), (left, right) = _extent(ink | missing)
-    wide = (right - left) / (bottom - top)
-    joined = wide > 1 and _side_by_side(ink | missing, ink)
-    return joined or (wide > 1.45 and _side_by_side(ink, ink))
+    (top, bottom), (left, right) = _extent(ink | mask)
+    proportion = (right - left) / (bottom - top)
+    if proportion > 1 and _side_by_side(ink | mask, ink):
+        return True
+    return proportion > 1.45 and _side_by_side(ink, ink)
 
 
 def _side_by_side(used: np.ndarray, ink: np.ndarray) -> bool:
@@ -151,5 +141,6 @@ def _side_by_side(used: np.ndarray, ink: np.ndarray) -> bool:
     rows, columns = zip(boxes[first], boxes[second])
     heights = [part.stop - part.start for part in rows]
     left, right = sorted(columns, key=lambda part: part.start)
+
     alike = 4 * amounts[second] > amounts[first] and 2 * min(heights) > max(heights)
     return bool(alike and right.start > left.stop)

@@ -1,17 +1,16 @@
-"""A Glow for small grey images: from whole numbers to latents and back, densities and bits/dim.
+"""A Glow for small grey images: to latents and back, densities and bits/dim.
 
-Coordinates: an image holds whole numbers 0 ... levels - 1. The dequantizer spreads each
-over its
-bin, v = (image + u) / levels in (0, 1). The logit of v is unbounded, and normflows'
+Coordinates: an image holds integers 0 ... levels - 1. The dequantizer spreads each over
+its bin, v = (image + u) / levels in (0, 1). The logit of v is unbounded, and normflows'
 multi-scale flow takes it to Gaussian latents. All densities are those of v.
 
 Directions: in normflows `forward` is latent to data and `inverse` data to latent, the
-reverse of
-the rest of this project. Elsewhere they are called `Glow.decode` and `Glow.encode`.
+reverse of the rest of this project. Elsewhere they are called `Glow.decode` and
+`Glow.encode`. `Glow.forward` is neither: it is `Glow.bits_bound`, the training loss.
 
 Papers: Kingma and Dhariwal (2018), arXiv:1807.03039 (Glow); Dinh et al. (2017),
-arXiv:1605.08803
-(multi-scale, logit); Theis et al. (2016), arXiv:1511.01844 (why dequantize).
+arXiv:1605.08803 (multi-scale, logit); Theis et al. (2016), arXiv:1511.01844 (why
+dequantize).
 """
 
 import math
@@ -38,25 +37,27 @@ PRECISIONS = ("auto", "fp32", "bf16")
 
 
 def precision_for(name: str, device: torch.device) -> torch.dtype:
-    """What one of PRECISIONS means on a device; "auto": bfloat16 where the processor has it."""
+    """What one of PRECISIONS means on a device.
+
+    "auto" is bfloat16 where the processor computes in it, otherwise float32.
+    """
     if name == "auto":
-        on_gpu = device.type == "cuda"
-        native = (
-            torch.cuda.is_bf16_supported
-            if on_gpu
-            else torch.cpu._is_avx512_bf16_supported
-        )
+        native = torch.cpu._is_avx512_bf16_supported
+        if device.type == "cuda":
+            native = torch.cuda.is_bf16_supported
         name = "bf16" if native() else "fp32"
     return {"fp32": torch.float32, "bf16": torch.bfloat16}[name]
 
 
 def to_bits_per_dim(log_p: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """-log2 P per pixel from log P in nats, for images of this shape, over their own pixels."""
+    """-log2 P per pixel from log P in nats, for images of this shape."""
     return -log_p / (math.prod(shape) * math.log(2))
 
 
 class Glow(nn.Module):
-    """A two-level Glow over grey images: a density of v in (0, 1), and a bound on P(image).
+    """A two-level Glow over grey images: a density of v in (0, 1).
+
+    With the dequantizer it is also a bound on P(image).
 
     Args:
         shape: (1, height, width), height and width multiples of 4.
@@ -70,19 +71,26 @@ class Glow(nn.Module):
         ValueError: names the argument that cannot be used.
 
     Example:
-        >>> glow = load_glow("checkpoints/shipped/glow_mnist.pt")
-        >>> v = glow.sample(16, rng(0, "samples"))  # (16, 1, 28, 28), in (0, 1)
-        >>> glow.quantize(v), glow.log_prob(v)  # uint8 images; nats, (16,)
+        >>> from flowlib.files import SHIPPED
+        >>> glow = load_glow(SHIPPED / "glow_digits.pt")
+        >>> v = glow.sample(16, torch.Generator().manual_seed(0))
+        >>> v.shape  # in (0, 1)
+        torch.Size([16, 1, 8, 8])
+        >>> glow.quantize(v).dtype  # images
+        torch.uint8
+        >>> glow.log_prob(v).shape  # nats
+        torch.Size([16])
     """
 
-    # The least and the most of each number: beyond that, memory would run out.
+    # The least and the most of each number. Beyond the most, memory is sure to run out.
     LIMITS = {
         "levels": (2, 256),
-        "blocks": (1, 64),
-        "hidden": (1, 1024),
-        "depth": (0, 16),
+        "blocks": (1, 1000),
+        "hidden": (1, 16_384),
+        "depth": (0, 100),
+        "bins": (2, 500),
+        "dequantizer": (1, 16_384),
     }
-    LIMITS |= {"bins": (2, 64), "dequantizer": (1, 1024)}
 
     def __init__(
         self,
@@ -95,26 +103,24 @@ class Glow(nn.Module):
         dequantizer: int = 32,
     ):
         super().__init__()
-        fits = (
-            len(shape) == 3
-            and shape[0] == 1
-            and all(n % 4 == 0 < n <= 512 for n in shape[1:])
-        )
-        if not fits:
-            raise ValueError(
-                f"shape must be (1, multiple of 4, multiple of 4), not {tuple(shape)}"
-            )
-        numbers = {"levels": levels, "blocks": blocks, "hidden": hidden, "depth": depth}
-        numbers |= {"bins": bins, "dequantizer": dequantizer}
-        for name, value in numbers.items():
+        sides_fit = all(side % 4 == 0 < side <= 512 for side in shape[1:])
+        if len(shape) != 3 or shape[0] != 1 or not sides_fit:
+            wanted = "(1, multiple of 4, multiple of 4), at most 512"
+            raise ValueError(f"shape must be {wanted}, not {tuple(shape)}")
+        values = (levels, blocks, hidden, depth, bins, dequantizer)
+        sizes = dict(zip(self.LIMITS, values))
+        for name, value in sizes.items():
             least, most = self.LIMITS[name]
             if not (isinstance(value, int) and least <= value <= most):
-                raise ValueError(
-                    f"{name} must be a whole number in [{least}, {most}], not {value}"
-                )
-        self.config = {"shape": list(shape), **numbers}
-        self.shape, self.levels, self.precision = tuple(shape), levels, torch.float32
+                wanted = f"an integer in [{least}, {most}]"
+                raise ValueError(f"{name} must be {wanted}, not {value}")
+
+        self.config = {"shape": list(shape), **sizes}
+        self.shape = tuple(shape)
+        self.levels = levels
+        self.precision = torch.float32
         self.dequantizer = Dequantizer(levels, dequantizer)
+
         # The image (1, H, W) is squeezed to (4, H/2, W/2). After that level's blocks
         # two channels are latents, the others are squeezed to (8, H/4, W/4). normflows:
         # coarsest first.
@@ -123,7 +129,8 @@ class Glow(nn.Module):
         bases = [nf.distributions.DiagGaussian(latent) for latent in latents]
         flows = [[Block(c, hidden, depth, bins) for _ in range(blocks)] for c in (8, 4)]
         flows = [[*level, nf.flows.Squeeze()] for level in flows]
-        merges, logit = [SplitPrior(4, hidden, depth)], nf.transforms.Logit(ALPHA)
+        merges = [SplitPrior(4, hidden, depth)]
+        logit = nf.transforms.Logit(ALPHA)
         self.flow = nf.MultiscaleFlow(
             bases, flows, merges, transform=logit, class_cond=False
         )
@@ -137,7 +144,7 @@ class Glow(nn.Module):
     def initialize(
         self, images: Tensor, generator: torch.Generator | None = None
     ) -> None:
-        """Sets the ActNorm layers to mean 0 and variance 1 on these images, before training."""
+        """Sets the ActNorm layers to mean 0 and variance 1 on these images."""
         v = self.dequantize(images, generator)
         layers = [layer for layer in self.modules() if isinstance(layer, ActNorm)]
         for layer in layers:
@@ -147,7 +154,7 @@ class Glow(nn.Module):
             layer.initializing = False
 
     def set_precision(self, precision: torch.dtype) -> "Glow":
-        """Runs the networks in torch.bfloat16 or float32; densities keep the weights' dtype."""
+        """Runs the networks in torch.bfloat16 or float32, and returns the model."""
         self.precision = precision
         for module in self.modules():
             if isinstance(module, ConvNet):
@@ -165,22 +172,25 @@ class Glow(nn.Module):
                     module.inverse, fullgraph=True, dynamic=False
                 )
 
-    def forward(self, images: Tensor, noise: Tensor) -> Tensor:
-        """The training loss: an upper bound on each image's -log2 P(image) per pixel, (B,).
+    def bits_bound(self, images: Tensor, noise: Tensor) -> Tensor:
+        """The training loss: an upper bound on each -log2 P(image) per pixel, (B,).
 
-        `images` (B, 1, H, W) are whole numbers 0 ... levels - 1, `noise` is standard
-        normal.
+        `images` (B, 1, H, W) are integers 0 ... levels - 1, `noise` is standard normal.
         """
         return to_bits_per_dim(self._log_weight(images, noise), self.shape)
+
+    def forward(self, images: Tensor, noise: Tensor) -> Tensor:
+        """`bits_bound`, by the name that torch's wrappers of models call."""
+        return self.bits_bound(images, noise)
 
     def bits_per_dim(
         self, images: Tensor, draws: int = 1, generator: torch.Generator | None = None
     ) -> Tensor:
-        """An upper bound on each image's -log2 P(image) per pixel: (B, 1, H, W) -> (B,).
+        """An upper bound on each -log2 P(image) per pixel: (B, 1, H, W) -> (B,).
 
         P(image) = E_q[p(v) / q(v | image)] over the dequantizer's v. In expectation the
         log of a mean of `draws` such ratios is below log P. One draw is the training
-        loss, more are tighter. Raises ValueError if the images are not whole grey
+        loss, more are tighter. Raises ValueError if the images are not integer grey
         levels, such as image / 255.
         """
         self._check_levels(images)
@@ -192,9 +202,9 @@ class Glow(nn.Module):
     def dequantize(
         self, images: Tensor, generator: torch.Generator | None = None
     ) -> Tensor:
-        """One random v in each pixel's bin, (B, 1, H, W); `quantize` gives the images back.
+        """One random v in each pixel's bin, (B, 1, H, W); `quantize` undoes it.
 
-        Raises ValueError if the images are not whole grey levels, such as image / 255.
+        Raises ValueError if the images are not integer grey levels.
         """
         self._check_levels(images)
         return self.dequantizer(images, self._noise(images.shape, generator))[0]
@@ -210,36 +220,36 @@ class Glow(nn.Module):
         return self.log_prob(v) - log_q
 
     def log_prob(self, v: Tensor) -> Tensor:
-        """The log-density of v in (0, 1), nats, differentiable in v: (B, 1, H, W) -> (B,)."""
+        """log p(v) in nats, differentiable: (B, 1, H, W) in (0, 1) -> (B,)."""
         self._check(v, "v")
         return self.flow.log_prob(v, None)
 
     def encode(self, v: Tensor) -> tuple[list[Tensor], Tensor]:
-        """v -> latents [(B, 8, H/4, W/4), (B, 2, H/2, W/2)] and log|det d latents / d v|, (B,)."""
+        """v -> latents (B, 8, H/4, W/4) and (B, 2, H/2, W/2), and log|det dz / dv|."""
         self._check(v, "v")
         return self.flow.inverse_and_log_det(v)
 
     def decode(self, latents: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """The latents -> v (B, 1, H, W) and log|det d v / d latents|, (B,)."""
+        """The latents -> v (B, 1, H, W), and log|det dv / dz|, (B,)."""
         return self.flow.forward_and_log_det(latents)
 
     @torch.no_grad()
     def sample(
         self, n: int, generator: torch.Generator | None = None, temperature: float = 1.0
     ) -> Tensor:
-        """n draws of v, clamped to [1e-6, 1 - 1e-6]: (n, 1, H, W); `generator` is a CPU one.
+        """n draws of v, clamped to [1e-6, 1 - 1e-6]: (n, 1, H, W).
 
-        The latents are normal, with the means and scales that the model has learned for
-        them. `temperature` multiplies the scales: below 1 samples are safer and less
-        varied.
+        `generator` is one of the CPU. The latents are normal, with the means and scales
+        that the model has learned for them. `temperature` multiplies the scales: below
+        1 samples are safer and less varied.
         """
         if n < 1 or not temperature > 0:
-            raise ValueError(
-                f"n must be >= 1 and temperature > 0, not {n} and {temperature}"
-            )
+            given = f"{n} and {temperature}"
+            raise ValueError(f"n must be >= 1 and temperature > 0, not {given}")
         parts = []
         for start in range(0, n, SAMPLES_AT_ONCE):
-            size, latents = min(SAMPLES_AT_ONCE, n - start), []
+            size = min(SAMPLES_AT_ONCE, n - start)
+            latents = []
             for base in self.flow.q0:
                 noise = self._noise((size, *base.shape), generator)
                 latents.append(base.loc + temperature * base.log_scale.exp() * noise)
@@ -249,30 +259,28 @@ class Glow(nn.Module):
     def _noise(
         self, shape: tuple[int, ...], generator: torch.Generator | None
     ) -> Tensor:
-        """Standard normal noise in the weights' dtype and on their device, drawn on the CPU."""
+        """Standard normal noise like the weights, drawn on the CPU."""
         dtype = next(self.parameters()).dtype
         return torch.randn(shape, generator=generator, dtype=dtype).to(self.device)
 
     def _check(self, x: Tensor, name: str) -> None:
-        if tuple(x.shape[1:]) != self.shape:
+        if x.shape[1:] != self.shape:
             shape = ", ".join(map(str, self.shape))
-            raise ValueError(
-                f"{name} must be of shape (B, {shape}), not {tuple(x.shape)}"
-            )
+            given = tuple(x.shape)
+            raise ValueError(f"{name} must be of shape (B, {shape}), not {given}")
 
     def _check_levels(self, images: Tensor) -> None:
-        """Not for `forward`: this waits for the GPU."""
+        """Not for `bits_bound`: this waits for the GPU."""
         self._check(images, "images")
         top = self.levels - 1
         if not ((images >= 0) & (images <= top) & (images % 1 == 0)).all():
-            raise ValueError(f"images: whole grey levels 0 ... {top} are expected")
+            raise ValueError(f"images: integer grey levels 0 ... {top} are expected")
 
 
 def load_glow(path: str | Path, device: str | torch.device = "cpu") -> Glow:
     """The Glow that `save_model` wrote; UserError if the file is missing or damaged."""
-    hint = (
-        "`python train_glow_mnist.py` makes it (--dataset digits: without a download)"
-    )
+    train = "`python train_glow_mnist.py` makes it"
+    hint = f"{train} (--dataset digits: without a download)"
     glow = load_model(path, Glow, device, hint)
     # Files from before there were fingerprints say the data's name alone.
     if not glow.made_from and "data" in glow.metrics:
@@ -296,12 +304,11 @@ def choose_glow(
     path = path or find_checkpoint(f"glow_{name}.pt")
     glow = load_glow(path, device)
     bits = glow.metrics.get("test_bits_per_dim")
-    print(
-        f"{short(path)}, "
-        + ("not evaluated" if bits is None else f"{bits:.3f} bits/dim")
-    )
+    quality = "not evaluated" if bits is None else f"{bits:.3f} bits/dim"
+    print(f"{short(path)}, {quality}")
 
     if images is not None:
-        advice = "--dataset and --checkpoint must match; `python train_glow_mnist.py` trains anew"
+        advice = "--dataset and --checkpoint must match"
+        advice += "; `python train_glow_mnist.py` trains anew"
         require_same_data(path, glow.made_from, images.made_from, advice)
     return glow

@@ -1,12 +1,11 @@
-"""The layers of the Glow: networks, splines, couplings, ActNorm, split prior, dequantizer.
+"""The Glow's layers: networks, splines, couplings, ActNorm, split prior, dequantizer.
 
 Every layer is a normflows `Flow`: `inverse` takes data to latent, `forward` takes
 latent to data. Both also return the log-determinant in nats: (B,), or one number if all
 examples share it.
 
 Papers: Kingma and Dhariwal (2018), arXiv:1807.03039 (Glow); Durkan et al. (2019),
-arXiv:1906.04032
-(splines); Ho et al. (2019), arXiv:1902.00275 (learned dequantization).
+arXiv:1906.04032 (splines); Ho et al. (2019), arXiv:1902.00275 (learned dequantization).
 """
 
 import math
@@ -18,8 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 LOG_TWO_PI = math.log(2 * math.pi)
-# the least width and height of a spline's bin, as a share of the whole range
-SMALLEST_BIN = 1e-3
+SMALLEST_BIN = 1e-3  # least width and height of a spline's bin, shares of the range
 
 
 class ConvNet(nn.Module):
@@ -38,41 +36,37 @@ class ConvNet(nn.Module):
         self.first = nn.Conv2d(3 * inputs, hidden, 3, padding=1)
         self.blocks = nn.ModuleList()
         for _ in range(depth):
-            wide, narrow = (
-                nn.Conv2d(hidden, hidden, 3, padding=1),
-                nn.Conv2d(hidden, hidden, 1),
-            )
-            self.blocks.append(
-                nn.Sequential(nn.ReLU(), wide, nn.ReLU(inplace=True), narrow)
-            )
+            wide = nn.Conv2d(hidden, hidden, 3, padding=1)
+            narrow = nn.Conv2d(hidden, hidden, 1)
+            layers = [nn.ReLU(), wide, nn.ReLU(inplace=True), narrow]
+            self.blocks.append(nn.Sequential(*layers))
+
         self.last = nn.Conv2d(hidden, outputs, 1)
         for parameter in self.last.parameters():
             nn.init.zeros_(parameter)
-        # the faster layout on CPUs and tensor cores
-        self.to(memory_format=torch.channels_last)
+        self.to(memory_format=torch.channels_last)  # faster on CPUs and tensor cores
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, inputs, H, W) -> (B, outputs, H, W)."""
         bf16 = self.precision == torch.bfloat16
         with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
             # Smooth steps at ±1/2 tell background, edges and ink apart from the start.
-            h = self.first(
-                torch.cat([x, (3 * x - 1.5).tanh(), (3 * x + 1.5).tanh()], 1)
-            )
+            steps = torch.cat([x, (3 * x - 1.5).tanh(), (3 * x + 1.5).tanh()], 1)
+            h = self.first(steps)
             for block in self.blocks:
                 h = h + block(h)
-            return self.last(h.relu()).to(
-                x.dtype, memory_format=torch.contiguous_format
-            )
+            y = self.last(h.relu())
+        return y.to(x.dtype, memory_format=torch.contiguous_format)
 
 
 def spline(
     x: Tensor, sizes: Tensor, slopes: Tensor, bound: float, inverse: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """A monotone rational-quadratic spline on [-bound, bound] (y = x outside), and log dy/dx.
+    """A monotone rational-quadratic spline on [-bound, bound], and log dy/dx.
 
-    The range is cut into bins. In a bin of width w and height h the curve goes from
-    (x₀, y₀), with slope d₀, to (x₀ + w, y₀ + h), with slope d₁. Let s = h / w and t =
-    (x - x₀) / w in [0, 1]:
+    Outside y = x. The range is cut into bins. In a bin of width w and height h the
+    curve goes from (x₀, y₀), with slope d₀, to (x₀ + w, y₀ + h), with slope d₁. Let
+    s = h / w and t = (x - x₀) / w in [0, 1]:
 
         y = y₀ + h (s t² + d₀ t (1 - t)) / (s + (d₀ + d₁ - 2 s) t (1 - t))
 
@@ -86,17 +80,20 @@ def spline(
         slopes: (B, bins - 1, ...): log-slopes where two bins meet, softly bounded by
             ±4.
     Returns:
-        y, of x's shape, and log dy/dx entry by entry. If all parameters are zero, y =
-        x.
+        y, of x's shape, and log dy/dx entry by entry. If all parameters are zero,
+        y = x.
     """
     inside = x.abs() < bound
     u = torch.where(inside, x, 0) / (2 * bound) + 0.5  # [-bound, bound] -> [0, 1]
     (left, bottom), (width, height), (d0, d1) = _bin_of(u, sizes, slopes, inverse)
     slope = height / width  # s, the bin's mean slope
     bend = d0 + d1 - 2 * slope  # 0 if the curve is straight
+
+    # How far the place is along its bin: t in [0, 1].
     if inverse:  # a t² + b t + c = 0; this form of its root loses no digits
         y = u - bottom
-        a, b = y * bend + height * (slope - d0), height * d0 - y * bend
+        a = y * bend + height * (slope - d0)
+        b = height * d0 - y * bend
         c = -slope * y
         t = 2 * c / (-b - (b * b - 4 * a * c).clamp(min=0).sqrt())
     else:
@@ -107,6 +104,7 @@ def spline(
         y = left + width * t
     else:
         y = bottom + height * (slope * t * t + d0 * curve) / denominator
+
     # dy/dx = s² (d₁ t² + 2 s t (1 - t) + d₀ (1 - t)²) / denominator²
     rise = d1 * t * t + 2 * slope * curve + d0 * (1 - t) ** 2
     log_slope = (slope**2 * rise / denominator**2).log()
@@ -117,25 +115,26 @@ def spline(
 def _bin_of(
     u: Tensor, sizes: Tensor, slopes: Tensor, inverse: bool
 ) -> tuple[tuple, tuple, tuple]:
-    """The bin that u in [0, 1] is in: its corner (x₀, y₀), its size (w, h), its slopes (d₀, d₁)."""
-    bins, ones = slopes.shape[1] + 1, [1] * (u.ndim - 1)
-    # Each bin has the least size; the softmax shares out what is left of the range.
-    # (B, 2, bins, ...): widths, heights
+    """u's bin in [0, 1]: its corner (x₀, y₀), its size (w, h), its slopes (d₀, d₁)."""
+    bins = slopes.shape[1] + 1
+    rest = u.ndim - 1
+    # Each bin has the least size; the softmax shares out what is left of the range:
+    # widths and heights, (B, 2, bins, ...).
     sizes = sizes.unflatten(1, (2, bins)).softmax(2)
     left_over = 1 - bins * SMALLEST_BIN
-    # Slope 1 at both ends of the range, so that the spline joins the identity smoothly.
-    # (B, bins + 1, ...), log 1 = 0
-    slopes = F.pad(slopes, (0, 0) * (u.ndim - 1) + (1, 1))
-    k = torch.arange(bins, device=u.device).reshape(-1, *ones)  # (bins, 1, ...)
-    with torch.no_grad():  # u's bin, a whole number, has no gradient
-        # (B, bins, ...): the inverse looks along y
-        axis = sizes[:, 1 if inverse else 0]
-        # (B, bins - 1, ...)
+    # Slope 1 at both ends of the range, so that the spline joins the identity smoothly:
+    # log-slopes (B, bins + 1, ...), log 1 = 0.
+    slopes = F.pad(slopes, (0, 0) * rest + (1, 1))
+
+    # The bin's index has no gradient. The inverse looks for it along y.
+    k = torch.arange(bins, device=u.device).reshape(-1, *[1] * rest)  # (bins, 1, ...)
+    with torch.no_grad():
+        axis = sizes[:, 1 if inverse else 0]  # (B, bins, ...)
         edges = left_over * axis[:, :-1].cumsum(1) + SMALLEST_BIN * k[1:]
         bin = (edges <= u[:, None]).sum(1, keepdim=True)  # (B, 1, ...)
         before = (k < bin).to(u.dtype)  # (B, bins, ...): 1 for the bins before it
-    # A bin's corner is the sum of all widths and heights before it.
-    # (B, 2, ...)
+
+    # A bin's corner is the sum of all widths and heights before it: (B, 2, ...).
     corner = left_over * (sizes * before[:, None]).sum(2) + SMALLEST_BIN * bin
     chosen = bin[:, None].expand(-1, 2, *bin.shape[1:])  # (B, 2, 1, ...)
     size = left_over * sizes.gather(2, chosen).squeeze(2) + SMALLEST_BIN  # (B, 2, ...)
@@ -144,26 +143,34 @@ def _bin_of(
 
 
 class Coupling(nf.flows.Flow):
-    """Half of the channels transform the other half: y = spline(x ⊙ exp s + t), entry by entry.
+    """Half of the channels transform the other half: y = spline(x ⊙ exp s + t).
 
-    s (bounded by ±2), t and the spline come from a network that sees the first half. An
-    affine map alone keeps a Gaussian a Gaussian. With a spline a pixel can be "either
-    background or ink".
+    s (bounded by ±2), t and the spline of each entry come from a network that sees the
+    first half. An affine map alone keeps a Gaussian a Gaussian. With a spline a pixel
+    can be "either background or ink".
     """
 
     def __init__(
         self, channels: int, hidden: int, depth: int, bins: int, bound: float = 3.0
     ):
         super().__init__()
-        self.kept, self.bins, self.bound = channels - channels // 2, bins, bound
-        self.net = ConvNet(self.kept, hidden, (1 + 3 * bins) * (channels // 2), depth)
+        changed = channels // 2
+        self.kept = channels - changed
+        self.bins = bins
+        self.bound = bound
+        self.net = ConvNet(self.kept, hidden, (1 + 3 * bins) * changed, depth)
 
     def _condition(self, z: Tensor) -> tuple[Tensor, ...]:
-        """Both halves, log s, t (B, half, H, W); the spline's parameters (B, ..., half, H, W)."""
-        kept, changed = z[:, : self.kept], z[:, self.kept :]
+        """Both halves, log s and t, (B, half, H, W), and the spline's parameters.
+
+        These are (B, ..., half, H, W).
+        """
+        kept = z[:, : self.kept]
+        changed = z[:, self.kept :]
         parameters = self.net(kept).unflatten(1, (1 + 3 * self.bins, -1))
         parts = parameters.split([1, 1, 2 * self.bins, self.bins - 1], dim=1)
-        log_scale, shift = 2 * torch.tanh(parts[0].squeeze(1) / 2), parts[1].squeeze(1)
+        log_scale = 2 * torch.tanh(parts[0].squeeze(1) / 2)
+        shift = parts[1].squeeze(1)
         return kept, changed, log_scale, shift, *parts[2:]
 
     def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -171,22 +178,24 @@ class Coupling(nf.flows.Flow):
         kept, changed, log_scale, shift, *knots = self._condition(z)
         changed = torch.addcmul(shift, changed, log_scale.exp())
         changed, log_slope = spline(changed, *knots, self.bound)
-        return torch.cat([kept, changed], 1), (log_scale + log_slope).flatten(1).sum(1)
+        log_det = (log_scale + log_slope).flatten(1).sum(1)
+        return torch.cat([kept, changed], 1), log_det
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Latent to data."""
         kept, changed, log_scale, shift, *knots = self._condition(z)
         changed, log_slope = spline(changed, *knots, self.bound, inverse=True)
         changed = (changed - shift) * (-log_scale).exp()
-        return torch.cat([kept, changed], 1), (log_slope - log_scale).flatten(1).sum(1)
+        log_det = (log_slope - log_scale).flatten(1).sum(1)
+        return torch.cat([kept, changed], 1), log_det
 
 
 class ActNorm(nf.flows.AffineConstFlow):
-    """Shifts and scales each channel by learned constants (Kingma and Dhariwal 2018, section 3.1).
+    """Shifts and scales each channel by learned constants.
 
     While `initializing` is True, `inverse` first sets them: its output has mean 0 and
     variance 1. normflows' own ActNorm does so at the first call of any kind, even if
-    that call samples.
+    that call samples. Source: Kingma and Dhariwal (2018), section 3.1.
     """
 
     initializing = False
@@ -200,18 +209,19 @@ class ActNorm(nf.flows.AffineConstFlow):
 
 
 class Block(nf.flows.GlowBlock):
-    """One step of Glow. From data to latent: ActNorm, an invertible 1x1 convolution, a coupling."""
+    """One step of Glow: from data to latent ActNorm, a 1x1 convolution, a coupling."""
 
     def __init__(self, channels: int, hidden: int, depth: int, bins: int):
-        # GlowBlock's own __init__ would build normflows' layers
-        nf.flows.Flow.__init__(self)
+        nf.flows.Flow.__init__(self)  # GlowBlock's own would build normflows' layers
         coupling = Coupling(channels, hidden, depth, bins)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*torch.lu is deprecated")
             convolution = nf.flows.Invertible1x1Conv(channels, use_lu=True)
         start_as_permutation(convolution, coupling.kept)
-        # in the order of sampling, which GlowBlock's forward and inverse expect
-        self.flows = nn.ModuleList([coupling, convolution, ActNorm((channels, 1, 1))])
+
+        # In the order of sampling, which GlowBlock's forward and inverse expect.
+        norm = ActNorm((channels, 1, 1))
+        self.flows = nn.ModuleList([coupling, convolution, norm])
 
 
 def start_as_permutation(convolution: nf.flows.Invertible1x1Conv, kept: int) -> None:
@@ -226,6 +236,7 @@ def start_as_permutation(convolution: nf.flows.Invertible1x1Conv, kept: int) -> 
     order = torch.arange(channels)
     while (order[:kept] < kept).sum() > kept / 2:
         order = torch.randperm(channels)
+
     # The convolution's matrix is P (L + I) (U + diag(sign_S exp log_S)), L and U
     # triangular.
     convolution.P.copy_(torch.eye(channels)[order])
@@ -235,10 +246,10 @@ def start_as_permutation(convolution: nf.flows.Invertible1x1Conv, kept: int) -> 
 
 
 class SplitPrior(nf.flows.Flow):
-    """Moves half of the channels to the latent space: z₂ = (x₂ - μ(x₁)) / σ(x₁), and x₁ goes on.
+    """Moves half of the channels to the latent space: z₂ = (x₂ - μ(x₁)) / σ(x₁).
 
-    If z₂ is standard normal, x₂ has the learned prior N(μ(x₁), σ(x₁)²), as in Glow's
-    own code.
+    x₁ goes on. If z₂ is standard normal, x₂ has the learned prior N(μ(x₁), σ(x₁)²), as
+    in Glow's own code.
     """
 
     def __init__(self, channels: int, hidden: int, depth: int):
@@ -260,9 +271,8 @@ class SplitPrior(nf.flows.Flow):
         """Latent to data: [x₁, z₂] -> x."""
         kept, split = z
         mean, log_std = self._prior(kept)
-        return torch.cat([kept, split * log_std.exp() + mean], 1), log_std.flatten(
-            1
-        ).sum(1)
+        x = torch.cat([kept, split * log_std.exp() + mean], 1)
+        return x, log_std.flatten(1).sum(1)
 
 
 class Dequantizer(nn.Module):
@@ -282,17 +292,16 @@ class Dequantizer(nn.Module):
     def forward(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """v in (0, 1), of the images' shape, and log q(v | image) in nats, (B,).
 
-        `images` (B, 1, H, W) are whole numbers 0 ... levels - 1; `noise` is ε, of that
+        `images` (B, 1, H, W) are integers 0 ... levels - 1; `noise` is ε, of that
         shape.
         """
         images = images.to(noise.dtype)
         mean, log_std = self.net(2 * images / (self.levels - 1) - 1).chunk(2, dim=1)
         logit = mean + log_std.exp() * noise
-        u = logit.sigmoid()
-        # log N(logit; mean, std²)
-        log_q = -0.5 * (noise.square() + LOG_TWO_PI) - log_std
+
+        log_q = -0.5 * (noise.square() + LOG_TWO_PI) - log_std  # log N(logit; μ, σ²)
         log_q = log_q - F.logsigmoid(logit) - F.logsigmoid(-logit)  # - log du/dlogit
-        # v is `levels` times narrower
-        log_q = (log_q + math.log(self.levels)).flatten(1).sum(1)
-        u = u.clamp(max=1 - 2**-14)  # so that rounding never lifts v into the next bin
-        return (images + u) / self.levels, log_q
+        log_q = log_q + math.log(self.levels)  # v is `levels` times narrower than u
+        # Clamped, so that rounding never lifts v into the next bin.
+        u = logit.sigmoid().clamp(max=1 - 2**-14)
+        return (images + u) / self.levels, log_q.flatten(1).sum(1)

@@ -1,4 +1,7 @@
-"""Picture files: which there are, how they are opened, and their grey levels."""
+"""Picture files: which there are, how they are opened, and their grey levels.
+
+Functions that change what is in a file also return notes on it, a sentence each.
+"""
 
 import warnings
 from collections import Counter
@@ -12,6 +15,7 @@ from flowlib.files import UserError
 ENDINGS = (".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 ENDINGS += (".pgm",)
 HIDDEN = ("@eaDir", "__MACOSX")  # besides names that start with a dot
+DEPTHS = (8, 10, 12, 14, 16)  # bits, that cameras have
 
 
 def pictures_in(folder: Path, deep: bool = False) -> list[Path]:
@@ -21,30 +25,33 @@ def pictures_in(folder: Path, deep: bool = False) -> list[Path]:
     such as macOS's ._a.png and Jupyter's .ipynb_checkpoints.
     """
     found: list[Path] = []
-    real, linked = [folder], []
+    waiting = [folder]  # folders, the linked ones last
     entered = set(folder.resolve().parents)  # where a link would lead into a loop
-    while real or linked:
-        here = real.pop() if real else linked.pop(0)
+    while waiting:
+        here = waiting.pop(0)
         if here.resolve() in entered:
             print(f"{here} leads to a folder that is read already: skipped")
             continue
         entered.add(here.resolve())
+
         for entry in sorted(here.iterdir()):
             if entry.name.startswith(".") or entry.name in HIDDEN:
                 continue
-            if not entry.is_dir():
-                found += [entry] if entry.suffix.lower() in ENDINGS else []
-            elif deep:
-                (linked if entry.is_symlink() else real).append(entry)
+            if entry.is_dir():
+                waiting.insert(len(waiting) if entry.is_symlink() else 0, entry)
+            elif entry.suffix.lower() in ENDINGS:
+                found.append(entry)
+        if not deep:
+            break
     return sorted(found)
 
 
-def open_picture(path: Path, notes: list[str]) -> Image.Image:
-    """The picture in a file, upright, of mode L, LA, RGB, RGBA, I;16 or F.
+def open_picture(path: Path) -> tuple[Image.Image, list[str]]:
+    """The picture in a file, upright, of mode L, LA, RGB, RGBA, I;16 or F; notes.
 
-    Notes what of the file is not in it. Raises UserError if there is no picture, or one
-    of no use.
+    Raises UserError if there is no picture, or one of no use.
     """
+    notes = []
     if not path.is_file():
         raise UserError(f"no file at {path}")
     try:
@@ -63,30 +70,33 @@ def open_picture(path: Path, notes: list[str]) -> Image.Image:
     except (OSError, ValueError, SyntaxError) as error:
         reason = type(error).__name__  # UnidentifiedImageError is an OSError
         raise UserError(f"{path} cannot be read as a picture ({reason})") from None
+
     if min(picture.size) < 4:
         raise UserError(f"{path} is only {picture.size[0]}x{picture.size[1]}")
     if picture.mode == "F" and not np.isfinite(np.asarray(picture)).all():
         raise UserError(f"{path} has values that are not finite")
-    return picture
+    return picture, notes
 
 
 def _plain(picture: Image.Image) -> Image.Image:
     """The same picture in a mode that a PNG can hold, or in floats."""
     mode = picture.mode
-    keyed = "transparency" in picture.info  # one of the colors stands for it
-    if mode in ("LA", "RGBA", "I;16", "F") or (mode in ("L", "RGB") and not keyed):
+    if mode in ("F", "I;16"):
         return picture
     if mode.startswith("I"):
         levels = np.asarray(picture).clip(0, 65535)
         return Image.fromarray(levels.astype(np.uint16))
-    if mode in ("La", "RGBa", "PA") or keyed:
-        return picture.convert("LA" if mode in ("L", "La") else "RGBA")
-    if mode == "1":
-        return picture.convert("L")
-    plain = picture.convert("RGB")
-    if mode != "P":
-        plain.info.pop("icc_profile", None)  # it describes other colors than these
-    return plain
+
+    if picture.has_transparency_data:
+        plain = "LA" if mode in ("L", "LA", "La") else "RGBA"
+    else:
+        plain = "L" if mode in ("1", "L") else "RGB"
+    if mode == plain:
+        return picture
+    converted = picture.convert(plain)
+    if plain == "RGB" and mode != "P":
+        converted.info.pop("icc_profile", None)  # it describes other colors than these
+    return converted
 
 
 def grey_levels(picture: Image.Image) -> np.ndarray:
@@ -126,29 +136,29 @@ def read_alike(folder: Path, paths: list[Path]) -> np.ndarray:
     notes: list[str] = []
     levels = []
     for path in paths:
-        picture = open_picture(path, notes)
-        notes += ["color, turned to grey"] if picture.mode in ("RGB", "RGBA") else []
+        picture, said = open_picture(path)
+        notes += said
+        if picture.mode in ("RGB", "RGBA"):
+            notes.append("color, turned to grey")
         levels.append(grey_levels(picture))
-    ((shape, _),) = Counter(values.shape[:2] for values in levels).most_common(1)
-    for path, values in zip(paths, levels):
-        if values.shape[:2] != shape:
-            both = (shape, values.shape[:2])
-            sizes = " and ".join("x".join(map(str, size)) for size in both)
-            raise UserError(f"{path}: the pictures must be of one size, not {sizes}")
+    shape = _common_shape(paths, levels)
 
-    black = _common_paper([values for values in levels if values.ndim == 3], notes)
-    bits = _common_depth([v for v in levels if v.dtype == np.uint16], notes)
-    top = _common_range([v for v in levels if v.dtype == np.float32], folder, notes)
+    black, said = _common_paper([v for v in levels if v.ndim == 3])
+    notes += said
+    bits, said = _common_depth([v for v in levels if v.dtype == np.uint16])
+    notes += said
+    top, said = _common_range([v for v in levels if v.dtype == np.float32], folder)
+    notes += said
+
     images = np.empty((len(paths), *shape), np.uint8)
     for image, values in zip(images, levels):
         if values.ndim == 3:
-            image[:] = np.rint(lay_over(values, black))
+            values = np.rint(lay_over(values, black))
         elif values.dtype == np.uint16:
-            image[:] = values >> (bits - 8)
+            values = values >> (bits - 8)
         elif values.dtype == np.float32:
-            image[:] = np.rint(255 * (values / top))
-        else:
-            image[:] = values
+            values = np.rint(255 * (values / top))
+        image[:] = values
 
     for note, count in Counter(notes).items():
         print(f"{folder}: {count} of {len(paths)} pictures: {note}")
@@ -159,32 +169,39 @@ def read_alike(folder: Path, paths: list[Path]) -> np.ndarray:
     return images
 
 
-def _common_paper(transparent: list[np.ndarray], notes: list[str]) -> bool:
+def _common_shape(paths: list[Path], levels: list[np.ndarray]) -> tuple[int, int]:
+    """The shape of nearly all pictures; UserError names one that has another."""
+    ((shape, _),) = Counter(values.shape[:2] for values in levels).most_common(1)
+    for path, values in zip(paths, levels):
+        if values.shape[:2] != shape:
+            both = (shape, values.shape[:2])
+            sizes = " and ".join("x".join(map(str, size)) for size in both)
+            raise UserError(f"{path}: the pictures must be of one size, not {sizes}")
+    return shape
+
+
+def _common_paper(transparent: list[np.ndarray]) -> tuple[bool, list[str]]:
     """Whether transparent pictures are laid over black: if most of them are bright."""
     bright = [is_bright(values) for values in transparent]
     black = 2 * sum(bright) > len(bright)
-    for one in bright:
-        doubt = "" if one == black else ", though it may be lost there"
-        notes.append(f"transparent, laid over {'black' if black else 'white'}{doubt}")
-    return black
+    over = f"transparent, laid over {'black' if black else 'white'}"
+    doubt = f"{over}, though it may be lost there"
+    return black, [over if one == black else doubt for one in bright]
 
 
-def _common_depth(deep: list[np.ndarray], notes: list[str]) -> int:
-    """The fewest bits, of those that cameras have, that hold all the grey levels."""
+def _common_depth(deep: list[np.ndarray]) -> tuple[int, list[str]]:
+    """The fewest bits of DEPTHS that hold all the grey levels."""
     highest = max((int(values.max()) for values in deep), default=0)
-    bits = next(bits for bits in (8, 10, 12, 14, 16) if highest < 2**bits)
-    notes += [f"grey levels up to {highest}, read as {bits}-bit ones"] * len(deep)
-    return bits
+    bits = next(bits for bits in DEPTHS if highest < 2**bits)
+    return bits, [f"grey levels up to {highest}, read as {bits}-bit ones"] * len(deep)
 
 
-def _common_range(floats: list[np.ndarray], folder: Path, notes: list[str]) -> float:
-    """The float that is white: 1, 255 for whole numbers, or the highest that occurs."""
+def _common_range(floats: list[np.ndarray], folder: Path) -> tuple[float, list[str]]:
+    """The float that is white: 1, 255 for integers, or the highest that occurs."""
     highest = max((float(values.max()) for values in floats), default=0.0)
     if any(values.min() < 0 for values in floats):
         raise UserError(f"{folder}: pictures of floats must not have values below 0")
-    whole = all((values == np.rint(values)).all() for values in floats)
-    top = max(1.0, highest)
-    if 1 < highest <= 255 and whole:
-        top = 255.0
-    notes += [f"floats up to {highest:g}, {top:g} is taken as white"] * len(floats)
-    return top
+    integers = all((values == np.rint(values)).all() for values in floats)
+    white = 255.0 if integers and 1 < highest <= 255 else max(1.0, highest)
+    note = f"floats up to {highest:g}, {white:g} is taken as white"
+    return white, [note] * len(floats)

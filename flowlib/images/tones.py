@@ -66,10 +66,10 @@ class Colors:
         return channels.clip(0, 1)
 
 
-def find_tones(picture: np.ndarray, seen: np.ndarray, ink: str, notes: list) -> Tones:
-    """The tones of a picture (rows, columns), from its observed pixels.
-
-    Notes what will change.
+def find_tones(
+    picture: np.ndarray, seen: np.ndarray, ink: str
+) -> tuple[Tones, list[str]]:
+    """The tones of a picture (rows, columns), and notes on what they will change.
 
     Args:
         seen: bool (rows, columns), which pixels are observed.
@@ -78,13 +78,16 @@ def find_tones(picture: np.ndarray, seen: np.ndarray, ink: str, notes: list) -> 
     """
     middle, low, high = np.quantile(picture[seen], [0.5, 0.002, 0.998])
     dark = ink == "dark" or (ink == "auto" and middle - low > high - middle)
+    notes = []
     if dark:
         how_to_keep = "" if ink == "dark" else " (--ink light keeps it as it is)"
         notes.append(f"dark ink on a light ground: inverted{how_to_keep}")
-    sign, paper = (-1, 1.0) if dark else (1, 0.0)
+    paper = 1.0 if dark else 0.0
     as_it_is = Tones(np.full(picture.shape, paper), 1 - paper)
 
-    light = sign * picture  # in this the ink is above the ground
+    # Times the sign, the ink is above the ground.
+    sign = -1 if dark else 1
+    light = sign * picture
     ground = np.full(picture.shape, np.quantile(light[seen], 0.02))
     noise = 0.0
     plain = (np.abs(light - ground) < 0.02)[seen].mean() > 0.2
@@ -94,32 +97,34 @@ def find_tones(picture: np.ndarray, seen: np.ndarray, ink: str, notes: list) -> 
     above = (light - ground)[seen] - 3 * noise
     top = above.max() if len(above) < 1000 else np.quantile(above, 0.999)
     if top < max(0.05, noise):  # nothing stands out: there is no ink, or nothing else
-        return as_it_is
+        return as_it_is, notes
     middle = np.median(ground[seen])
     brightest = middle + 3 * noise + np.quantile(above[above > top / 2], 0.75)
     if plain and abs(sign * middle - paper) < 0.02 and brightest - middle > 0.9:
-        return as_it_is
+        return as_it_is, notes
 
     shade = "ground" if plain else "shaded or noisy ground"
     found = f"{shade} around {sign * middle:.2f} and ink of {sign * brightest:.2f}"
     notes.append(f"{found}: brought to 0 and 1")
-    return Tones(sign * ground, sign * brightest, sign * 3 * noise)
+    return Tones(sign * ground, sign * brightest, sign * 3 * noise), notes
 
 
 def _fit_ground(light: np.ndarray, seen: np.ndarray) -> tuple[np.ndarray, float]:
     """A surface of second order through the ground, and the noise around it."""
-    rows, columns = light.shape
-    y, x = np.linspace(-1, 1, rows), np.linspace(-1, 1, columns)
-    y, x = np.meshgrid(y, x, indexing="ij")
+    sides = [np.linspace(-1, 1, n) for n in light.shape]
+    y, x = np.meshgrid(*sides, indexing="ij")
     basis = np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], axis=-1)
 
-    step = max(1, round((rows * columns / 20_000) ** 0.5))
-    some = np.zeros(light.shape, bool)
-    some[::step, ::step] = True  # some 20,000 places are enough
-    places, values = basis[some & seen], light[some & seen]
+    # Some 20,000 places are enough.
+    step = max(1, round((light.size / 20_000) ** 0.5))
+    some = (slice(None, None, step), slice(None, None, step))
+    places = basis[some][seen[some]]
+    values = light[some][seen[some]]
 
-    surface, noise = np.median(values), 1.0
-    for _ in range(8):  # each time without what is far from the surface: the ink
+    # Each time without what is far from the surface: the ink.
+    surface = np.median(values)
+    noise = 1.0
+    for _ in range(8):
         ground = np.abs(values - surface) <= 2.5 * noise
         weights = np.linalg.lstsq(places[ground], values[ground], rcond=None)[0]
         surface = places @ weights

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageFilter
 from torch import Tensor
 
 from flowlib.files import UserError, write_atomically
@@ -30,39 +30,36 @@ class Picture:
     image: Tensor  # uint8 (1, height, width)
     mask: Tensor  # bool (1, height, width), True where missing
     notes: list[str]  # what was converted, a sentence each
-    whole: Image.Image  # the picture itself, in its own size, colors and bits
-    hole: np.ndarray  # bool (rows, columns), True where `whole` is missing
+    original: Image.Image  # in its own size, colors and bits
+    full_mask: np.ndarray  # bool (rows, columns), True where `original` is missing
     tones: Tones  # of a copy that is smaller by `factor`
     colors: Colors
-    frame: Frame  # the part of `whole` that the model sees
+    frame: Frame  # the part of `original` that the model sees
     factor: int
 
     def restore(self, filled: Tensor) -> Image.Image:
         """The picture itself, its missing pixels drawn with its own ground and ink.
 
         `filled` is what the model sees, (1, height, width) with values in [0, 1]. It is
-        drawn into `whole`: a copy of a photograph would need as much memory again.
+        drawn into `original`: a copy of a photograph would need as much memory again.
         """
-        whole = self.whole
-        columns, height = whole.size
-        sides = (self.factor * n for n in self.tones.ground.shape)
-        everything = (0, 0, *sides)
-
+        columns, height = self.original.size
+        sides = [self.factor * n for n in self.tones.ground.shape]
         for top in range(0, height, BAND):
             rows = range(top, min(top + BAND, height))
-            hole = self.hole[rows.start : rows.stop]
-            if not hole.any():
+            mask = self.full_mask[rows.start : rows.stop]
+            if not mask.any():
                 continue
-            fill = paste(filled[0].numpy(), self.frame, rows, columns)[hole]
-            ground = paste(self.tones.ground, everything, rows, columns)[hole]
+            fill = paste(filled[0].numpy(), self.frame, rows, columns)[mask]
+            ground = paste(self.tones.ground, (0, 0, *sides), rows, columns)[mask]
             grey = self.tones.draw(fill.clip(0, 1), ground)
 
             place = (0, rows.start, columns, rows.stop)
-            band = np.array(whole.crop(place))
+            band = np.array(self.original.crop(place))
             drawn = np.rint(np.iinfo(band.dtype).max * self.colors.draw(grey))
-            band[hole] = drawn.reshape(band[hole].shape)
-            whole.paste(Image.fromarray(band), place)
-        return whole
+            band[mask] = drawn.reshape(band[mask].shape)
+            self.original.paste(Image.fromarray(band), place)
+        return self.original
 
 
 def find_pictures(paths: list[Path]) -> list[Path]:
@@ -113,84 +110,91 @@ def read_picture(
     The ground becomes 0 and the ink 1, as in MNIST, be the paper grey or shaded.
 
     Args:
-        path: a picture of any size and kind. Transparency is laid over white, or over
-            black if all of the picture is bright. 16 bits become 8.
+        path: a picture of any kind and size. Transparency is laid over white, or over
+            black if all of the picture is bright.
         mask: a picture of the same size, or bool (1, height, width) of the model's.
         shape, levels: of the model's images.
         ink: one of INKS; see `find_tones`.
         polarity: the color of a mask file that marks what is missing. "auto" takes
-            white, or black if white covers more than half. See `_read_mask`.
-        crop: sees only the part around ink and hole where that helps; see `find_frame`.
+            white, or black if white covers more than half. See `_open_mask`.
+        crop: sees only the part around ink and mask where that helps; see `find_frame`.
     Raises:
         UserError: if a file is missing or no picture, or if the mask does not fit.
     """
-    notes: list[str] = []
-    whole = _open_integers(path, notes)
-    size = (whole.height, whole.width)
-    hole = np.zeros(size, bool)
+    original, notes = _open_integers(path)
+    size = (original.height, original.width)
+    full_mask = np.zeros(size, bool)
     if isinstance(mask, Path):
-        hole = _read_mask(mask, polarity, notes, whole.size)
-    factor = _copy_factor(size)
-    copy = _reduce(whole, factor)
+        full_mask, said = _open_mask(mask, polarity, original.size)
+        notes += said
 
-    share = frames.shares(hole, factor)
+    # Ground, ink and frame are found in a smaller copy.
+    factor = _copy_factor(size)
+    copy = _reduce(original, factor)
+    share = _missing_share(full_mask, factor)
     missing = share > 0
     seen = ~missing | missing.all()
-    light = _to_grey(copy, seen, notes)
-    tones = find_tones(light, seen, ink, notes)
-    grey = np.where(missing, 0.0, tones.normalize(light))  # the hole must not bleed out
-
-    _, height, width = shape
-    frame = find_frame(grey, missing, (height, width), crop, notes)
+    light, said = _to_grey(copy, seen)
+    tones, more = find_tones(light, seen, ink)
+    grey = np.where(missing, 0.0, tones.normalize(light))  # it must not bleed out
+    frame, others = find_frame(grey, missing, shape[1:], crop)
+    notes += said + more + others
     if two_figures(grey, missing):
         notes.append(TWO_FIGURES)
-    if size != (height, width):
-        notes.append(f"resized from {size[1]}x{size[0]} to {width}x{height}")
-    image = np.rint(_resize(cut(grey, frame), width, height) * (levels - 1))
-    image = torch.from_numpy(image.clip(0, levels - 1).astype(np.uint8))[None]
+    if size != shape[1:]:
+        notes.append("resized from {1}x{0} to {3}x{2}".format(*size, *shape[1:]))
 
-    full = tuple(factor * n for n in frame)
+    image = _to_levels(cut(grey, frame), shape, levels)
+    part = tuple(factor * n for n in frame)  # of the original
     if isinstance(mask, Path):
-        mask = torch.from_numpy(_shrink_mask(cut(share, frame), width, height))[None]
+        mask = _shrink_mask(cut(share, frame), shape)
     else:
-        hole = frames.paste_mask(mask[0].numpy(), full, size)
+        full_mask = frames.paste_mask(mask[0].numpy(), part, size)
     if mask.all():
         notes.append("nothing of the picture is known: what is filled in is any image")
-    colors = _find_nearby_colors(copy, light, tones, frames.shares(hole, factor) > 0)
-    return Picture(image, mask, notes, whole, hole, tones, colors, full, factor)
+    missing = _missing_share(full_mask, factor) > 0
+    colors = _find_nearby_colors(copy, light, tones, missing)
+    return Picture(image, mask, notes, original, full_mask, tones, colors, part, factor)
 
 
-def _open_integers(path: Path, notes: list[str]) -> Image.Image:
-    """The picture in a file; floats become 16-bit grey levels, which a PNG can hold."""
-    picture = open_picture(path, notes)
+def _open_integers(path: Path) -> tuple[Image.Image, list[str]]:
+    """The picture in a file, and notes; floats become 16-bit grey levels."""
+    picture, notes = open_picture(path)
     if picture.mode != "F":
-        return picture
+        return picture, notes
     values = np.asarray(picture)
     highest = float(values.max())
     if highest <= 0:
         raise UserError(f"{path} has no value above 0")
     notes.append(f"floats: 0 ... {highest:g} scaled to 16 bits, when filled too")
     levels = np.rint(values / highest * 65535).clip(0, 65535)
-    return Image.fromarray(levels.astype(np.uint16))
+    return Image.fromarray(levels.astype(np.uint16)), notes
 
 
 def _copy_factor(size: tuple[int, int]) -> int:
     """How many times smaller the copy is in which ground, ink and frame are found."""
-    return min(255, max(1, max(size) // WORKING_SIDE))
+    return max(1, max(size) // WORKING_SIDE)
 
 
 def _reduce(picture: Image.Image, factor: int) -> Image.Image:
     """The picture made smaller: each block of pixels is averaged."""
-    if factor == 1:
-        return picture
-    if picture.mode != "I;16":
+    if picture.mode != "I;16" or factor == 1:
         return picture.reduce(factor)
-    wide = picture.convert("I")  # Pillow does not average 16 bits
-    return Image.fromarray(np.asarray(wide.reduce(factor)).astype(np.uint16))
+    integers = picture.convert("I")  # Pillow does not average 16 bits
+    return Image.fromarray(np.asarray(integers.reduce(factor)).astype(np.uint16))
 
 
-def _to_grey(picture: Image.Image, seen: np.ndarray, notes: list[str]) -> np.ndarray:
-    """Grey values in [0, 1], float32 (height, width); `seen`: the observed pixels."""
+def _missing_share(mask: np.ndarray, factor: int) -> np.ndarray:
+    """How much of each block of factor x factor pixels is missing, in [0, 1]."""
+    return np.asarray(_reduce(Image.fromarray(mask.astype(np.float32)), factor))
+
+
+def _to_grey(picture: Image.Image, seen: np.ndarray) -> tuple[np.ndarray, list[str]]:
+    """Grey values in [0, 1], float32 (height, width), and notes.
+
+    `seen` are the observed pixels.
+    """
+    notes = []
     levels = pictures.grey_levels(picture)
     highest = np.iinfo(levels.dtype).max
     if highest > 255:
@@ -201,16 +205,16 @@ def _to_grey(picture: Image.Image, seen: np.ndarray, notes: list[str]) -> np.nda
         levels = pictures.lay_over(levels, bright)
     if picture.mode in ("RGB", "RGBA"):
         notes.append("color: turned to grey")
-    return levels.astype(np.float32) / highest
+    return levels.astype(np.float32) / highest, notes
 
 
 def _find_nearby_colors(
-    copy: Image.Image, light: np.ndarray, tones: Tones, missing: np.ndarray
+    copy: Image.Image, light: np.ndarray, tones: Tones, mask: np.ndarray
 ) -> Colors:
-    """The colors of the observed pixels around the hole; of all, if no ink is there."""
-    near = frames.around(missing) & ~missing
+    """The colors of the observed pixels around the mask; of all, if no ink is there."""
+    near = frames.around(mask) & ~mask
     if not near.any() or np.ptp(tones.normalize(light)[near]) < 0.5:
-        near = ~missing
+        near = ~mask
 
     step = max(1, int(near.sum()) // FEW)
     levels = np.asarray(copy).reshape(*light.shape, -1)[near][::step]  # (N, channels)
@@ -219,25 +223,26 @@ def _find_nearby_colors(
 
 def read_mask(path: Path, shape: tuple[int, int, int]) -> Tensor:
     """A mask file alone, at the model's size: bool (1, height, width)."""
-    hole = _read_mask(path, "auto", [])
-    share = frames.shares(hole, _copy_factor(hole.shape))
-    frame = find_frame(share, share > 0, shape[1:], False, [])
-    return torch.from_numpy(_shrink_mask(cut(share, frame), shape[2], shape[1]))[None]
+    mask, _ = _open_mask(path, "auto")
+    share = _missing_share(mask, _copy_factor(mask.shape))
+    frame, _ = find_frame(share, share > 0, shape[1:], crop=False)
+    return _shrink_mask(cut(share, frame), shape)
 
 
-def _read_mask(
-    path: Path, polarity: str, notes: list, size: tuple[int, int] | None = None
-) -> np.ndarray:
-    """bool (height, width), True where missing; `size` is the picture's.
+def _open_mask(
+    path: Path, polarity: str, size: tuple[int, int] | None = None
+) -> tuple[np.ndarray, list[str]]:
+    """A mask file, bool (height, width), True where missing, and notes.
 
-    In a mask with transparent parts these, or the opaque ones, are missing: whichever
-    are fewer. In any other the brightest color is white.
+    `size` is the picture's. In a mask with transparent parts these, or the opaque ones,
+    are missing: whichever are fewer. In any other the brightest color is white.
     """
-    levels = pictures.grey_levels(open_picture(path, notes))
-    rows, columns = levels.shape[:2]
-    if size and (columns, rows) != size:
-        sizes = f"{columns}x{rows}, its picture {size[0]}x{size[1]}"
-        raise UserError(f"the mask {path} is {sizes}: they must be of one size")
+    picture, notes = open_picture(path)
+    if size and picture.size != size:
+        found = "{}x{}, its picture {}x{}".format(*picture.size, *size)
+        raise UserError(f"the mask {path} is {found}: they must be of one size")
+
+    levels = pictures.grey_levels(picture)
     if levels.ndim == 3:
         opaque = levels[..., 1] > 127
         if polarity == "auto" and not opaque.all():
@@ -245,10 +250,10 @@ def _read_mask(
             levels = opaque if opaque.mean() <= 0.5 else ~opaque
         else:
             levels = pictures.lay_over(levels, pictures.is_bright(levels))
-
     highest = max(float(levels.max()), 1e-9)
     if ((levels > 0.02 * highest) & (levels < 0.98 * highest)).any():
         notes.append("the mask is not only black and white: cut at half")
+
     missing = levels > 0.5 * highest
     if polarity == "auto" and missing.mean() > 0.5 and not missing.all():
         covers = f"white covers {missing.mean():.0%} of the mask"
@@ -260,23 +265,30 @@ def _read_mask(
     if not missing.any():
         advice = "--mask-polarity says which color does"
         raise UserError(f"the mask {path} marks no pixel: {advice}")
-    return missing
+    return missing, notes
 
 
-def _shrink_mask(share: np.ndarray, width: int, height: int) -> np.ndarray:
-    """A pixel is missing if a quarter of it is, or if a scratch runs through it."""
-    share = _resize(share, width, height)
+def _to_levels(grey: np.ndarray, shape: tuple[int, int, int], levels: int) -> Tensor:
+    """Grey values as an image of the model's, uint8 (1, height, width)."""
+    image = np.rint(_resize(grey, shape) * (levels - 1)).clip(0, levels - 1)
+    return torch.from_numpy(image.astype(np.uint8))[None]
+
+
+def _shrink_mask(share: np.ndarray, shape: tuple[int, int, int]) -> Tensor:
+    """A mask of the model's size, bool (1, height, width).
+
+    A pixel is missing if a quarter of it is, or if a scratch runs through it.
+    """
+    share = _resize(share, shape)
     large = share > 0.25
-    padded = np.pad(large, 1)
-    around = np.zeros_like(large)
-    for i in range(3):
-        for j in range(3):
-            around |= padded[i : i + height, j : j + width]
-    return large | ((share > 0) & ~around)
+    near = Image.fromarray(large.astype(np.uint8)).filter(ImageFilter.MaxFilter(3))
+    scratch = (share > 0) & (np.asarray(near) == 0)
+    return torch.from_numpy(large | scratch)[None]
 
 
-def _resize(values: np.ndarray, width: int, height: int) -> np.ndarray:
-    """To width x height, averaging where it gets smaller."""
+def _resize(values: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+    """To the model's (height, width), averaging where it gets smaller."""
+    _, height, width = shape
     larger = values.shape[0] > height
     method = Image.Resampling.BOX if larger else Image.Resampling.BILINEAR
     return np.asarray(Image.fromarray(values).resize((width, height), method))

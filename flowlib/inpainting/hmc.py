@@ -1,11 +1,11 @@
-"""Hamiltonian Monte Carlo: samples of the missing pixels given the observed ones, for any density.
+"""Hamiltonian Monte Carlo: samples of the missing pixels given the observed ones.
 
-A chain moves through fills y like a ball through a landscape of height U(y) = -log
-p(y). A move gives it a random momentum r, follows it for a few leapfrog steps, and
-accepts where it has come to with probability min(1, exp(H - H')), H = U + |r|² / 2 the
-energy. This leaves p as it is, as long as the step size does not depend on where the
-chain has been. So the first half of the moves adapts it, towards an acceptance of 65 %,
-and the second half keeps it.
+A chain moves through fills y like a ball through a landscape of height
+U(y) = -log p(y). A move gives it a random momentum r, follows it for a few leapfrog
+steps, and accepts where it has come to with probability min(1, exp(H - H')), where
+H = U + |r|² / 2 is the energy. This leaves p as it is, as long as the step size does
+not depend on where the chain has been. So the first half of the moves adapts it,
+towards an acceptance of 65 %, and the second half keeps it.
 
 Source: Neal (2011), arXiv:1206.1901, sections 2, 4.2 (a step size for each entry) and
 5.4.4.
@@ -48,35 +48,41 @@ def sample_hmc(
             the steps are in proportion to it, which is the same as giving each entry a
             mass of 1 / width².
         moves, leapfrog: moves of each chain, and steps of a move, each of which costs
-            one gradient. Raises ValueError if one of them is not positive.
+            one gradient.
+    Raises:
+        ValueError: if one of these two is not positive.
     """
     if min(moves, leapfrog) < 1:
-        raise ValueError(
-            f"moves and leapfrog must be at least 1, not {moves} and {leapfrog}"
-        )
+        given = f"{moves} and {leapfrog}"
+        raise ValueError(f"moves and leapfrog must be at least 1, not {given}")
+
     count, entries = y.shape[1:]
     log_p, grad = density.value_and_grad(y)
-    step, accepted_moves = y.new_full((len(y), 1), 0.2), []
+    step = y.new_full((len(y), 1), 0.2)
+    accepted_moves = []
     for move in range(moves):
         momentum = streams.randn(count, entries) * density.hole
-        # Steps of varying length keep a chain from running in circles.
-        # (B, C, D)
+        # Steps of varying length keep a chain from running in circles: (B, C, D).
         length = step[..., None] * (0.8 + 0.4 * streams.rand(count, 1)) * width
         energy = momentum.square().sum(2) / 2 - log_p
-        new_y, new_grad = y, grad
+
+        new_y = y
+        new_grad = grad
         for _ in range(leapfrog):
             momentum = momentum + length / 2 * new_grad
             new_y = new_y + length * momentum
             new_log_p, new_grad = density.value_and_grad(new_y)
             momentum = momentum + length / 2 * new_grad
-        new_energy = momentum.square().sum(2) / 2 - new_log_p
+
         # A state whose density is not a number is never accepted.
+        new_energy = momentum.square().sum(2) / 2 - new_log_p
         gain = torch.nan_to_num(energy - new_energy, nan=-math.inf)
         chance = gain.clamp(max=0).exp()  # (B, C)
         accepted = streams.rand(count) < chance
         y = torch.where(accepted[..., None], new_y, y)
         grad = torch.where(accepted[..., None], new_grad, grad)
         log_p = torch.where(accepted, new_log_p, log_p)
+
         if move < moves // 2:
             surplus = chance.mean(1, keepdim=True) - ACCEPTANCE
             step = (step * (surplus / 2).exp()).clamp(1e-4, 1.5)

@@ -1,48 +1,48 @@
-"""Initial fills for a sampler: similar reference images, and their refinement under any density.
+"""Initial fills for a sampler: similar images, refined under any density.
 
 An ascent mends what is wrong pixel by pixel, but it cannot move a stroke: each of its
-pixels would
-have to cross from dark to light first. A fill can take over a whole patch of another
-one instead, a crossover (Liang and Wong 2000, Statistica Sinica 10, 317-342). Both are
-cheap, so the sampler that starts from the result has less to do. This is a search, not
-a sampler: an ascent has no inverse.
+pixels would have to cross from dark to light first. A fill can take over a whole patch
+of another one instead, a crossover (Liang and Wong 2000, Statistica Sinica 10,
+317-342). Both are cheap, so the sampler that starts from the result has less to do.
+This is a search, not a sampler: an ascent has no inverse.
 """
+
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
-from flowlib.inpainting.density import GRADIENT_WORK, VALUE_WORK, HoleDensity
-from flowlib.inpainting.map_estimate import Adam
+from flowlib.inpainting.ascent import climb
+from flowlib.inpainting.density import HoleDensity
 from flowlib.rng import Streams
 
 LEAST_GAIN = 4.0  # nats, on average over an example's fills
 
 
 def nearest_images(
-    x: Tensor, mask: Tensor, references: Tensor, k: int, weight: Tensor | None = None
+    x: Tensor, mask: Tensor, references: Tensor, k: int, weight: Tensor | float = 1.0
 ) -> Tensor:
-    """The k reference images nearest to each x in its observed pixels, nearest first: (B, k, ...).
+    """The k reference images nearest to each x in its observed pixels: (B, k, ...).
 
-    x (B, ...) is looked at only where the mask (B, ...) is False. The references are
-    (N, ...), `weight` (B, ...) is that of each pixel's squared difference, 1 if None.
+    The nearest comes first. x (B, ...) is looked at only where the mask (B, ...) is
+    False. The references are (N, ...); `weight` (B, ...) is that of each pixel's
+    squared difference.
     """
-    observed = (~mask).flatten(1).float()
-    if weight is not None:
-        observed = observed * weight.flatten(1)
-    x, flat = torch.where(mask, 0, x).flatten(1).float(), references.flatten(1).float()
-    # Σ w (x - r)² without Σ w x², which is the same for every reference
-    distance = observed @ flat.square().T - 2 * (observed * x) @ flat.T  # (B, N)
-    return references[
-        distance.topk(min(k, len(references)), dim=1, largest=False).indices
-    ]
+    observed = ((~mask).float() * weight).flatten(1)
+    x = torch.where(mask, 0, x).flatten(1).float()
+    flat = references.flatten(1).float()
+
+    # Σ w (x - r)² without Σ w x², which is the same for every reference: (B, N)
+    distance = observed @ flat.square().T - 2 * (observed * x) @ flat.T
+    count = min(k, len(references))
+    return references[distance.topk(count, dim=1, largest=False).indices]
 
 
 def similar_images(masked: Tensor, mask: Tensor, references: Tensor, k: int) -> Tensor:
-    """The k reference images that are most similar to each image near its hole: (B, k, 1, H, W).
+    """The k reference images most similar to each near its hole: (B, k, 1, H, W).
 
     A pixel counts by how many of the 7x7 pixels around it are missing: what is next to
-    the hole
-    says most about what is in it.
+    the hole says most about what is in it.
     """
     share = nn.functional.avg_pool2d(
         mask.float(), 7, 1, padding=3, count_include_pad=False
@@ -61,35 +61,32 @@ def refine_fills(
     crossovers: int = 8,
     steps: int = 5,
     lr: float = 0.4,
-) -> Tensor:
-    """Fills that fit the observed pixels better: y (B, C, D) -> (B, C, D).
+) -> Iterator[Tensor]:
+    """Yields fills that fit the observed pixels better, (B, C, D), after each round.
 
-    In each round every fill is offered `crossovers` patches, in the first round of the
-    `similar` (B, K, D), later of the other fills. An ascent of `steps` steps follows. A
-    patch costs one evaluation of the density, a step one gradient.
+    They begin as y (B, C, D). In each round every fill is offered `crossovers` patches,
+    in the first round of the `similar` (B, K, D), later of the other fills. An ascent
+    of `steps` steps follows. A patch costs one evaluation of the density, a step one
+    gradient.
 
     An example has at most `rounds` rounds, and no more once the other fills' patches
     gain less than LEAST_GAIN. Those are not taken: so small a gain says little about
     the observed pixels, and much about what the density likes best. The fills would
     grow alike and lose ink.
     """
-    ascent = y.shape[1] * steps * GRADIENT_WORK
-    work = y.shape[1] * (crossovers + 1) * VALUE_WORK + ascent  # of a round
-    # which examples have another round
-    y, left = y.clone(), torch.arange(len(y), device=y.device)
+    y = y.clone()
+    left = torch.arange(len(y), device=y.device)  # the examples that have another round
     for i in range(rounds):
-        part, random = density[left], streams[left.tolist()]
-        crossed, gain = cross_over(
-            part, y[left], None if i else similar, random, crossovers
-        )
+        givers = None if i else similar
+        random = streams[left.tolist()]
+        crossed, gain = cross_over(density[left], y[left], givers, random, crossovers)
+
         more = (gain >= LEAST_GAIN) | (i == 0)
-        # not needed
-        density.progress(int((~more).sum()) * ((rounds - 1 - i) * work + ascent))
         left = left[more]
         if not len(left):
             break
         y[left] = climb(density[left], crossed[more], steps, lr)
-    return y
+        yield y
 
 
 def cross_over(
@@ -99,62 +96,57 @@ def cross_over(
     streams: Streams,
     count: int,
 ) -> tuple[Tensor, Tensor]:
-    """Offers each fill (B, C, D) `count` patches, of `similar` (B, K, D) or of the other fills.
+    """Offers each fill `count` patches, of `similar` (B, K, D) or of the other fills.
 
     A fill takes a patch with the Metropolis probability min(1, p(new) / p(old)).
-    Returns the fills and what they gained in log p, in nats, on average over an
-    example's: (B,).
+    Returns the fills, (B, C, D), and what they gained in log p, in nats, on average
+    over an example's: (B,).
     """
-    log_p = first = density(y)
+    first = density(y)  # (B, C)
+    log_p = first
+    fills = y.shape[1]
     for _ in range(count):
         givers = y if similar is None else similar
-        giver = (streams.rand(y.shape[1]) * givers.shape[1]).long()  # (B, C)
-        patch = random_patches(density.hole, y.shape[1], density.shape, streams)
-        candidate = torch.where(
-            patch, givers.gather(1, giver[..., None].expand_as(y)), y
-        )
+        giver = (streams.rand(fills) * givers.shape[1]).long()  # (B, C)
+        patch = random_patches(density.hole, fills, density.shape, streams)
+        given = givers.gather(1, giver[..., None].expand_as(y))
+        candidate = torch.where(patch, given, y)
+
         value = density(candidate)
         gain = torch.nan_to_num(value - log_p, nan=-torch.inf)
-        taken = streams.rand(y.shape[1]).log() < gain
+        taken = streams.rand(fills).log() < gain
         y = torch.where(taken[..., None], candidate, y)
         log_p = torch.where(taken, value, log_p)
     return y, (log_p - first).mean(1)
 
 
-def climb(density: HoleDensity, y: Tensor, steps: int, lr: float) -> Tensor:
-    """A few steps of Adam up the density, the learning rate falling to a tenth."""
-    adam = Adam(y, eps=1e-3)
-    for step in range(steps):
-        _, grad = density.value_and_grad(y)
-        y = adam.step(y, grad, lr * (1 - 0.9 * step / steps))
-    return y
-
-
 def random_patches(
     hole: Tensor, count: int, shape: tuple[int, ...], streams: Streams
 ) -> Tensor:
-    """A box of missing entries for each fill: hole (B, 1, D) bool -> (B, count, D) bool.
+    """A box of missing entries for each fill: hole (B, 1, D) -> bool (B, count, D).
 
     It lies around a random missing entry, and its sides are a seventh to a half of the
     hole's. With larger boxes one good fill would replace all others, and they would
     look surer than they are.
     """
     missing = hole.unflatten(2, shape)[:, 0]  # (B, *shape)
-    # (B, C), a flat index
-    center = (streams.rand(count, hole.shape[2]) * hole).argmax(2)
+    center = (streams.rand(count, hole.shape[2]) * hole).argmax(2)  # (B, C), flat index
     box = torch.ones(len(hole), count, *shape, dtype=torch.bool, device=hole.device)
     for axis in reversed(range(len(shape))):
-        size, index = shape[axis], torch.arange(shape[axis], device=hole.device)
-        # the center's place along this axis
-        place, center = center % size, center // size
-        # How far the hole reaches along this axis.
-        # (B, size)
+        size = shape[axis]
+        index = torch.arange(size, device=hole.device)
+        place = center % size  # the center's, along this axis
+        center = center // size
+
+        # How far the hole reaches along this axis: (B, size), then (B, 1).
         along = missing.movedim(1 + axis, 1).reshape(len(hole), size, -1).any(2)
-        last, first = torch.where(along, index, -1), torch.where(along, index, size)
-        side = (last.amax(1) - first.amin(1) + 1).clamp(min=1)[:, None]  # (B, 1)
+        last = torch.where(along, index, -1).amax(1)
+        first = torch.where(along, index, size).amin(1)
+        side = (last - first + 1).clamp(min=1)[:, None]
+
         length = 1 + side // 7 + (streams.rand(count) * (side // 2 - side // 7)).long()
         start = place - (streams.rand(count) * length).long()  # (B, C)
         inside = (index >= start[..., None]) & (index < (start + length)[..., None])
-        axes = [size if a == axis else 1 for a in range(len(shape))]
-        box &= inside.reshape(*inside.shape[:2], *axes)  # (B, C, 1, ..., size, ..., 1)
+        others = (1,) * (len(shape) - axis - 1)
+        box &= inside.reshape(len(hole), count, *(1,) * axis, size, *others)
     return box.flatten(2) & hole

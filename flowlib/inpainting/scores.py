@@ -1,7 +1,7 @@
 """Scores: how good a fill is, and whether samples of it can be trusted.
 
-All look at the missing entries alone, where the mask is True. Grey values are in [0,
-1]. Shapes: B images, S samples of each.
+All look at the missing entries alone, where the mask is True. Grey values are in
+[0, 1]. Shapes: B images, S samples of each.
 """
 
 import math
@@ -19,33 +19,36 @@ def hole_mse(filled: Tensor, truth: Tensor, mask: Tensor) -> Tensor:
 
 
 def psnr(mse: float) -> float:
-    """Peak signal-to-noise ratio of a mean squared error, dB: 10 log10(1 / mse), at most 120."""
+    """Peak signal-to-noise ratio of a mean squared error: 10 log10(1 / mse) dB.
+
+    It is at most 120.
+    """
     return -10 * math.log10(max(mse, 1e-12))
 
 
 def ink_ratio(filled: Tensor, truth: Tensor, mask: Tensor) -> float:
-    """The fills' sum over the truth's, in all holes together: 1 is right, 0 is a black hole."""
+    """The fills' sum over the truth's, in all holes together.
+
+    1 is right, 0 is a black hole.
+    """
     return (filled[mask].sum() / truth[mask].sum().clamp(min=1e-9)).item()
 
 
 def crps(samples: Tensor, truth: Tensor, mask: Tensor) -> Tensor:
-    """Continuous ranked probability score, the missing pixels' mean: (B, S, ...), (B, ...) -> (B,).
+    """Continuous ranked probability score: (B, S, ...), (B, ...) -> (B,).
 
-    E|X - truth| - E|X - X'| / 2 for each pixel; 0 is perfect, and of one sample it is
-    the absolute error. Source: Gneiting and Raftery (2007),
-    doi:10.1198/016214506000001437, equation 21.
+    E|X - truth| - E|X - X'| / 2 for each pixel, and the mean over the missing ones; 0
+    is perfect, and of one sample it is the absolute error. Source: Gneiting and Raftery
+    (2007), doi:10.1198/016214506000001437, equation 21.
     """
-    samples, count = samples.transpose(0, 1), samples.shape[1]  # (S, B, ...)
+    samples = samples.transpose(0, 1)  # (S, B, ...)
+    count = len(samples)
     error = (samples - truth).abs().mean(0)
-    # In sorted order the k-th of S samples enters the sum over all pairs 2 k - S - 1
-    # times.
-    times = (
-        2 * torch.arange(1, count + 1, dtype=samples.dtype, device=samples.device)
-        - count
-        - 1
-    )
-    # mean |X - X'|
-    spread = 2 * torch.tensordot(times, samples.sort(0).values, 1) / count**2
+
+    # Sorted, the k-th of S samples enters the sum over all pairs 2 k - S - 1 times.
+    k = torch.arange(1, count + 1, dtype=samples.dtype, device=samples.device)
+    pairs = torch.tensordot(2 * k - count - 1, samples.sort(0).values, 1)
+    spread = 2 * pairs / count**2  # mean |X - X'|
     score = torch.where(mask, error - spread / 2, 0)
     return score.flatten(1).sum(1) / mask.flatten(1).sum(1)
 
@@ -53,7 +56,7 @@ def crps(samples: Tensor, truth: Tensor, mask: Tensor) -> Tensor:
 def ranks(
     samples: Tensor, truth: Tensor, generator: torch.Generator | None = None
 ) -> Tensor:
-    """Where the truth stands among the samples, in (0, 1): (B, S, ...), (B, ...) -> (B, ...).
+    """The truth's rank among samples, in (0, 1): (B, S, ...), (B, ...) -> (B, ...).
 
     Ranks are uniform if the truth is one more draw from where the samples are from.
     Ties are broken at random. Source: Talts et al. (2018), arXiv:1804.06788
@@ -65,6 +68,11 @@ def ranks(
     return ((samples < truth).sum(1) + uniform * ties) / (samples.shape[1] + 1)
 
 
+def inside(rank: Tensor, share: float) -> Tensor:
+    """Whether the truth is, by its rank, in the samples' central interval: bool."""
+    return (rank - 0.5).abs() < share / 2
+
+
 def travelled(starts: Tensor, ends: Tensor) -> Tensor:
     """How far chains have come: mean squared distance, start to end over end to end.
 
@@ -73,10 +81,5 @@ def travelled(starts: Tensor, ends: Tensor) -> Tensor:
     """
     moved = (ends - starts).square().flatten(2).sum(2).mean(1)
     spread = ends.var(1, correction=min(1, ends.shape[1] - 1)).flatten(1).sum(1)
-    # two ends differ by 2 Var on average
+    # Two ends differ by 2 Var on average.
     return torch.where(spread > 0, moved / (2 * spread), 0)
-
-
-def inside(rank: Tensor, share: float) -> Tensor:
-    """Whether the truth, by its rank, is in the samples' central interval of this share: bool."""
-    return (rank - 0.5).abs() < share / 2

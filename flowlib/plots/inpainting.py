@@ -1,4 +1,4 @@
-"""The figure of inpaint.py."""
+"""The figures of inpaint.py and of its notebook: masks and what fills them."""
 
 import matplotlib
 import torch
@@ -7,18 +7,17 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from flowlib.inpainting.fill import Fill, Problem
+from flowlib.inpainting.inpainter import Inpainter
 
-HOLE_COLOR = torch.tensor([1.0, 0.55, 0.1]).reshape(3, 1, 1)
+MASK_COLOR = torch.tensor([1.0, 0.55, 0.1]).reshape(3, 1, 1)
 FONT = 9  # points
+ROWS = 4  # images, at most
+SAMPLES = 5  # of each image, at most
+Cell = tuple[str, Tensor, str]  # heading, picture (3, H, W) or (1, H, W), caption
 
 
-def plot_fills(
-    results: dict[str, tuple[Problem, Fill]],
-    title: str = "",
-    rows: int = 4,
-    samples: int = 5,
-) -> Figure:
-    """A panel for each kind of hole, one under the other, and in it a row for each image.
+def plot_fills(fills: dict[str, Fill], title: str = "") -> Figure:
+    """A panel for each entry, one under the other, and in it a row for each image.
 
     A row shows the truth where it is known, the masked image, the MAP estimate, the
     samples' mean, some samples, and the width of the 90 % intervals. Below the MAP
@@ -27,65 +26,95 @@ def plot_fills(
     travelled.
     """
     tables = {}
-    for kind, (problem, fill) in results.items():
-        shown = range(min(rows, len(problem)))
-        tables[kind] = [describe_fill(problem[[i]], fill[[i]], samples) for i in shown]
-    columns = max(len(table[0]) for table in tables.values())
-    lines = sum(len(table) for table in tables.values())
+    for name, fill in fills.items():
+        count = min(ROWS, len(fill))
+        tables[name] = [describe_fill(fill[[i]]) for i in range(count)]
     heights = [len(table) for table in tables.values()]
-    size = (10, 1.17 * 10 / columns * lines + 0.7 * len(tables) + 0.4)
-    figure = Figure(figsize=size, layout="constrained")
-    figure.suptitle(title, fontsize=FONT + 1)
-    panels = figure.subplots(len(tables), 1, squeeze=False, height_ratios=heights)[:, 0]
-    for panel, (kind, table) in zip(panels, tables.items()):
+    columns = max(len(table[0]) for table in tables.values())
+
+    height = 11.7 / columns * sum(heights) + 0.7 * len(tables) + 0.4
+    figure = Figure(figsize=(10, height), layout="constrained")
+    gap = "log p minus the truth's" if fill.problem.truth else "log p in nats"
+    legend = f"Orange: missing. Below: {gap}, the digit, how far the chains moved."
+    figure.suptitle(f"{title}\n{legend}".strip(), fontsize=FONT + 1)
+    panels = figure.subplots(len(tables), 1, squeeze=False, height_ratios=heights)
+    for panel, (name, table) in zip(panels[:, 0], tables.items()):
         draw_table(panel, table)
-        style = {
-            "fontsize": FONT + 2,
-            "pad": 22,
-            "fontweight": "bold",
-            "parse_math": False,
-        }
-        panel.set_title(kind, **style)  # a picture's name may have a $ in it
+        style = {"fontsize": FONT + 2, "pad": 22, "fontweight": "bold"}
+        panel.set_title(name, parse_math=False, **style)  # a name may have a $ in it
     return figure
 
 
-def describe_fill(
-    problem: Problem, fill: Fill, samples: int
-) -> list[tuple[str, Tensor, str]]:
-    """What the figure shows of a single image: (heading, picture (3, H, W), caption) each."""
-    masked = fill.grey(fill.masked)[0].expand(3, -1, -1)
-    cells = [("masked", torch.where(fill.mask[0], HOLE_COLOR, masked), "")]
+def describe_fill(fill: Fill) -> list[Cell]:
+    """What the figure shows of a single image."""
+    problem = fill.problem
+    truth = problem.truth
+    masked = torch.where(problem.mask, MASK_COLOR, fill.grey(problem.masked))
+    cells = [("masked", masked[0], "")]
     gap = f"log p {fill.map_log_prob[0]:,.0f}"
-    if problem.truth is not None:
-        cells.insert(0, ("truth", problem.truth.grey[0].expand(3, -1, -1), ""))
-        gap = f"{fill.map_log_prob[0] - problem.truth.log_prob[0]:+,.0f} nats"
-    cells.append(("MAP", fill.grey(fill.map)[0].expand(3, -1, -1), gap))
-    cells.append(("mean", fill.mean()[0].expand(3, -1, -1), fill.describe_digits(0)))
-    for k, sample in enumerate(fill.grey(fill.samples)[0, :samples], 1):
-        cells.append((f"sample {k}", sample.expand(3, -1, -1), ""))
+    if truth is not None:
+        cells.insert(0, ("truth", truth.grey[0], ""))
+        gap = f"{fill.map_log_prob[0] - truth.log_prob[0]:+,.0f} nats"
+
+    cells.append(("MAP", fill.grey(fill.map)[0], gap))
+    cells.append(("mean", fill.mean()[0], fill.describe_digits(0)))
+    for k, sample in enumerate(fill.grey(fill.samples)[0, :SAMPLES], 1):
+        cells.append((f"sample {k}", sample, ""))
+
     low, high = fill.interval(0.9)
-    colors = matplotlib.colormaps["inferno"]((high - low)[0, 0].clamp(0, 1).numpy())[
-        ..., :3
-    ]
-    width, far = torch.from_numpy(colors).permute(2, 0, 1).float(), fill.travelled[0]
-    cells.append(("uncertainty", width, f"travelled {far:.3f}"))
+    colors = matplotlib.colormaps["inferno"]((high - low)[0, 0].clamp(0, 1).numpy())
+    width = torch.from_numpy(colors[..., :3]).movedim(2, 0)  # (3, H, W)
+    cells.append(("uncertainty", width, f"travelled {fill.travelled[0]:.3f}"))
     return cells
 
 
-def draw_table(panel: Axes, table: list[list[tuple[str, Tensor, str]]]) -> None:
-    """Draws rows of pictures as one image, with headings above and captions below them."""
+def draw_table(panel: Axes, table: list[list[Cell]]) -> None:
+    """Draws rows of pictures as one image, headings above and captions below."""
     _, height, width = table[0][0][1].shape
-    line, gap = max(2, round(0.24 * height)), max(1, width // 10)  # pixels
-    canvas = torch.ones(
-        3, len(table) * (height + line), len(table[0]) * (width + gap) - gap
-    )
+    line = max(2, round(0.24 * height))  # pixels, of a line of text
+    gap = max(1, width // 10)
+    rows = len(table) * (height + line)
+    columns = len(table[0]) * (width + gap) - gap
+
+    canvas = torch.ones(3, rows, columns)
     for i, row in enumerate(table):
         for j, (heading, picture, caption) in enumerate(row):
-            top, left = i * (height + line), j * (width + gap)
+            top = i * (height + line)
+            left = j * (width + gap)
             canvas[:, top : top + height, left : left + width] = picture
             place = {"x": left + width / 2 - 0.5, "ha": "center", "fontsize": FONT}
             panel.text(y=top + height, s=caption, va="top", **place)
             if i == 0:
                 panel.text(y=-1, s=heading, va="bottom", **place)
-    panel.imshow(canvas.permute(1, 2, 0).numpy(), interpolation="nearest")
+    panel.imshow(canvas.movedim(0, 2).numpy(), interpolation="nearest")
     panel.set_axis_off()
+
+
+def show_mask(
+    inpainter: Inpainter, images: Tensor, image: int, side: int, top: int, left: int
+) -> Figure:
+    """One of the images (N, 1, H, W), with a square of missing pixels."""
+    problem = _mask_square(images, image, side, top, left)
+    grey = problem.masked / (inpainter.glow.levels - 1)
+    masked = torch.where(problem.mask, MASK_COLOR, grey)[0]
+    figure = Figure(figsize=(2, 2), layout="constrained")
+    panel = figure.subplots()
+    panel.imshow(masked.movedim(0, 2).numpy())
+    panel.set_axis_off()
+    return figure
+
+
+def show_fill(
+    inpainter: Inpainter, images: Tensor, image: int, side: int, top: int, left: int
+) -> Figure:
+    """The same, and what fills it."""
+    problem = _mask_square(images, image, side, top, left)
+    problem.truth = inpainter.truth(images[[image]], problem.seeds)
+    return plot_fills({f"image {image}": inpainter.fill(problem, "filling")})
+
+
+def _mask_square(images: Tensor, image: int, side: int, top: int, left: int) -> Problem:
+    one = images[[image]]
+    mask = torch.zeros(one.shape, dtype=torch.bool)
+    mask[..., top : top + side, left : left + side] = True
+    return Problem.cut(one, mask, [image])

@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 
+from flowlib.inpainting.ascent import BETAS, Adam, find_map
 from flowlib.inpainting.density import HoleDensity
-from flowlib.inpainting.map_estimate import BETAS, Adam, find_map
 from flowlib.inpainting.masks import make_masks
 from flows2d import realnvp
 
@@ -24,7 +24,7 @@ def gaussian(dim=4):
 
 
 def bumps(v):
-    """A density-like function on (0, 1), coupled, with one maximum per pixel, at 0.3."""
+    """A density-like function on (0, 1), coupled, whose maximum is at 0.3."""
     flat = v.flatten(1)
     return -((flat - 0.3) ** 2).sum(1) * 20 - 5 * (flat.mean(1) - 0.3) ** 2
 
@@ -42,7 +42,7 @@ def test_map_on_a_gaussian_is_the_closed_form_conditional_mean():
 
 
 def test_the_maximum_is_that_of_the_density_of_x_not_of_y():
-    """Beta(2, 3) has its maximum at 1/3; the density of its logit has another one, at 2/5."""
+    """Beta(2, 3) has its maximum at 1/3; the density of its logit has one at 2/5."""
 
     def beta(x):
         return (x.log() + 2 * (1 - x).log()).sum(1)
@@ -62,11 +62,9 @@ def test_observed_entries_come_back_bit_for_bit_and_fills_stay_inside():
 
 @pytest.mark.parametrize("under_the_hole", [0.0, 0.77, math.nan, math.inf])
 def test_what_lies_under_the_hole_changes_nothing(under_the_hole):
-    x, mask, starts = (
-        torch.rand(4, 1, 8, 8),
-        make_masks("square:4", 4, 8, 8),
-        torch.rand(4, 2, 1, 8, 8),
-    )
+    x = torch.rand(4, 1, 8, 8)
+    mask = make_masks("square:4", 4, 8, 8)
+    starts = torch.rand(4, 2, 1, 8, 8)
     expected = find_map(HoleDensity(bumps, x, mask), starts, steps=10)
     with torch.no_grad():  # nor does it matter whether the caller wants gradients
         again = find_map(HoleDensity(bumps, x, mask), starts, steps=10)
@@ -81,10 +79,8 @@ def test_a_batch_equals_its_examples_one_by_one():
     flow = realnvp(2, layers=4, hidden=(16,)).double()
     for parameter in flow.parameters():
         torch.nn.init.normal_(parameter, 0, 0.3)
-    x, mask = (
-        torch.randn(5, 2, dtype=torch.float64),
-        torch.tensor([[False, True]]).expand(5, 2),
-    )
+    x = torch.randn(5, 2, dtype=torch.float64)
+    mask = torch.tensor([[False, True]]).expand(5, 2)
     starts = torch.randn(5, 3, 2, dtype=torch.float64)
 
     def run(part):
