@@ -1,8 +1,7 @@
 """Normalizing flows for vectors: the container, four transforms, two architectures.
 
 A flow carries data x to latents z through invertible transforms f = f_K ∘ ... ∘ f_1,
-where z has a density that is known, the base: here a standard normal. The change of
-variables gives that of x:
+where z has a density that is known, the base. The change of variables gives that of x:
 
     log p(x) = log p(z) + Σ_k log|det J_k|,   z = f(x),   J_k the Jacobian of f_k
 
@@ -64,28 +63,34 @@ class Flow(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the flow lives."""
-        return self.base.mean.device
+        return self.base.means.device
 
     @property
     def dtype(self) -> torch.dtype:
         """The floating-point type that the flow computes in."""
-        return self.base.mean.dtype
+        return self.base.means.dtype
 
     @property
     def config(self) -> dict:
         """Plain types from which `from_config` builds the flow, without its weights."""
-        transforms = [[type(part).__name__, part.config] for part in self.transforms]
-        return {"dim": self.dim, "transforms": transforms}
+        base, *transforms = [
+            [type(part).__name__, part.config] for part in (self.base, *self.transforms)
+        ]
+        return {"dim": self.dim, "base": base, "transforms": transforms}
 
     @staticmethod
     def from_config(config: dict) -> "Flow":
         """The flow with this `config` and new weights; KeyError for an unknown part."""
         kinds = [AffineCoupling, InvertibleLinear, PermutationTransform, Standardize]
+        kinds += [StandardNormal, MixtureBase]
         by_name = {kind.__name__: kind for kind in kinds}
-        transforms = [
-            by_name[name](**arguments) for name, arguments in config["transforms"]
+        # Flows from before there were bases with modes name none.
+        base = config.get("base", ["StandardNormal", {"dim": config["dim"]}])
+        base, *transforms = [
+            by_name[name](**arguments)
+            for name, arguments in (base, *config["transforms"])
         ]
-        return Flow(transforms, config["dim"])
+        return Flow(transforms, config["dim"], base)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Data to latent: x (B, dim) -> z (B, dim) and log|det dz/dx| (B,)."""
@@ -135,20 +140,141 @@ class StandardNormal(nn.Module):
     def __init__(self, dim: int):
         super().__init__()
         self.dim = _check_count("dim", dim)
-        self.register_buffer("mean", torch.zeros(dim), persistent=False)
+        self.config = {"dim": dim}
+        self.register_buffer("means", torch.zeros(1, dim), persistent=False)
 
     def extra_repr(self) -> str:
         return f"dim={self.dim}"
 
     def log_prob(self, z: Tensor) -> Tensor:
         """log p(z) in nats: (B, dim) -> (B,)."""
-        return -0.5 * z.square().sum(-1) - 0.5 * self.dim * math.log(2 * math.pi)
+        return _log_normal(z)
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """n latents, (n, dim), drawn on the generator's device."""
-        device = self.mean.device if generator is None else generator.device
-        options = {"generator": generator, "dtype": self.mean.dtype, "device": device}
-        return torch.randn(n, self.dim, **options).to(self.mean.device)
+        return _draw_normal((n, self.dim), generator, self.means)
+
+    def weights(self) -> Tensor:
+        """The shares of the modes: a single one, (1,)."""
+        return self.means.new_ones(1)
+
+    def from_noise(self, noise: Tensor, mode: int) -> Tensor:
+        """Latents of a mode from standard normal noise: (B, dim) -> (B, dim)."""
+        return noise
+
+
+class MixtureBase(nn.Module):
+    """A base of K Gaussians that are learned: log p(z) = log Σ_k w_k N(z; μ_k, Σ_k).
+
+    A continuous map of one Gaussian cannot tear it, so between separate pieces of data
+    thin bridges stay. With a mode for each piece nothing has to be torn. The modes are
+    classes too, with p(mode | x). Sources: Stimper et al. (2022), arXiv:2110.15828
+    (what a Gaussian base cannot do); Izmailov et al. (2020), arXiv:1912.13025
+    (FlowGMM).
+
+    Σ_k⁻¹ = A_k A_kᵀ with A_k upper triangular, so the density needs no matrix inverse:
+    log N(z; μ_k, Σ_k) = -|(z - μ_k) A_k|² / 2 + log|det A_k| - dim/2 · log 2π.
+
+    Args:
+        means: (K, dim), where the modes start.
+        covariances: (K, dim, dim), how wide they start; the identity if none are given.
+        weights: (K,), their shares at the start; equal if none are given.
+
+    Example:
+        >>> base = MixtureBase([[-2.0, 0.0], [2.0, 0.0]])
+        >>> flow = Flow([InvertibleLinear(2)], dim=2, base=base)
+        >>> flow.base.responsibilities(flow(torch.zeros(5, 2))[0]).shape
+        torch.Size([5, 2])
+    """
+
+    def __init__(
+        self,
+        means: Sequence[Sequence[float]] | Tensor,
+        covariances: Tensor | None = None,
+        weights: Vector | None = None,
+    ):
+        super().__init__()
+        means = _as_floats(means)
+        if means.ndim != 2 or not means.isfinite().all():
+            raise ValueError(f"means must be finite, of shape (K, dim), not {means}")
+        modes, self.dim = means.shape
+        if covariances is None:
+            covariances = torch.eye(self.dim).expand(modes, -1, -1)
+        if weights is None:
+            weights = torch.ones(modes) / modes
+        covariances, weights = _as_floats(covariances), _as_floats(weights)
+        if covariances.shape != (modes, self.dim, self.dim):
+            expected = (modes, self.dim, self.dim)
+            raise ValueError(f"covariances must be of shape {expected}")
+        if weights.shape != (modes,) or not (weights > 0).all():
+            raise ValueError(f"weights must be {modes} positive numbers, not {weights}")
+
+        self.config = {"means": means.tolist()}
+        lower = torch.linalg.cholesky(covariances.double())
+        factors = torch.linalg.inv(lower).mT.to(means.dtype)  # the A_k
+        self.means = nn.Parameter(means.clone())
+        self.log_diagonal = nn.Parameter(factors.diagonal(dim1=1, dim2=2).log())
+        self.off_diagonal = nn.Parameter(factors.triu(1))
+        self.log_weights = nn.Parameter(weights.to(means.dtype).log())
+
+    def extra_repr(self) -> str:
+        return f"modes={len(self.means)}, dim={self.dim}"
+
+    def weights(self) -> Tensor:
+        """The shares of the modes, (K,)."""
+        return self.log_weights.softmax(0)
+
+    def _factors(self) -> Tensor:
+        return self.off_diagonal.triu(1) + self.log_diagonal.exp().diag_embed()
+
+    def log_joint(self, z: Tensor) -> Tensor:
+        """log p(z, mode) in nats: (B, dim) -> (B, K)."""
+        noise = (z - self.means[:, None]) @ self._factors()  # (K, B, dim)
+        log_share = self.log_weights.log_softmax(0) + self.log_diagonal.sum(1)
+        return _log_normal(noise).T + log_share
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """log p(z) in nats: (B, dim) -> (B,)."""
+        return self.log_joint(z).logsumexp(1)
+
+    def responsibilities(self, z: Tensor) -> Tensor:
+        """p(mode | z), which is p(mode | x) of these latents: (B, dim) -> (B, K)."""
+        return self.log_joint(z).softmax(1)
+
+    @torch.no_grad()
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """n latents, (n, dim), drawn on the generator's device."""
+        noise = _draw_normal((n, self.dim), generator, self.means)
+        shares = self.weights()
+        if generator is not None:
+            shares = shares.to(generator.device)
+        modes = torch.multinomial(shares, n, replacement=True, generator=generator)
+        modes = modes.to(noise.device)
+        z = torch.empty_like(noise)
+        for mode in range(len(self.means)):
+            chosen = modes == mode
+            z[chosen] = self.from_noise(noise[chosen], mode)
+        return z
+
+    def from_noise(self, noise: Tensor, mode: int) -> Tensor:
+        """Latents of a mode from standard normal noise: (B, dim) -> (B, dim)."""
+        factor = self._factors()[mode]
+        scaled = torch.linalg.solve_triangular(factor, noise, upper=True, left=False)
+        return self.means[mode] + scaled
+
+
+def _log_normal(z: Tensor) -> Tensor:
+    """log N(z; 0, I) in nats: (..., dim) -> (...)."""
+    return -0.5 * z.square().sum(-1) - 0.5 * z.shape[-1] * math.log(2 * math.pi)
+
+
+def _draw_normal(
+    shape: tuple[int, int], generator: torch.Generator | None, like: Tensor
+) -> Tensor:
+    """Standard normal noise like `like`, drawn on the generator's device."""
+    device = like.device if generator is None else generator.device
+    noise = torch.randn(shape, generator=generator, dtype=like.dtype, device=device)
+    return noise.to(like.device)
 
 
 class AffineCoupling(nn.Module):
@@ -341,6 +467,7 @@ def realnvp(
     hidden: Sequence[int] = (32, 32),
     mean: Vector | None = None,
     std: Vector | None = None,
+    modes: int = 1,
 ) -> Flow:
     """Couplings with alternating masks, an `InvertibleLinear` between each two.
 
@@ -350,6 +477,7 @@ def realnvp(
         hidden: widths of each coupling's network.
         mean, std: (dim,) each, of the data; given, the flow standardizes x before the
             couplings.
+        modes: of the base; N(0, I) for one, otherwise a `MixtureBase`.
     """
     transforms = _start(dim, layers, mean, std)
     # In one dimension there is nothing to pass through.
@@ -363,7 +491,7 @@ def realnvp(
             # It starts as the identity, because the alternating masks mix already.
             transforms.append(InvertibleLinear(dim, torch.eye(dim)))
         transforms.append(AffineCoupling(masks[i % len(masks)], hidden))
-    return _require_all_transformed(Flow(transforms, dim))
+    return _require_all_transformed(Flow(transforms, dim, _base(dim, modes)))
 
 
 def permutation_flow(
@@ -372,6 +500,7 @@ def permutation_flow(
     hidden: Sequence[int] = (32, 32),
     mean: Vector | None = None,
     std: Vector | None = None,
+    modes: int = 1,
     seed: int | None = None,
 ) -> Flow:
     """Couplings with one mask, a fixed random `PermutationTransform` between each two.
@@ -386,7 +515,7 @@ def permutation_flow(
         if i > 0:
             transforms.append(PermutationTransform(dim, generator=generator))
         transforms.append(AffineCoupling(mask, hidden))
-    return _require_all_transformed(Flow(transforms, dim))
+    return _require_all_transformed(Flow(transforms, dim, _base(dim, modes)))
 
 
 def _start(
@@ -400,6 +529,20 @@ def _start(
     mean = torch.zeros(dim) if mean is None else mean
     std = torch.ones(dim) if std is None else std
     return [Standardize(mean, std)]
+
+
+def _base(dim: int, modes: int) -> nn.Module:
+    """N(0, I), or modes at distance 2 from 0: on a circle, or on a line if dim is 1."""
+    if _check_count("modes", modes) == 1:
+        return StandardNormal(dim)
+    means = torch.zeros(modes, dim)
+    if dim == 1:
+        means[:, 0] = torch.linspace(-2, 2, modes)
+    else:
+        angle = torch.arange(modes) * (2 * math.pi / modes)
+        means[:, 0] = 2 * angle.cos()
+        means[:, 1] = 2 * angle.sin()
+    return MixtureBase(means)
 
 
 def _require_all_transformed(flow: Flow) -> Flow:

@@ -10,13 +10,14 @@ of the moons is known exactly, so the printed KL divergences are absolute: 0 is 
     python train_moons.py --data spirals      other shapes: spirals, checkerboard
     python train_moons.py --data points.csv   your points (.npy, .csv), 2 to 64 columns
     python train_moons.py --data points.csv --score new.csv  their log p, outliers first
+    python train_moons.py --modes 2           a base of two Gaussians: no bridge
     python train_moons.py --seeds 3           mean and spread; figures of the first seed
 
 Writes   figures/loss_plot.png              negative log-likelihood over epochs
          figures/density_contours.png       densities and samples
          figures/moons.gif                  noise becomes moons
          checkpoints/moons_realnvp.pt, checkpoints/moons_permutation.pt
-         (of other data and another --noise the names start with its name; files have no
+         (of other data, --noise and --modes the names start with theirs; files have no
          known density to compare, and pairs.png, not contours, beyond two columns)
 Takes    about 4 minutes on one CPU core (AMD EPYC without AVX-512), less for a short
          file; ends at KL(truth || flow) = 0.0057 nats (RealNVP), 0.0041 (permutation)
@@ -80,17 +81,20 @@ def load_points(data: str, columns: list[str], noise: float, seed: int) -> Point
     return make_file_points(Path(data), columns, seed)
 
 
-def build_flow(name: str, points: Points, layers: int, hidden: int, seed: int) -> Flow:
+def build_flow(
+    name: str, points: Points, layers: int, hidden: int, modes: int, seed: int
+) -> Flow:
     """An untrained flow that standardizes these points; the seed decides its weights.
 
     Raises UserError if it would leave a column as it is.
     """
     torch.manual_seed(seed)  # the first weights and the permutations
     sample = points.draw(10_000)
+    mean, std = sample.mean(0), sample.std(0)
     build = ARCHITECTURES[name]
-    hidden = (hidden, hidden)
+    widths = (hidden, hidden)
     try:
-        flow = build(sample.shape[1], layers, hidden, sample.mean(0), sample.std(0))
+        flow = build(sample.shape[1], layers, widths, mean, std, modes)
     except ValueError as error:  # a few layers can miss some of many columns
         raise UserError(f"the {name} flow: {error}") from None
     return flow.to(sample.dtype)
@@ -203,7 +207,8 @@ def evaluate_flow(flow: Flow, points: Points) -> dict[str, float | None]:
     metrics = {"test_nll": nll.mean().item(), "test_nll_se": error.item()}
     if points.truth is not None:
         metrics["kl_truth_flow"] = kl_truth_flow(points.truth, flow.log_prob, flow)
-        metrics["kl_flow_truth"] = kl_flow_truth(points.truth, flow.inverse, flow)
+        reverse = kl_flow_truth(points.truth, flow.inverse, flow.base, flow)
+        metrics["kl_flow_truth"] = reverse
     return metrics
 
 
@@ -250,16 +255,26 @@ def summarize_runs(runs: list[dict[str, dict]]) -> dict[str, dict]:
 # ---------------------------------------------------------------- save and score
 
 
+def run_name(points: Points, modes: int) -> str:
+    """What the files of a run start with; the default run's are those of the README."""
+    return points.name if modes == 1 else f"{points.name}_{modes}_modes"
+
+
 def save_run(
-    fits: dict[str, Fit], points: Points, seed: int, folder: Path, figures: Path
+    name: str,
+    fits: dict[str, Fit],
+    points: Points,
+    seed: int,
+    folder: Path,
+    figures: Path,
 ) -> None:
-    """Writes checkpoints and figures."""
+    """Writes checkpoints and figures; `name` is that of the run."""
     from flowlib.plots import moons as plots
 
-    for name, fit in fits.items():
+    for architecture, fit in fits.items():
         files.save_model(
             fit.flow,
-            folder / f"{points.name}_{name}.pt",
+            folder / f"{name}_{architecture}.pt",
             step=fit.metrics["steps"],
             seed=seed,
             metrics=fit.metrics,
@@ -269,7 +284,7 @@ def save_run(
     flows = {name: fit.flow for name, fit in fits.items()}
     metrics = {name: fit.metrics for name, fit in fits.items()}
     histories = {name: fit.history for name, fit in fits.items()}
-    prefix = "" if points.name == "moons" else f"{points.name}_"
+    prefix = "" if name == "moons" else f"{name}_"
     losses = plots.plot_losses(histories, points)
     files.save_figure(losses, figures, f"{prefix}loss_plot.png")
     if len(points.columns) > 2:
@@ -278,30 +293,35 @@ def save_run(
     else:
         densities = plots.plot_densities(flows, points, metrics, seed)
         files.save_figure(densities, figures, f"{prefix}density_contours.png")
-        plots.save_animation(flows, points, figures / f"{points.name}.gif", seed)
+        plots.save_animation(flows, points, figures / f"{name}.gif", seed)
 
 
-def score_file(path: Path, points: Points, folder: Path, figures: Path) -> None:
-    """Writes the log p of a file's points under both flows, the least likely first."""
+def score_file(
+    path: Path, name: str, points: Points, folder: Path, figures: Path
+) -> None:
+    """Writes the log p of a file's points under both flows, the least likely first.
+
+    `name` is that of the run that fitted the flows to `points`.
+    """
     import pandas  # here, for it takes half a second to import
 
     fit_first = "fit it with the same command without --score"
     flows = {}
-    for name in ARCHITECTURES:
-        file = folder / f"{points.name}_{name}.pt"
+    for architecture in ARCHITECTURES:
+        file = folder / f"{name}_{architecture}.pt"
         flow = files.load_model(file, Flow, hint=fit_first)
         files.require_same_data(file, flow.made_from, points.made_from, fit_first)
         print(f"{files.short(file)}: test NLL {flow.metrics['test_nll']:.4f} nats")
-        flows[name] = flow
+        flows[architecture] = flow
 
     table = read_points(path, points.columns, to_fit=False)
     rows = torch.from_numpy(table.points)
     columns = {"row": range(1, len(rows) + 1)}
-    for name, flow in flows.items():
+    for architecture, flow in flows.items():
         log_p, share = score_points(flow, points.train, rows)
-        columns[f"log_p_{name}"] = log_p.numpy()
-        columns[f"less_likely_{name}"] = share.numpy()
-    scores = pandas.DataFrame(columns).sort_values(f"log_p_{name}")
+        columns[f"log_p_{architecture}"] = log_p.numpy()
+        columns[f"less_likely_{architecture}"] = share.numpy()
+    scores = pandas.DataFrame(columns).sort_values(f"log_p_{architecture}")
 
     file = figures / f"{path.stem}_scores.csv"
     files.write_atomically(file, lambda part: scores.to_csv(part, index=False))
@@ -329,6 +349,8 @@ def parse_args(argv: list[str] | None = None):
     add("--layers", type=number(int, 2, 1000), default=28, help="couplings in a flow")
     hidden = "width of the couplings' networks"
     add("--hidden", type=number(int, 1, 4096), default=32, help=hidden)
+    modes = "Gaussians in the base; 1 is the standard normal"
+    add("--modes", type=number(int, 1, 100), default=1, help=modes)
 
     add = parser.add_argument_group("training").add_argument
     for name, low, text in (
@@ -383,16 +405,19 @@ def main(argv: list[str] | None = None) -> None:
     runs = []
     for seed in range(args.seed, args.seed + args.seeds):
         points = load_points(args.data, args.columns, args.noise or NOISE, seed)
+        name = run_name(points, args.modes)
+        places = (args.checkpoint, args.figures)
         if args.score:
-            return score_file(args.score, points, args.checkpoint, args.figures)
-        files.require_writable(args.checkpoint, args.figures, files=[args.metrics])
-        with files.lock(args.checkpoint / f"{points.name}_realnvp.pt"):
+            return score_file(args.score, name, points, *places)
+        files.require_writable(*places, files=[args.metrics])
+        with files.lock(args.checkpoint / f"{name}_realnvp.pt"):
             fits = {}
-            for name in ARCHITECTURES:
-                flow = build_flow(name, points, args.layers, args.hidden, seed)
-                fits[name] = fit_flow(flow.to(args.device), points, training, name)
+            for architecture in ARCHITECTURES:
+                sizes = (args.layers, args.hidden, args.modes)
+                flow = build_flow(architecture, points, *sizes, seed).to(args.device)
+                fits[architecture] = fit_flow(flow, points, training, architecture)
             if seed == args.seed:
-                save_run(fits, points, seed, args.checkpoint, args.figures)
+                save_run(name, fits, points, seed, *places)
         runs.append({name: fit.metrics for name, fit in fits.items()})
         report_run(runs[-1], points, seed)
 

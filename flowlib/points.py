@@ -54,7 +54,7 @@ def make_shape(shape: str, noise: float, seed: int) -> Points:
         name=name,
         title={"checkerboard": "a checkerboard"}.get(shape, f"two {shape}"),
         columns=["$x_1$", "$x_2$"],
-        draw=partial(truth.sample, generator=rng(seed, f"{shape} train")),
+        draw=partial(truth.sample_evenly, generator=rng(seed, f"{shape} train")),
         held_out=truth.sample(5_000, rng(seed, f"{shape} held-out")),
         test=truth.sample(20_000, rng(seed, f"{shape} test")),
         truth=truth,

@@ -3,6 +3,7 @@
 With an exact density, "how good is the flow" has an absolute answer. A distribution has
 
     sample(n, generator)   n independent points, (n, 2), in torch's default dtype
+    sample_evenly(n, generator)   n points that are spread more evenly
     log_prob(x)            the exact log-density in nats, (B, 2) -> (B,), float64
     entropy()              in nats; no model's expected negative log-likelihood is lower
     bounds(sigmas)         the box that reaches `sigmas` noise levels beyond the points
@@ -62,15 +63,33 @@ class NoisyCurves:
         points = on_each[which, torch.arange(n)]
         return points + self.noise * torch.randn(n, 2, generator=generator)
 
+    def sample_evenly(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """n points, (n, 2), as many from each curve, one from each n-th part of it.
+
+        Each has the distribution of `sample`, but they are not independent: a batch of
+        them has a mean that varies less.
+        """
+        curves = len(self.curves)
+        which = torch.arange(n) % curves
+        place = torch.arange(n) // curves + torch.rand(n, generator=generator)
+        t = place / ((n - 1 - which) // curves + 1)  # over the curve's own count
+        on_each = torch.stack([curve(t) for curve in self.curves])  # (curves, n, 2)
+        points = on_each[which, torch.arange(n)]
+        return points + self.noise * torch.randn(n, 2, generator=generator)
+
     def log_prob(self, x: Tensor) -> Tensor:
         """The exact log-density in nats: (B, 2) -> (B,), float64."""
+        return self.log_joint(x).logsumexp(1)
+
+    def log_joint(self, x: Tensor) -> Tensor:
+        """The exact log p(x, curve) in nats: (B, 2) -> (B, curves), float64."""
         log_p = []
         for part in x.double().split(8192):  # bounds the table of distances
             # The default mode loses digits of small distances.
             exact = "donot_use_mm_for_euclid_dist"
             distance = torch.cdist(part, self._centers, compute_mode=exact) / self.noise
             terms = self._log_weights - 0.5 * distance.square()
-            log_p.append(terms.logsumexp(dim=1))
+            log_p.append(terms.unflatten(1, (len(self.curves), -1)).logsumexp(2))
         return torch.cat(log_p) - math.log(2 * math.pi * self.noise**2)
 
     def entropy(self) -> float:
@@ -123,6 +142,8 @@ class Checkerboard:
         row = 2 * torch.randint(2, (n,), generator=generator) + column % 2
         corner = torch.stack([column, row], dim=1)
         return (corner + torch.rand(n, 2, generator=generator)) / 2 - 1
+
+    sample_evenly = sample
 
     def log_prob(self, x: Tensor) -> Tensor:
         """log(1/2) on the dark squares, -inf elsewhere: (B, 2) -> (B,), float64."""

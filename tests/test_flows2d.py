@@ -1,4 +1,5 @@
 import math
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from flows2d import (
     AffineCoupling,
     Flow,
     InvertibleLinear,
+    MixtureBase,
     PermutationTransform,
     Standardize,
     permutation_flow,
@@ -20,6 +22,10 @@ from flows2d import (
 
 DIMS = (1, 2, 3, 8)
 BUILDERS = {"realnvp": realnvp, "permutation": permutation_flow}
+# The same on a base with modes, for what holds of any flow.
+BUILDERS |= {
+    f"{name}, 3 modes": partial(build, modes=3) for name, build in BUILDERS.items()
+}
 
 
 def randomized(module, scale=0.3):
@@ -368,6 +374,12 @@ def test_the_linear_layer_is_the_product_of_its_factors():
         (lambda: Standardize([0.0], [math.inf]), "std"),
         (lambda: Flow([], 0), "dim"),
         (lambda: Flow([InvertibleLinear(3)], 2), r"transforms\[0\]"),
+        (lambda: MixtureBase([0.0, 1.0]), "means"),
+        (lambda: MixtureBase([[0.0, math.nan]]), "means"),
+        (lambda: MixtureBase([[0.0], [1.0]], torch.eye(2)), "covariances"),
+        (lambda: MixtureBase([[0.0], [1.0]], weights=[1.0, 0.0]), "weights"),
+        (lambda: Flow([], 3, MixtureBase([[0.0, 1.0]])), "base is for dim 2"),
+        (lambda: realnvp(2, modes=0), "modes"),
         (lambda: realnvp(2, layers=0), "layers"),
         (lambda: realnvp(2, layers=1), r"layers=1 never transforms dimensions \[0\]"),
         (
@@ -414,3 +426,61 @@ def test_a_flow_is_exported_with_a_free_batch_size(make):
     x = torch.randn(50, 3)
     for found, expected in zip(exported(x), flow(x)):
         torch.testing.assert_close(found, expected)
+
+
+# ---------------------------------------------------------------- a base with modes
+
+
+@pytest.fixture
+def mixture():
+    """Three Gaussians in the plane, in float64, as torch's and as ours."""
+    factors = torch.randn(3, 2, 2, dtype=torch.float64)
+    covariances = factors @ factors.mT + 0.3 * torch.eye(2)
+    means = 2 * torch.randn(3, 2, dtype=torch.float64)
+    weights = torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64)
+    expected = torch.distributions.MixtureSameFamily(
+        torch.distributions.Categorical(weights),
+        torch.distributions.MultivariateNormal(means, covariances),
+    )
+    return MixtureBase(means, covariances, weights), expected
+
+
+def test_a_mixtures_density_modes_and_gradient_are_torchs(mixture):
+    base, expected = mixture
+    z = expected.sample((200,)).requires_grad_()
+    log_p = base.log_prob(z)
+    torch.testing.assert_close(log_p, expected.log_prob(z))
+    (gradient,) = torch.autograd.grad(log_p.sum(), z)
+    (found,) = torch.autograd.grad(expected.log_prob(z).sum(), z)
+    torch.testing.assert_close(gradient, found)
+
+    each = expected.component_distribution.log_prob(z[:, None])
+    posterior = (each + expected.mixture_distribution.logits).softmax(1)
+    torch.testing.assert_close(base.responsibilities(z), posterior)
+    torch.testing.assert_close(base.weights(), expected.mixture_distribution.probs)
+
+
+def test_a_mixtures_samples_have_its_moments_and_repeat(mixture):
+    base, expected = mixture
+    samples = base.sample(100_000, torch.Generator().manual_seed(3))
+    assert torch.equal(samples, base.sample(100_000, torch.Generator().manual_seed(3)))
+    error = expected.stddev / math.sqrt(100_000)
+    assert ((samples.mean(0) - expected.mean).abs() < 4 * error).all()
+    torch.testing.assert_close(samples.var(0), expected.variance, rtol=0.03, atol=0)
+    for mode in range(3):
+        noise = torch.randn(50_000, 2, dtype=torch.float64)
+        z = base.from_noise(noise, mode)
+        component = expected.component_distribution
+        torch.testing.assert_close(z.mean(0), component.mean[mode], atol=0.05, rtol=0)
+        covariance = component.covariance_matrix[mode]
+        torch.testing.assert_close(z.T.cov(), covariance, atol=0.05, rtol=0.05)
+
+
+def test_in_one_dimension_a_flow_of_modes_has_a_density_with_two_tops():
+    flow = realnvp(1, layers=3, hidden=(4,), modes=2, mean=[5.0], std=[2.0]).double()
+    x = torch.linspace(-15, 25, 4001, dtype=torch.float64)
+    with torch.no_grad():
+        density = flow.log_prob(x[:, None]).exp()
+    assert torch.trapezoid(density, x).item() == pytest.approx(1, abs=1e-6)
+    tops = (density[1:-1] > density[:-2]) & (density[1:-1] > density[2:])
+    assert int(tops.sum()) == 2

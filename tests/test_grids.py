@@ -5,7 +5,7 @@ import torch
 
 from flowlib.grids import evaluate, finite, grid, kl_flow_truth, kl_truth_flow
 from flowlib.toy2d import Checkerboard
-from flows2d import Flow, Standardize
+from flows2d import Flow, MixtureBase, Standardize
 
 
 class Gaussian:
@@ -39,7 +39,7 @@ def test_both_kl_divergences_of_two_gaussians_are_those_of_the_closed_form(
     assert kl_truth_flow(Gaussian(), flow.log_prob, like) == pytest.approx(
         truth_flow, abs=1e-5
     )
-    assert kl_flow_truth(Gaussian(), flow.inverse, like) == pytest.approx(
+    assert kl_flow_truth(Gaussian(), flow.inverse, flow.base, like) == pytest.approx(
         flow_truth, abs=1e-5
     )
 
@@ -49,20 +49,20 @@ def test_cutting_stretched_cells_changes_no_smooth_integral():
     truth = Gaussian()
     truth.noise = 0.005
     flow = Flow([Standardize([0.0, 0.0], [1.5, 1.5])], 2).double()
-    found = kl_flow_truth(truth, flow.inverse, flow, spacing=0.1, parts=2)
+    found = kl_flow_truth(truth, flow.inverse, flow.base, flow, spacing=0.1, parts=2)
     assert found == pytest.approx(2 * gaussian_kl(0.0, 1 / 1.5), abs=1e-5)
 
 
 def test_a_flow_that_stretches_every_cell_is_integrated_in_bounded_memory():
     truth = Gaussian()
     flow = Flow([Standardize([0.0, 0.0], [1e3, 1e3])], 2).double()
-    found = kl_flow_truth(truth, flow.inverse, flow)
+    found = kl_flow_truth(truth, flow.inverse, flow.base, flow)
     assert found == pytest.approx(2 * gaussian_kl(0.0, 1e-3), rel=1e-5)
 
 
 def test_a_flow_with_mass_where_the_truth_has_none_is_infinitely_far():
     truth, flow = Checkerboard(), Flow([], 2)
-    assert kl_flow_truth(truth, flow.inverse, flow) is None
+    assert kl_flow_truth(truth, flow.inverse, flow.base, flow) is None
     # KL(truth || N(0, 1)) = log 2π + E[x² + y²] / 2 - entropy, with E[x²] = 1/3 on the
     # board
     expected = math.log(2 * math.pi) + 1 / 3 - math.log(2)
@@ -89,3 +89,16 @@ def test_evaluate_gives_all_parts_in_order():
 )
 def test_finite_is_what_json_can_hold(value, is_finite):
     assert finite(torch.tensor(value)) == (value if is_finite else None)
+
+
+def test_the_reverse_kl_of_a_base_with_modes_is_the_sum_over_them():
+    """Two far modes with shares 1/4 and 3/4, against the Gaussian of one of them."""
+    base = MixtureBase([[-20.0, 0.0], [20.0, 0.0]], weights=[0.25, 0.75]).double()
+    flow = Flow([], 2, base)
+
+    class Truth(Gaussian):
+        def log_prob(self, x):
+            return base.log_prob(x.double()).detach() + 1.5 * (x[:, 0] > 0)
+
+    found = kl_flow_truth(Truth(), flow.inverse, base, flow, spacing=0.1, parts=2)
+    assert found == pytest.approx(-1.5 * 0.75, abs=1e-5)

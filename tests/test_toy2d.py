@@ -69,3 +69,30 @@ def test_log_prob_is_finite_far_away():
 def test_bad_noise_is_named(noise):
     with pytest.raises(ValueError, match="noise"):
         TwoMoons(noise)
+
+
+@pytest.mark.parametrize("shape", ["moons", "spirals"])
+def test_evenly_spread_points_have_the_same_distribution(shape):
+    truth = SHAPES[shape](0.1)
+    x = truth.sample_evenly(30_001, torch.Generator().manual_seed(0))
+    y = truth.sample(30_001, torch.Generator().manual_seed(1))
+    error = y.std(0) / math.sqrt(len(y))
+    assert ((x.mean(0) - y.mean(0)).abs() < 5 * error).all()
+    assert ((x.T.cov() - y.T.cov()).abs() < 0.03).all()
+    gap = truth.log_prob(x).mean().item() + truth.entropy()
+    assert abs(gap) < 5 * truth.log_prob(y).std().item() / math.sqrt(len(y))
+    # A batch's mean varies less than that of independent points.
+    spread = [
+        torch.stack([draw(512).mean(0) for _ in range(50)]).var(0)
+        for draw in (truth.sample_evenly, truth.sample)
+    ]
+    assert (spread[0] < 0.2 * spread[1]).all()
+
+
+def test_the_curves_joint_density_says_which_curve_a_point_is_of():
+    truth = SHAPES["moons"](0.05)
+    t = torch.linspace(0, 1, 50)
+    for i, curve in enumerate(truth.curves):
+        joint = truth.log_joint(curve(t))
+        torch.testing.assert_close(joint.logsumexp(1), truth.log_prob(curve(t)))
+        assert (joint.argmax(1) == i).all()

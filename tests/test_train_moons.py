@@ -63,6 +63,24 @@ def test_it_writes_figures_checkpoints_and_metrics(tmp_path, capsys):
         assert f"KL(truth || flow) {again['kl_truth_flow']:.4f}" in printed
 
 
+def test_a_base_with_modes_has_files_of_its_own(tmp_path, one_line_error):
+    metrics = run(tmp_path, "--modes", 2)
+    names = {f"moons_2_modes_{name}" for name in (*FIGURES, *MODELS)}
+    assert files_in(tmp_path) == names | {"moons_2_modes.gif"}
+    flow = load_model(tmp_path / "moons_2_modes_realnvp.pt", Flow)
+    assert flow.base.means.shape == (2, 2)
+    points = train_moons.make_shape("moons", 0.05, 0)
+    again = train_moons.evaluate_flow(flow, points)
+    found = metrics["models"]["realnvp"]["kl_flow_truth"]
+    assert found == pytest.approx(again["kl_flow_truth"], rel=1e-5)
+    # The integral is what samples say, within their error.
+    x = flow.sample(40_000, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        log_ratio = flow.log_prob(x).double() - points.truth.log_prob(x)
+    error = log_ratio.std().item() / 200
+    assert log_ratio.mean().item() == pytest.approx(found, abs=4 * error)
+
+
 def test_another_shape_leaves_the_moons_files_alone(tmp_path, capsys):
     """The flow puts mass where the checkerboard has none, so one KL is infinite."""
     names = (*FIGURES, *MODELS)
@@ -222,7 +240,7 @@ def test_several_seeds_give_mean_and_spread_and_the_first_ones_figures(
 ):
     saved = []
     monkeypatch.setattr(
-        train_moons, "save_run", lambda fits, points, seed, *_: saved.append(seed)
+        train_moons, "save_run", lambda name, fits, points, seed, *_: saved.append(seed)
     )
     two = run(tmp_path, "--noise", 0.1, "--seeds", 2)
     second = run(tmp_path, "--noise", 0.1, "--seed", 1)
