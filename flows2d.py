@@ -463,7 +463,7 @@ class Standardize(nn.Module):
 
 def realnvp(
     dim: int = 2,
-    layers: int = 28,
+    layers: int = 16,
     hidden: Sequence[int] = (32, 32),
     mean: Vector | None = None,
     std: Vector | None = None,
@@ -496,7 +496,7 @@ def realnvp(
 
 def permutation_flow(
     dim: int = 2,
-    layers: int = 28,
+    layers: int = 16,
     hidden: Sequence[int] = (32, 32),
     mean: Vector | None = None,
     std: Vector | None = None,

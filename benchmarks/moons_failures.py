@@ -120,20 +120,24 @@ def mode_around(density: Tensor, grid: Tensor, at: float) -> slice:
 
 
 def plot_errors(flows: dict[str, Flow], points) -> Figure:
-    """Each flow's density, the true one and the log of their ratio."""
+    """Each flow's density, the true one and the log of their ratio.
+
+    `flows` is a flow for each title of a row.
+    """
     bounds, _, _, where = picture_grid(points)
     truth = log_density(points.truth.log_prob, where)
     top = np.exp(truth.max())
-    height = 1.8 + 5.8 * (bounds[3] - bounds[2]) / (bounds[1] - bounds[0])
+    ratio = (bounds[3] - bounds[2]) / (bounds[1] - bounds[0])
+    height = 1.8 + 2.9 * ratio * len(flows)
     figure = Figure(figsize=(10, height), layout="constrained")
-    panels = figure.subplots(2, 3, sharex=True, sharey=True)
+    panels = figure.subplots(len(flows), 3, sharex=True, sharey=True)
     style = dict(extent=bounds, origin="lower", aspect="equal", interpolation="nearest")
     heights = dict(cmap="viridis", vmin=0, vmax=top) | style
 
-    for row, (name, flow) in zip(panels, flows.items()):
+    for row, (title, flow) in zip(panels, flows.items()):
         model = log_density(flow.log_prob, where, flow)
         row[0].imshow(np.exp(model), **heights)
-        row[0].set_title(TITLES[name])
+        row[0].set_title(title)
         row[0].set_ylabel("$x_2$")
         density = row[1].imshow(np.exp(truth), **heights)
         row[1].set_title("truth")
@@ -226,19 +230,24 @@ def parse_args(argv=None):
     return parser.parse_args(argv)
 
 
+def find_flow(name: str) -> Flow:
+    """The flow of that name that was fitted here, otherwise the shipped one; says which."""
+    file = find_checkpoint(f"{name}.pt")
+    flow = load_model(file, Flow, hint="`python train_moons.py` makes it")
+    kl = flow.metrics["kl_truth_flow"]
+    print(f"{short(file)}, KL(truth || flow) {kl:.4f} nats")
+    return flow
+
+
 @one_line_errors()
 def main(argv=None) -> None:
     args = parse_args(argv)
     points = make_shape("moons", NOISE, 0)
-    flows = {}
-    for name in TITLES:
-        file = find_checkpoint(f"moons_{name}.pt")
-        flow = load_model(file, Flow, hint="`python train_moons.py` makes it")
-        flows[name] = flow
-        kl = flow.metrics["kl_truth_flow"]
-        print(f"{short(file)}, KL(truth || flow) {kl:.4f} nats")
+    flows = {name: find_flow(f"moons_{name}") for name in TITLES}
+    rows = {TITLES[name]: flow for name, flow in flows.items()}
+    rows["Permutation flow, 2 modes"] = find_flow("moons_2_modes_permutation")
 
-    save_figure(plot_errors(flows, points), args.figures, "density_error.png")
+    save_figure(plot_errors(rows, points), args.figures, "density_error.png")
     cases = [find_conditional(flows, points.truth, *place) for place in OBSERVED]
     save_figure(plot_conditionals(cases, points), args.figures, "moons_conditional.png")
 

@@ -2,12 +2,13 @@
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 
 import normflows as nf
 import torch
 from torch import Tensor, nn
 
-from flows2d import Standardize, permutation_flow, realnvp
+from flows2d import MixtureBase, Standardize, StandardNormal, permutation_flow, realnvp
 
 # Sizes of most peers; our flows have those of train_moons.py.
 LAYERS = 12
@@ -25,15 +26,23 @@ class Standardized(nn.Module):
 
     log p(x) = log q(y) - Σ log std
 
-    It has what a flows2d.Flow has: `log_prob`, `sample`, and `inverse` from noise to
-    data. `inverse` as an argument is the peer's: z -> y and log|det dy/dz|.
+    It has what a flows2d.Flow has: `log_prob`, `sample`, `base`, and `inverse` from
+    latents to data. `inverse` as an argument is the peer's: z -> y and log|det dy/dz|.
+    `read_base` returns the peer's base as one of flows2d.py's; N(0, I) without it.
     """
 
     def __init__(
-        self, peer: nn.Module, log_prob: Callable, inverse: Callable, mean, std
+        self,
+        peer: nn.Module,
+        log_prob: Callable,
+        inverse: Callable,
+        mean,
+        std,
+        read_base: Callable[[], nn.Module] | None = None,
     ):
         super().__init__()
         self.peer = peer
+        self.read_base = read_base or partial(StandardNormal, 2)
         self.peer_log_prob = log_prob
         self.peer_inverse = inverse
         self.standardize = Standardize(mean, std)
@@ -47,26 +56,52 @@ class Standardized(nn.Module):
         x, log_std = self.standardize.inverse(y)
         return x, log_det + log_std
 
+    @property
+    def base(self) -> nn.Module:
+        return self.read_base()
+
     @torch.no_grad()
     def sample(self, n: int) -> Tensor:
-        return self.inverse(torch.randn(n, 2))[0]
+        return self.inverse(self.base.sample(n))[0]
 
 
-def our_flow(architecture: Callable, layers: int, hidden: int) -> Builder:
+def our_flow(
+    architecture: Callable, layers: int, hidden: int, modes: int = 1
+) -> Builder:
     """One of flows2d.py's architectures."""
-    return lambda mean, std: architecture(2, layers, (hidden, hidden), mean, std)
+    widths = (hidden, hidden)
+    return lambda mean, std: architecture(2, layers, widths, mean, std, modes)
 
 
-def normflows_peer(layers: int, make_layer: Callable[[], list[nn.Module]]) -> Builder:
-    """That many layers on a standard normal that is fixed, as in every model here."""
+def normflows_peer(
+    layers: int, make_layer: Callable[[], list[nn.Module]], modes: int = 1
+) -> Builder:
+    """That many layers on N(0, I), or on normflows' own Gaussian mixture."""
 
     def build(mean: Tensor, std: Tensor) -> Standardized:
         base = nf.distributions.DiagGaussian(2, trainable=False)
+        read_base = None
+        if modes > 1:
+            # It starts where ours does.
+            start = realnvp(2, layers=2, modes=modes).base.means.tolist()
+            scale = [[1.0, 1.0]] * modes
+            base = nf.distributions.GaussianMixture(modes, 2, loc=start, scale=scale)
+            base.float()  # it is made of numpy's float64
+            read_base = partial(read_normflows_mixture, base)
         parts = [part for _ in range(layers) for part in make_layer()]
         flow = nf.NormalizingFlow(base, parts)
-        return Standardized(flow, flow.log_prob, flow.forward_and_log_det, mean, std)
+        to_data = flow.forward_and_log_det
+        return Standardized(flow, flow.log_prob, to_data, mean, std, read_base)
 
     return build
+
+
+@torch.no_grad()
+def read_normflows_mixture(base: nn.Module) -> MixtureBase:
+    """The same mixture as one of flows2d.py."""
+    variances = (2 * base.log_scale[0]).exp()
+    weights = base.weight_scores[0].softmax(0)
+    return MixtureBase(base.loc[0], variances.diag_embed(), weights)
 
 
 def normflows_coupling() -> nn.Module:
@@ -82,16 +117,53 @@ def normflows_spline() -> nn.Module:
     )
 
 
-def zuko_nsf(mean: Tensor, std: Tensor) -> Standardized:
-    """zuko's neural spline flow with its defaults: autoregressive."""
+def zuko_nsf(modes: int = 1) -> Builder:
+    """zuko's neural spline flow with its defaults: autoregressive.
+
+    It stands on N(0, I), or on zuko's own mixture of Gaussians, started where ours is.
+    """
+
+    def build(mean: Tensor, std: Tensor) -> Standardized:
+        import zuko
+
+        flow = zuko.flows.NSF(2, transforms=3, hidden_features=(HIDDEN, HIDDEN))
+        read_base = None
+        if modes > 1:
+            flow.base = make_zuko_mixture(modes)
+            read_base = partial(read_zuko_mixture, flow.base)
+
+        def to_data(z: Tensor) -> tuple[Tensor, Tensor]:
+            return flow().transform.inv.call_and_ladj(z)
+
+        def log_prob(y: Tensor) -> Tensor:
+            return flow().log_prob(y)
+
+        return Standardized(flow, log_prob, to_data, mean, std, read_base)
+
+    return build
+
+
+@torch.no_grad()
+def make_zuko_mixture(modes: int) -> nn.Module:
+    """zuko's mixture of Gaussians with full covariances, started where ours is."""
     import zuko
 
-    flow = zuko.flows.NSF(2, transforms=3, hidden_features=(HIDDEN, HIDDEN))
+    mixture = zuko.flows.GMM(2, components=modes)
+    logits, means, log_scales, below = mixture.phi
+    logits.zero_()
+    means.copy_(realnvp(2, layers=2, modes=modes).base.means)
+    log_scales.zero_()
+    below.zero_()
+    return mixture
 
-    def inverse(z: Tensor) -> tuple[Tensor, Tensor]:
-        return flow().transform.inv.call_and_ladj(z)
 
-    return Standardized(flow, lambda y: flow().log_prob(y), inverse, mean, std)
+@torch.no_grad()
+def read_zuko_mixture(mixture: nn.Module) -> MixtureBase:
+    """The same mixture as one of flows2d.py."""
+    found = mixture()
+    return MixtureBase(
+        found.base.mean, found.base.covariance_matrix, found.logits.softmax(0)
+    )
 
 
 def nflows_affine(mean: Tensor, std: Tensor) -> Standardized:
@@ -136,10 +208,14 @@ def spline_and_linear() -> list[nn.Module]:
 
 
 MODELS: dict[str, Builder] = {
-    "realnvp (ours)": our_flow(realnvp, 28, 32),  # the sizes of train_moons.py
-    "permutation (ours)": our_flow(permutation_flow, 28, 32),
-    "zuko NSF": zuko_nsf,
+    "realnvp (ours)": our_flow(realnvp, 16, 32),  # the sizes of train_moons.py
+    "permutation (ours)": our_flow(permutation_flow, 16, 32),
+    "realnvp, 2 modes (ours)": our_flow(realnvp, 16, 32, modes=2),
+    "permutation, 2 modes (ours)": our_flow(permutation_flow, 16, 32, modes=2),
+    "zuko NSF": zuko_nsf(),
+    "zuko NSF, its 2 modes": zuko_nsf(modes=2),
     "normflows affine + LU": normflows_peer(LAYERS, affine_and_linear),
+    "normflows, its 2 modes": normflows_peer(LAYERS, affine_and_linear, modes=2),
     "normflows coupling RQS": normflows_peer(8, spline_and_linear),
     "nflows affine + LU": nflows_affine,
 }

@@ -3,8 +3,8 @@
     python -m benchmarks.moons_peers
 
 trains each model on one thread on the same batches of two moons, in standardized
-coordinates, with the optimizer of train_moons.py: Adam, gradient norm clipped at 1,
-linear layers at a tenth of the rate, warm-up and cosine. The schedule follows the CPU
+coordinates, with the batches and the optimizer of train_moons.py: Adam, clipping,
+linear layers at a share of the rate, warm-up and cosine. The schedule follows the CPU
 time spent, so it ends when the time does. Each model's learning rate, ours too, is
 first chosen on held-out points. The density is known exactly, so both KL divergences
 come from quadrature, as in train_moons.py. `mass` is the integral of the model's
@@ -13,8 +13,8 @@ density around the moons; it is 1 for a normalized density.
 Needs    the peers in requirements-dev.txt: normflows, nflows and zuko
 Writes   benchmarks/results/moons.json after each finished row. Run again with the same
          settings, it goes on where it stopped
-Takes    about an hour on one CPU core: for each of 2 noise levels and 6 models, 3 rates
-         of 10 s and 3 seeds of 60 s
+Takes    about 80 minutes on one CPU core: for each of 2 noise levels and 10 models,
+         3 rates of 10 s and 3 seeds of 60 s
 """
 
 import importlib.util
@@ -30,6 +30,7 @@ from statistics import median
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.about import add_output_flag, command_of, provenance
 from benchmarks.markdown import load, measured_on, middle, table
@@ -37,12 +38,14 @@ from benchmarks.moons_models import LINEAR_LAYERS, MODELS, Builder
 from flowlib.cli import Parser, number, one_line_errors
 from flowlib.files import UserError, versions, write_json
 from flowlib.grids import evaluate, finite, grid, kl_flow_truth, kl_truth_flow
+from flowlib.points import make_shape
 from flowlib.rng import rng
 from flowlib.toy2d import TwoMoons
+from train_moons import CLIP, LINEAR_SHARE
 
 BATCH = 512
 WARM_UP = 0.02  # share of the time
-LEARNING_RATES = (1e-3, 2e-3, 5e-3)
+LEARNING_RATES = (1e-3, 3e-3, 8e-3)
 EXTRA_PEERS = ("nflows", "zuko")  # imported only where they are built
 
 
@@ -52,18 +55,17 @@ class Data:
     def __init__(self, sigma: float, seed: int):
         self.truth = TwoMoons(sigma)
         self.seed = seed
-        self.pool = self.truth.sample(1_000_000, rng(seed, "moons train"))
         self.held_out = self.truth.sample(20_000, rng(seed, "moons held-out"))
         self.test = self.truth.sample(20_000, rng(seed, "moons test"))
-        self.mean = self.pool.mean(0)
-        self.std = self.pool.std(0)
+        sample = self.truth.sample(1_000_000, rng(seed, "moons train"))
+        self.mean = sample.mean(0)
+        self.std = sample.std(0)
 
     def batches(self) -> Iterator[Tensor]:
-        """Endless training batches, the same ones each time."""
-        generator = rng(self.seed, "moons batches")
-        count = len(self.pool)
+        """Endless training batches as train_moons.py has them, the same each time."""
+        draw = make_shape("moons", self.truth.noise, self.seed).draw
         while True:
-            yield self.pool[torch.randint(count, (BATCH,), generator=generator)]
+            yield draw(BATCH)
 
 
 # ---------------------------------------------------------------- train
@@ -72,7 +74,7 @@ class Data:
 def make_optimizer(model: nn.Module) -> torch.optim.Optimizer:
     """train_moons.py's optimizer for any model.
 
-    `share` is a group's share of the rate: a tenth for linear layers.
+    `share` is a group's share of the rate, LINEAR_SHARE for linear layers.
     """
     linear = {
         parameter
@@ -85,7 +87,7 @@ def make_optimizer(model: nn.Module) -> torch.optim.Optimizer:
 
     groups = [{"params": fast, "share": 1.0}]
     if slow:
-        groups.append({"params": slow, "share": 0.1})
+        groups.append({"params": slow, "share": LINEAR_SHARE})
     return torch.optim.Adam(groups, betas=(0.9, 0.99), fused=True)
 
 
@@ -96,7 +98,7 @@ def take_step(
     loss = -model.log_prob(batch).mean()
     optimizer.zero_grad()
     loss.backward()
-    norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    norm = nn.utils.clip_grad_norm_(model.parameters(), CLIP)
     if not math.isfinite((loss + norm).item()):
         return False
 
@@ -165,7 +167,7 @@ def evaluate_model(model: nn.Module, data: Data) -> dict:
     log_q_far = evaluate(model.log_prob, far_away, like)
 
     try:
-        flow_truth = kl_flow_truth(truth, model.inverse, like)
+        flow_truth = kl_flow_truth(truth, model.inverse, model.base, like)
     except AssertionError:  # normflows' splines assert what rounding can break
         flow_truth = None
 
@@ -193,6 +195,26 @@ def samples_per_second(
     return batch / median(times)
 
 
+class CallCounter(TorchDispatchMode):
+    """Counts the operations that torch carries out while it is active."""
+
+    calls = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.calls += 1
+        return function(*args, **(kwargs or {}))
+
+
+def calls_per_step(model: nn.Module, data: Data) -> int:
+    """How many operations of torch's one training step takes."""
+    optimizer = make_optimizer(model)
+    batch = next(data.batches())
+    take_step(model, optimizer, batch)  # the first one also makes Adam's averages
+    with CallCounter() as counter:
+        take_step(model, optimizer, batch)
+    return counter.calls
+
+
 def measure_row(name: str, data: Data, lr: float, seconds: float) -> dict:
     """Trains and evaluates one model: a row of the results."""
     model, record = train_model(MODELS[name], data, lr, seconds)
@@ -202,6 +224,7 @@ def measure_row(name: str, data: Data, lr: float, seconds: float) -> dict:
     row["ms_per_step"] = record["cpu_seconds"] / record["steps"] * 1000
     row |= evaluate_model(model, data)
     row["samples_per_second"] = samples_per_second(model)
+    row["calls_per_step"] = calls_per_step(model, data)  # last, for it trains on
     return row
 
 
@@ -245,18 +268,24 @@ def moons_table() -> str:
     def column(key: tuple, name: str) -> list:
         return [row[name] for row in groups[key] if row[name] is not None]
 
+    def spread(values: list) -> str:
+        if not values:
+            return ""
+        return f"{middle(values):.4f} ({min(values):.4f} to {max(values):.4f})"
+
     def cells(key: tuple) -> list[str]:
         kl = column(key, "kl_truth_flow")
         reverse = column(key, "kl_flow_truth")
         mass = column(key, "mass")
-        span = f"{middle(kl):.4f} ({min(kl):.4f} to {max(kl):.4f})" if kl else ""
         counts = ("non_finite", "samples_per_second")
 
         return [
             f"{key[0]}",
             key[1],
-            span or "not finite",
-            f"{middle(reverse):.4f}" if reverse else "-",
+            spread(kl) or "not finite",
+            spread(reverse) or "-",
+            f"{middle(column(key, 'ms_per_step')):.1f}",
+            f"{middle(column(key, 'calls_per_step')):,.0f}",
             f"{middle(column(key, 'steps')):,.0f}",
             f"{middle(column(key, 'parameters')):,.0f}",
             f"{middle(mass):.4f}" if mass else "not finite",
@@ -268,8 +297,8 @@ def moons_table() -> str:
 
     order = sorted(groups, key=by_noise_and_kl)
     header = ["σ", "model", "KL(truth ‖ flow), nats, over the seeds"]
-    header += ["KL(flow ‖ truth)", "steps", "parameters", "mass", "non-finite"]
-    header += ["samples/s"]
+    header += ["KL(flow ‖ truth)", "ms a step", "operations a step", "steps"]
+    header += ["parameters", "mass", "non-finite", "samples/s"]
 
     about = moons["about"]
     peers = ("normflows", *EXTRA_PEERS)

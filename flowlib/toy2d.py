@@ -3,7 +3,7 @@
 With an exact density, "how good is the flow" has an absolute answer. A distribution has
 
     sample(n, generator)   n independent points, (n, 2), in torch's default dtype
-    sample_evenly(n, generator)   n points that are spread more evenly
+    from_uniform(u)        points of numbers in (0, 1), (n, 3) -> (n, 2)
     log_prob(x)            the exact log-density in nats, (B, 2) -> (B,), float64
     entropy()              in nats; no model's expected negative log-likelihood is lower
     bounds(sigmas)         the box that reaches `sigmas` noise levels beyond the points
@@ -63,19 +63,18 @@ class NoisyCurves:
         points = on_each[which, torch.arange(n)]
         return points + self.noise * torch.randn(n, 2, generator=generator)
 
-    def sample_evenly(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """n points, (n, 2), as many from each curve, one from each n-th part of it.
+    def from_uniform(self, u: Tensor) -> Tensor:
+        """Points of numbers in (0, 1): (n, 3) -> (n, 2). Uniform u give `sample`'s law.
 
-        Each has the distribution of `sample`, but they are not independent: a batch of
-        them has a mean that varies less.
+        The first number says which curve and which place on it, the others the noise.
         """
         curves = len(self.curves)
-        which = torch.arange(n) % curves
-        place = torch.arange(n) // curves + torch.rand(n, generator=generator)
-        t = place / ((n - 1 - which) // curves + 1)  # over the curve's own count
+        which = (u[:, 0] * curves).long().clamp(max=curves - 1)
+        t = u[:, 0] * curves - which
         on_each = torch.stack([curve(t) for curve in self.curves])  # (curves, n, 2)
-        points = on_each[which, torch.arange(n)]
-        return points + self.noise * torch.randn(n, 2, generator=generator)
+        points = on_each[which, torch.arange(len(u))]
+        points = points + self.noise * torch.special.ndtri(u[:, 1:])
+        return points.to(torch.get_default_dtype())
 
     def log_prob(self, x: Tensor) -> Tensor:
         """The exact log-density in nats: (B, 2) -> (B,), float64."""
@@ -143,7 +142,13 @@ class Checkerboard:
         corner = torch.stack([column, row], dim=1)
         return (corner + torch.rand(n, 2, generator=generator)) / 2 - 1
 
-    sample_evenly = sample
+    def from_uniform(self, u: Tensor) -> Tensor:
+        """Points of numbers in (0, 1): (n, 3) -> (n, 2); the first is for the square."""
+        square = (u[:, 0] * 8).long().clamp(max=7)
+        column = square % 4
+        row = 2 * (square // 4) + column % 2
+        points = (torch.stack([column, row], dim=1) + u[:, 1:]) / 2 - 1
+        return points.to(torch.get_default_dtype())
 
     def log_prob(self, x: Tensor) -> Tensor:
         """log(1/2) on the dark squares, -inf elsewhere: (B, 2) -> (B,), float64."""

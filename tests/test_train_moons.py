@@ -267,6 +267,16 @@ def test_no_two_seeds_or_purposes_share_points():
     assert len(rows) == sum(map(len, sets))
 
 
+def test_a_training_batch_is_spread_evenly_and_never_the_same():
+    points = train_moons.make_shape("moons", 0.1, 0)
+    means = torch.stack([points.draw(512).mean(0) for _ in range(50)])
+    independent = torch.stack([points.truth.sample(512).mean(0) for _ in range(50)])
+    assert (means.var(0) < 0.05 * independent.var(0)).all()
+    again = train_moons.make_shape("moons", 0.1, 0)
+    assert torch.equal(again.draw(512).mean(0), means[0])
+    assert not torch.equal(again.draw(512).mean(0), means[0])
+
+
 def test_few_points_are_not_learned_by_heart():
     few, held_out = torch.randn(40, 2), torch.randn(500, 2)
     flow = realnvp(2, layers=6, hidden=(32, 32))
