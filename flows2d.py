@@ -571,8 +571,8 @@ def _random_permutation(dim: int, generator: torch.Generator | None) -> Tensor:
             return order
 
 
-def _as_floats(vector: Vector) -> Tensor:
-    """The vector as a tensor, in its own floating-point type if it is one."""
+def _as_floats(vector: Sequence | Tensor) -> Tensor:
+    """The numbers as a tensor, in its own floating-point type if it is one."""
     vector = torch.as_tensor(vector)
     return (
         vector if vector.is_floating_point() else vector.to(torch.get_default_dtype())

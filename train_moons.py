@@ -28,7 +28,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -44,6 +44,7 @@ from flowlib.toy2d import SHAPES
 from flowlib.user_points import read_points
 from flows2d import Flow, InvertibleLinear, permutation_flow, realnvp
 
+ARCHITECTURES: dict[str, Callable[..., Flow]]
 ARCHITECTURES = {"realnvp": realnvp, "permutation": permutation_flow}
 # The largest gradient norm, and the linear layers' share of the learning rate. Each of
 # them moves everything: clipped at 1, or at a tenth of the rate, they slow the others.
@@ -106,13 +107,14 @@ def build_flow(
 
 def make_optimizer(flow: Flow, lr: float) -> torch.optim.Optimizer:
     """Adam; the linear layers learn at LINEAR_SHARE of the rate."""
-    linear = []
-    others = []
+    linear: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for transform in flow.transforms:
         group = linear if isinstance(transform, InvertibleLinear) else others
         group.extend(transform.parameters())
     others.extend(flow.base.parameters())
-    groups = [{"params": others}, {"params": linear, "lr": LINEAR_SHARE * lr}]
+    groups: list[dict[str, Any]] = [{"params": others}]
+    groups.append({"params": linear, "lr": LINEAR_SHARE * lr})
     return torch.optim.Adam(groups, lr=lr, betas=(0.9, 0.99), fused=True)
 
 
@@ -240,6 +242,7 @@ def report_run(metrics: dict[str, dict], points: Points, seed: int) -> None:
 
 def summarize_runs(runs: list[dict[str, dict]]) -> dict[str, dict]:
     """Prints and returns mean, median, min and max over the seeds, a row a metric."""
+    functions: dict[str, Callable]
     functions = {"mean": np.mean, "median": np.median, "min": np.min, "max": np.max}
     spread = {name: {} for name in runs[0]}
     for name in runs[0]:
@@ -321,7 +324,7 @@ def score_file(
 
     table = read_points(path, points.columns, to_fit=False)
     rows = torch.from_numpy(table.points)
-    columns = {"row": range(1, len(rows) + 1)}
+    columns: dict[str, Any] = {"row": range(1, len(rows) + 1)}
     for architecture, flow in flows.items():
         log_p, share = score_points(flow, points.train, rows)
         columns[f"log_p_{architecture}"] = log_p.numpy()

@@ -12,7 +12,7 @@ from torch.distributions import MultivariateNormal
 from flowlib.files import readable
 from flowlib.grids import evaluate
 from flowlib.rng import rng
-from flowlib.toy2d import SHAPES, Checkerboard, NoisyCurves
+from flowlib.toy2d import SHAPES, Truth
 from flowlib.user_points import read_points
 
 NOISE = 0.05  # of a shape, if no other is asked for
@@ -30,7 +30,7 @@ class Points:
     test: Tensor  # (N, D)
     train: Tensor | None = None  # (N, D), the user's points
     # Where it is known: the exact distribution, and its entropy in nats.
-    truth: NoisyCurves | Checkerboard | None = None
+    truth: Truth | None = None
     floor: float | None = None
     # Where it is not: a Gaussian with the points' mean and covariance.
     gaussian: MultivariateNormal | None = None

@@ -13,6 +13,7 @@ The two moons are the limit of scikit-learn's `make_moons` for many points.
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -21,6 +22,24 @@ from torch import Tensor
 from flowlib.grids import Bounds, grid
 
 Curve = Callable[[Tensor], Tensor]  # t in [0, 1], (n,) -> points (n, 2)
+
+
+class Truth(Protocol):
+    """What each distribution of this file has."""
+
+    noise: float
+
+    def __init__(self, noise: float): ...
+
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor: ...
+
+    def from_uniform(self, u: Tensor) -> Tensor: ...
+
+    def log_prob(self, x: Tensor) -> Tensor: ...
+
+    def entropy(self) -> float: ...
+
+    def bounds(self, sigmas: float) -> Bounds: ...
 
 
 class NoisyCurves:
@@ -166,4 +185,5 @@ class Checkerboard:
         return (-end, end, -end, end)
 
 
+SHAPES: dict[str, type[Truth]]
 SHAPES = {"moons": TwoMoons, "spirals": Spirals, "checkerboard": Checkerboard}

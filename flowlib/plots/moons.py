@@ -5,6 +5,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -209,7 +210,7 @@ def save_animation(flows: dict[str, Flow], points, path: Path, seed: int = 0) ->
         images.append(Image.fromarray(np.array(canvas.buffer_rgba())).convert("RGB"))
 
     times = [600, *[70] * (FRAMES - 1), 1500]  # ms a frame
-    options = {"format": "GIF", "save_all": True, "loop": 0}
+    options: dict[str, Any] = {"format": "GIF", "save_all": True, "loop": 0}
     options |= {"append_images": images[1:], "duration": times}
     write_atomically(path, lambda temporary: images[0].save(temporary, **options))
     print(f"wrote {path}")
