@@ -337,7 +337,7 @@ class AffineCoupling(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         log_scale, shift = self._log_scale_and_shift(x)
-        return x * log_scale.exp() + shift, log_scale.sum(-1)
+        return torch.addcmul(shift, x, log_scale.exp()), log_scale.sum(-1)
 
     def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
         log_scale, shift = self._log_scale_and_shift(z)
@@ -376,12 +376,14 @@ class InvertibleLinear(nn.Module):
         return f"dim={self.dim}"
 
     def _weight(self) -> Tensor:
-        lower = self.off_diagonal.tril(-1) + torch.ones_like(self.sign).diag()
-        upper = self.off_diagonal.triu(1) + (self.sign * self.log_diagonal.exp()).diag()
-        return self.permutation @ lower @ upper
+        diagonal = (self.sign * self.log_diagonal.exp()).diag()
+        upper = self.off_diagonal.triu(1) + diagonal
+        below = self.off_diagonal.tril(-1)  # L without its diagonal of ones
+        return torch.addmm(self.permutation, self.permutation, below) @ upper
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return x @ self._weight().T, self.log_diagonal.sum().expand(x.shape[0])
+        z = nn.functional.linear(x, self._weight())
+        return z, self.log_diagonal.sum().expand(x.shape[0])
 
     def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
         return z @ self._weight().inverse().T, -self.log_diagonal.sum().expand(
@@ -463,7 +465,7 @@ class Standardize(nn.Module):
 
 def realnvp(
     dim: int = 2,
-    layers: int = 16,
+    layers: int = 20,
     hidden: Sequence[int] = (32, 32),
     mean: Vector | None = None,
     std: Vector | None = None,
@@ -496,7 +498,7 @@ def realnvp(
 
 def permutation_flow(
     dim: int = 2,
-    layers: int = 16,
+    layers: int = 20,
     hidden: Sequence[int] = (32, 32),
     mean: Vector | None = None,
     std: Vector | None = None,

@@ -57,7 +57,7 @@ KL = {"kl_truth_flow": "KL(truth || flow)", "kl_flow_truth": "KL(flow || truth)"
 class Training:
     """How long and how fast to train."""
 
-    epochs: int = 50
+    epochs: int = 40
     steps_per_epoch: int = 50
     batch: int = 512
     lr: float = 8e-3  # the highest
@@ -354,7 +354,7 @@ def parse_args(argv: list[str] | None = None):
     add("--score", type=Path, metavar="FILE", help=score)
 
     add = parser.add_argument_group("model").add_argument
-    add("--layers", type=number(int, 2, 1000), default=16, help="couplings in a flow")
+    add("--layers", type=number(int, 2, 1000), default=20, help="couplings in a flow")
     hidden = "width of the couplings' networks"
     add("--hidden", type=number(int, 1, 4096), default=32, help=hidden)
     modes = "Gaussians in the base; 1 is the standard normal"

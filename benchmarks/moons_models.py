@@ -208,10 +208,10 @@ def spline_and_linear() -> list[nn.Module]:
 
 
 MODELS: dict[str, Builder] = {
-    "realnvp (ours)": our_flow(realnvp, 16, 32),  # the sizes of train_moons.py
-    "permutation (ours)": our_flow(permutation_flow, 16, 32),
-    "realnvp, 2 modes (ours)": our_flow(realnvp, 16, 32, modes=2),
-    "permutation, 2 modes (ours)": our_flow(permutation_flow, 16, 32, modes=2),
+    "realnvp (ours)": our_flow(realnvp, 20, 32),  # the sizes of train_moons.py
+    "permutation (ours)": our_flow(permutation_flow, 20, 32),
+    "realnvp, 2 modes (ours)": our_flow(realnvp, 20, 32, modes=2),
+    "permutation, 2 modes (ours)": our_flow(permutation_flow, 20, 32, modes=2),
     "zuko NSF": zuko_nsf(),
     "zuko NSF, its 2 modes": zuko_nsf(modes=2),
     "normflows affine + LU": normflows_peer(LAYERS, affine_and_linear),
