@@ -11,6 +11,7 @@ OLDEST := .venv-oldest/bin
 
 figures: .venv/ready
 	$(BIN)/python train_moons.py
+	$(BIN)/python train_moons.py --modes 2
 	$(BIN)/python -m benchmarks.moons_failures
 	$(BIN)/python train_glow_mnist.py --figure-only --data-dir $(DATA_DIR)
 	$(BIN)/python inpaint.py --data-dir $(DATA_DIR)

@@ -435,6 +435,7 @@ def main(argv: list[str] | None = None) -> None:
             args.metrics,
             {
                 "data": points.name,
+                "modes": args.modes,
                 "floor": points.floor,
                 "models": runs[0],
                 "seeds": args.seeds,
