@@ -8,7 +8,7 @@ likelihood: it minimizes -log p(x) = -(log p(z) + Σ log|det J|), z = f(x). The 
 of the moons is known exactly, so the printed KL divergences are absolute: 0 is perfect.
 
     python train_moons.py --data spirals      other shapes: spirals, checkerboard
-    python train_moons.py --data points.csv   your points (.npy, .csv), 2 to 64 columns
+    python train_moons.py --data points.csv   your points (.npy, .csv), up to 64 columns
     python train_moons.py --data points.csv --score new.csv  their log p, outliers first
     python train_moons.py --modes 2           a base of two Gaussians: no bridge
     python train_moons.py --seeds 3           mean and spread; figures of the first seed
