@@ -206,8 +206,9 @@ def fill_pictures(
     for one, (name, path) in zip(seeds, named.items()):
         file = user_images.find_mask(mask, path)
         missing = file or draw_masks(mask, 1, glow.shape, one)[0]
-        size = (glow.shape, glow.levels)
-        picture = user_images.read_picture(path, missing, *size, **reading)
+        picture = user_images.read_picture(
+            path, missing, glow.shape, glow.levels, **reading
+        )
         share = f"{picture.mask.sum()} of {picture.mask.numel()} pixels missing"
         print("; ".join([f"{name}: {share}", *picture.notes]))
         pictures[name] = picture
@@ -351,18 +352,31 @@ def main(argv: list[str] | None = None) -> None:
 
         files.require_writable(files=[args.metrics])
         if images:
-            what = (images, args.mask, args.count, args.seed)
-            metrics = fill_test_images(inpainter, *what, group, args.figures)
+            metrics = fill_test_images(
+                inpainter, images, args.mask, args.count, args.seed, group, args.figures
+            )
         else:
-            what = (args.image, args.mask[0], args.seed)
-            reading = {"ink": args.ink, "polarity": args.mask_polarity}
-            reading["crop"] = not args.no_crop
-            metrics = fill_pictures(inpainter, *what, group, args.output, **reading)
+            metrics = fill_pictures(
+                inpainter,
+                args.image,
+                args.mask[0],
+                args.seed,
+                group,
+                args.output,
+                ink=args.ink,
+                polarity=args.mask_polarity,
+                crop=not args.no_crop,
+            )
 
     if group.first and args.metrics:
         metrics = {"data": glow.metrics.get("data")} | metrics
-        run = {"seconds": time.perf_counter() - start, "device": group.device}
-        files.write_metrics(args.metrics, metrics, seed=args.seed, **run)
+        files.write_metrics(
+            args.metrics,
+            metrics,
+            seconds=time.perf_counter() - start,
+            device=group.device,
+            seed=args.seed,
+        )
 
 
 if __name__ == "__main__":

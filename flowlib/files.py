@@ -350,8 +350,11 @@ def write_metrics(
 def save_figure(figure: "Figure", folder: Path, name: str) -> None:
     """Writes a matplotlib Figure to folder/name and says so."""
     path = Path(folder) / name
-    options = {"format": "png", "dpi": 150, "bbox_inches": "tight"}
-    write_atomically(path, lambda temporary: figure.savefig(temporary, **options))
+
+    def write(temporary: Path) -> None:
+        figure.savefig(temporary, format="png", dpi=150, bbox_inches="tight")
+
+    write_atomically(path, write)
     print(f"wrote {path}")
 
 

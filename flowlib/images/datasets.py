@@ -7,6 +7,7 @@ import os
 import socket
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -65,7 +66,8 @@ class Images:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        return tuple(self.train.shape[1:])
+        _, channels, height, width = self.train.shape
+        return channels, height, width
 
 
 def load_together(group: Processes, dataset: str, data_dir: Path) -> Images:
@@ -113,7 +115,16 @@ def load_images(
     images = torch.from_numpy(bundled.images).to(torch.uint8)
     labels = torch.from_numpy(bundled.target).long()
     # The last 360 digits are the test images, and the 180 before them are held out.
-    return _cut("digits", 17, images, labels, 180, 360)
+    sizes = [len(images) - 540, 180, 360]
+    return _cut(
+        images[:, None],
+        labels,
+        sizes,
+        name="digits",
+        levels=17,
+        source="digits",
+        made_from={"name": "digits"},
+    )
 
 
 def _load_torchvision(dataset: str, data_dir: Path, download: bool) -> Images:
@@ -142,7 +153,16 @@ def _load_torchvision(dataset: str, data_dir: Path, download: bool) -> Images:
     if emnist:
         images = images.mT  # its files hold them column by column
     # The last 5,000 training images are held out.
-    return _cut(dataset, 256, images, labels, 5000, len(test.data))
+    sizes = [len(train.data) - 5000, 5000, len(test.data)]
+    return _cut(
+        images[:, None],
+        labels,
+        sizes,
+        name=dataset,
+        levels=256,
+        source=dataset,
+        made_from={"name": dataset},
+    )
 
 
 def folder_name(folder: Path) -> str:
@@ -162,9 +182,9 @@ def _load_folder(folder: Path) -> Images:
         raise UserError(f"{folder} {problem}")
     files = dict(sorted((path.relative_to(folder).as_posix(), path) for path in paths))
     names = list(files)
-    images = read_alike(folder, list(files.values()))  # (N, height, width)
-    if any(side % 4 or side > 512 for side in images.shape[1:]):
-        sides = "x".join(map(str, images.shape[1:]))
+    pixels = read_alike(folder, list(files.values()))  # (N, height, width)
+    if any(side % 4 or side > 512 for side in pixels.shape[1:]):
+        sides = "x".join(map(str, pixels.shape[1:]))
         limits = "sides must be multiples of 4, at most 512"
         raise UserError(f"{folder}: {limits}, not {sides}")
 
@@ -174,18 +194,24 @@ def _load_folder(folder: Path) -> Images:
     sizes = [f"{len(chosen)} {part}" for part, chosen in zip(PARTS, rows)]
     classes = sorted(set(kinds))
     found = f"{len(names)} pictures, classes: {len(classes)}"
-    print(f"{folder}: {found}, mean grey level {images.mean():.1f}, {', '.join(sizes)}")
+    print(f"{folder}: {found}, mean grey level {pixels.mean():.1f}, {', '.join(sizes)}")
     if not all(rows):
         raise UserError(f"{folder}: each part needs pictures, not {', '.join(sizes)}")
 
-    pixels = hashlib.sha256(repr(images.shape).encode())
-    pixels.update(images)
-    made_from = {"files": names, "pixels": pixels.hexdigest()[:16]}
-    images = torch.from_numpy(images)[:, None]
-    labels = torch.tensor([classes.index(kind) for kind in kinds])
-    tensors = [values[chosen] for values in (images, labels) for chosen in rows]
-    source = str(folder.resolve())
-    return Images(folder_name(folder), 256, *tensors, source, made_from)
+    digest = hashlib.sha256(repr(pixels.shape).encode())
+    digest.update(pixels.data)
+    labels = [classes.index(kind) for kind in kinds]
+    # One part after the other.
+    chosen = sum(rows, [])
+    return _cut(
+        torch.from_numpy(pixels[chosen])[:, None],
+        torch.tensor(labels)[chosen],
+        [len(part) for part in rows],
+        name=folder_name(folder),
+        levels=256,
+        source=str(folder.resolve()),
+        made_from={"files": names, "pixels": digest.hexdigest()[:16]},
+    )
 
 
 def _chance(name: str) -> float:
@@ -222,8 +248,16 @@ def _find_parts(folder: Path, names: list[str]) -> tuple[list[str], list[str]]:
     return own, [kind.partition("/")[2] for kind in kinds]
 
 
-def _cut(name: str, levels: int, images: Tensor, labels: Tensor, *last: int) -> Images:
-    """The three parts; `last` says how many at the end are held out and to test on."""
-    sizes = [len(images) - sum(last), *last]
-    parts = *images[:, None].split(sizes), *labels.split(sizes)
-    return Images(name, levels, *parts, source=name, made_from={"name": name})
+def _cut(images: Tensor, labels: Tensor, sizes: list[int], **more: Any) -> Images:
+    """The three parts, one after the other; `more` are the other fields of `Images`."""
+    train, held_out, test = images.split(sizes)
+    train_labels, held_out_labels, test_labels = labels.split(sizes)
+    return Images(
+        train=train,
+        held_out=held_out,
+        test=test,
+        train_labels=train_labels,
+        held_out_labels=held_out_labels,
+        test_labels=test_labels,
+        **more,
+    )

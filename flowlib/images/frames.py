@@ -64,6 +64,12 @@ def _extent(used: np.ndarray) -> list[tuple[int, int]]:
     return [(int(some[0]), int(some[-1]) + 1) for some in places]
 
 
+def enlarge(frame: Frame, factor: int) -> Frame:
+    """The same part of a picture that is `factor` times larger."""
+    top, left, height, width = frame
+    return factor * top, factor * left, factor * height, factor * width
+
+
 def around(mask: np.ndarray) -> np.ndarray:
     """The rectangle around the missing pixels, twice as high and wide: bool."""
     near = np.zeros(mask.shape, bool)

@@ -116,7 +116,8 @@ class Glow(nn.Module):
                 raise ValueError(f"{name} must be {wanted}, not {value}")
 
         self.config = {"shape": list(shape), **sizes}
-        self.shape = tuple(shape)
+        _, height, width = shape
+        self.shape = (1, height, width)
         self.levels = levels
         self.precision = torch.float32
         self.dequantizer = Dequantizer(levels, dequantizer)
@@ -124,7 +125,6 @@ class Glow(nn.Module):
         # The image (1, H, W) is squeezed to (4, H/2, W/2). After that level's blocks
         # two channels are latents, the others are squeezed to (8, H/4, W/4). normflows:
         # coarsest first.
-        _, height, width = shape
         latents = [(8, height // 4, width // 4), (2, height // 2, width // 2)]
         bases = [nf.distributions.DiagGaussian(latent) for latent in latents]
         flows = [[Block(c, hidden, depth, bins) for _ in range(blocks)] for c in (8, 4)]

@@ -175,16 +175,16 @@ class Coupling(nf.flows.Flow):
 
     def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Data to latent."""
-        kept, changed, log_scale, shift, *knots = self._condition(z)
+        kept, changed, log_scale, shift, sizes, slopes = self._condition(z)
         changed = torch.addcmul(shift, changed, log_scale.exp())
-        changed, log_slope = spline(changed, *knots, self.bound)
+        changed, log_slope = spline(changed, sizes, slopes, self.bound)
         log_det = (log_scale + log_slope).flatten(1).sum(1)
         return torch.cat([kept, changed], 1), log_det
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Latent to data."""
-        kept, changed, log_scale, shift, *knots = self._condition(z)
-        changed, log_slope = spline(changed, *knots, self.bound, inverse=True)
+        kept, changed, log_scale, shift, sizes, slopes = self._condition(z)
+        changed, log_slope = spline(changed, sizes, slopes, self.bound, inverse=True)
         changed = (changed - shift) * (-log_scale).exp()
         log_det = (log_slope - log_scale).flatten(1).sum(1)
         return torch.cat([kept, changed], 1), log_det

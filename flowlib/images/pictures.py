@@ -12,8 +12,18 @@ from PIL import Image, ImageOps
 
 from flowlib.files import UserError
 
-ENDINGS = (".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".gif", ".tif", ".tiff", ".webp")
-ENDINGS += (".pgm",)
+ENDINGS = (
+    ".png",
+    ".jpg",
+    ".jpeg",
+    ".jfif",
+    ".bmp",
+    ".gif",
+    ".tif",
+    ".tiff",
+    ".webp",
+    ".pgm",
+)
 HIDDEN = ("@eaDir", "__MACOSX")  # besides names that start with a dot
 DEPTHS = (8, 10, 12, 14, 16)  # bits, that cameras have
 

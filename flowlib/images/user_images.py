@@ -145,7 +145,7 @@ def read_picture(
         notes.append("resized from {1}x{0} to {3}x{2}".format(*size, *shape[1:]))
 
     image = _to_levels(cut(grey, frame), shape, levels)
-    part = tuple(factor * n for n in frame)  # of the original
+    part = frames.enlarge(frame, factor)  # of the original
     if isinstance(mask, Path):
         mask = _shrink_mask(cut(share, frame), shape)
     else:

@@ -53,9 +53,16 @@ def run_engine(
     the refined fills can move, (B, C, D) -> (B, C, D). `tick` is called after each
     round, after the last ascent and after the moves.
     """
-    search = {"rounds": settings.rounds, "crossovers": settings.crossovers}
-    search |= {"steps": settings.ascent, "lr": lr}
-    for refined in refine_fills(density, y, similar, streams, **search):
+    for refined in refine_fills(
+        density,
+        y,
+        similar,
+        streams,
+        rounds=settings.rounds,
+        crossovers=settings.crossovers,
+        steps=settings.ascent,
+        lr=lr,
+    ):
         y = refined
         tick()
     y = climb(density, y, settings.last_ascent, lr)  # near to the top of its mode
@@ -63,8 +70,9 @@ def run_engine(
 
     width = widths(y) * density.hole
     y = y + width * streams.randn(*y.shape[1:])
-    moves = {"moves": settings.moves, "leapfrog": settings.leapfrog}
-    chains = sample_hmc(density, y, width, streams, **moves)
+    chains = sample_hmc(
+        density, y, width, streams, moves=settings.moves, leapfrog=settings.leapfrog
+    )
     tick()
     return y, chains
 

@@ -1,5 +1,7 @@
 """The figures of inpaint.py and of its notebook: masks and what fills them."""
 
+from typing import Any
+
 import matplotlib
 import torch
 from matplotlib.axes import Axes
@@ -82,10 +84,11 @@ def draw_table(panel: Axes, table: list[list[Cell]]) -> None:
             top = i * (height + line)
             left = j * (width + gap)
             canvas[:, top : top + height, left : left + width] = picture
-            place = {"x": left + width / 2 - 0.5, "ha": "center", "fontsize": FONT}
-            panel.text(y=top + height, s=caption, va="top", **place)
+            middle = left + width / 2 - 0.5
+            style: dict[str, Any] = {"ha": "center", "fontsize": FONT}
+            panel.text(middle, top + height, caption, va="top", **style)
             if i == 0:
-                panel.text(y=-1, s=heading, va="bottom", **place)
+                panel.text(middle, -1, heading, va="bottom", **style)
     panel.imshow(canvas.movedim(0, 2).numpy(), interpolation="nearest")
     panel.set_axis_off()
 
