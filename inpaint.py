@@ -80,7 +80,11 @@ def find_references(glow: Glow, data_dir: Path, seed: int) -> Tensor:
 
 
 def make_inpainter(
-    glow: Glow, images: Images | None, data_dir: Path, seed: int, settings: FillSettings
+    glow: Glow,
+    images: Images | None,
+    data_dir: Path,
+    seed: int,
+    settings: FillSettings,
 ) -> Inpainter:
     """The Glow with reference images, and a classifier if there is one of its data."""
     references = images.train if images else find_references(glow, data_dir, seed)
@@ -90,7 +94,10 @@ def make_inpainter(
 
 
 def fill_together(
-    group: Processes, inpainter: Inpainter, problem: Problem, label: str
+    group: Processes,
+    inpainter: Inpainter,
+    problem: Problem,
+    label: str,
 ) -> Fill:
     """Fills a problem's images, shared among the processes, with a progress bar."""
     rows = torch.arange(len(problem)).tensor_split(group.count)[group.rank].tolist()
@@ -142,7 +149,11 @@ def fill_test_images(
 
 
 def cut_test_images(
-    inpainter: Inpainter, images: Images, masks: list[str], count: int, seed: int
+    inpainter: Inpainter,
+    images: Images,
+    masks: list[str],
+    count: int,
+    seed: int,
 ) -> dict[str, Problem]:
     """A problem for each kind of mask, in the first `count` test images."""
     if count > len(images.test):
@@ -207,7 +218,11 @@ def fill_pictures(
         file = user_images.find_mask(mask, path)
         missing = file or draw_masks(mask, 1, glow.shape, one)[0]
         picture = user_images.read_picture(
-            path, missing, glow.shape, glow.levels, **reading
+            path,
+            missing,
+            glow.shape,
+            glow.levels,
+            **reading,
         )
         share = f"{picture.mask.sum()} of {picture.mask.numel()} pixels missing"
         print("; ".join([f"{name}: {share}", *picture.notes]))
@@ -353,7 +368,13 @@ def main(argv: list[str] | None = None) -> None:
         files.require_writable(files=[args.metrics])
         if images:
             metrics = fill_test_images(
-                inpainter, images, args.mask, args.count, args.seed, group, args.figures
+                inpainter,
+                images,
+                args.mask,
+                args.count,
+                args.seed,
+                group,
+                args.figures,
             )
         else:
             metrics = fill_pictures(

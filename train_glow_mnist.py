@@ -214,7 +214,10 @@ def fit_glow(
 
 
 def show_progress(
-    records: Iterator[dict], state: TrainingState, settings: Settings, group: Processes
+    records: Iterator[dict],
+    state: TrainingState,
+    settings: Settings,
+    group: Processes,
 ) -> Iterator[dict]:
     """The records of `train_glow`, with a progress bar."""
     bar = tqdm(
@@ -312,7 +315,10 @@ def run_training(
 
 @torch.no_grad()
 def measure_bits(
-    glow: Glow, images: Tensor, seed: int = 0, draws: int = 1
+    glow: Glow,
+    images: Tensor,
+    seed: int = 0,
+    draws: int = 1,
 ) -> tuple[float, float]:
     """Mean bits/dim over the images, (N, 1, H, W), and its standard error."""
     generator = rng(seed, "evaluate")
@@ -414,7 +420,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
     mode = parser.add_argument_group("instead of training")
     mode.add_argument(
-        "--evaluate", action="store_true", help="only measure the checkpoint's bits/dim"
+        "--evaluate",
+        action="store_true",
+        help="only measure the checkpoint's bits/dim",
     )
     mode.add_argument(
         "--draws",

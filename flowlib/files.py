@@ -334,7 +334,12 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def write_metrics(
-    path: Path, metrics: dict, *, seconds: float, device: torch.device, seed: int
+    path: Path,
+    metrics: dict,
+    *,
+    seconds: float,
+    device: torch.device,
+    seed: int,
 ) -> None:
     """Writes a run's metrics, and what they were measured on, as one JSON object."""
     run = {

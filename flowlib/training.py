@@ -43,7 +43,10 @@ class TrainingState:
     """
 
     def __init__(
-        self, model: nn.Module, optimizers: list[Optimizer], average: float = 0.999
+        self,
+        model: nn.Module,
+        optimizers: list[Optimizer],
+        average: float = 0.999,
     ):
         self.model = model
         self.averaged = copy.deepcopy(model).requires_grad_(False).eval()
@@ -92,7 +95,10 @@ def resume_path(checkpoint: Path) -> Path:
 
 
 def save_resume(
-    state: TrainingState, path: Path, settings: dict, made_from: dict | None = None
+    state: TrainingState,
+    path: Path,
+    settings: dict,
+    made_from: dict | None = None,
 ) -> None:
     """Writes everything that the rest of the run depends on.
 
@@ -126,7 +132,10 @@ def extend_curve(state: TrainingState, point: dict, path: Path | None) -> None:
 
 
 def load_resume(
-    state: TrainingState, path: Path, settings: dict, made_from: dict | None = None
+    state: TrainingState,
+    path: Path,
+    settings: dict,
+    made_from: dict | None = None,
 ) -> bool:
     """Continues what `save_resume` wrote; False if there is no such file.
 

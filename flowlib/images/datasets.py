@@ -79,7 +79,9 @@ def load_together(group: Processes, dataset: str, data_dir: Path) -> Images:
 
 
 def load_images(
-    dataset: str = "auto", data_dir: str | Path = ROOT / "data", download: bool = True
+    dataset: str = "auto",
+    data_dir: str | Path = ROOT / "data",
+    download: bool = True,
 ) -> Images:
     """A data set, in three parts.
 

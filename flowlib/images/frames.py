@@ -8,7 +8,10 @@ INK = 0.3  # grey values above it are ink
 
 
 def find_frame(
-    grey: np.ndarray, mask: np.ndarray, size: tuple[int, int], crop: bool
+    grey: np.ndarray,
+    mask: np.ndarray,
+    size: tuple[int, int],
+    crop: bool,
 ) -> tuple[Frame, list[str]]:
     """What the model sees, in its proportions: all of the picture or a part; notes.
 

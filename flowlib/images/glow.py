@@ -132,7 +132,11 @@ class Glow(nn.Module):
         merges = [SplitPrior(4, hidden, depth)]
         logit = nf.transforms.Logit(ALPHA)
         self.flow = nf.MultiscaleFlow(
-            bases, flows, merges, transform=logit, class_cond=False
+            bases,
+            flows,
+            merges,
+            transform=logit,
+            class_cond=False,
         )
 
     @property
@@ -142,7 +146,9 @@ class Glow(nn.Module):
 
     @torch.no_grad()
     def initialize(
-        self, images: Tensor, generator: torch.Generator | None = None
+        self,
+        images: Tensor,
+        generator: torch.Generator | None = None,
     ) -> None:
         """Sets the ActNorm layers to mean 0 and variance 1 on these images."""
         v = self.dequantize(images, generator)
@@ -169,7 +175,9 @@ class Glow(nn.Module):
         for module in self.modules():
             if isinstance(module, Coupling):
                 module.inverse = torch.compile(
-                    module.inverse, fullgraph=True, dynamic=False
+                    module.inverse,
+                    fullgraph=True,
+                    dynamic=False,
                 )
 
     def bits_bound(self, images: Tensor, noise: Tensor) -> Tensor:
@@ -184,7 +192,10 @@ class Glow(nn.Module):
         return self.bits_bound(images, noise)
 
     def bits_per_dim(
-        self, images: Tensor, draws: int = 1, generator: torch.Generator | None = None
+        self,
+        images: Tensor,
+        draws: int = 1,
+        generator: torch.Generator | None = None,
     ) -> Tensor:
         """An upper bound on each -log2 P(image) per pixel: (B, 1, H, W) -> (B,).
 
@@ -200,7 +211,9 @@ class Glow(nn.Module):
 
     @torch.no_grad()
     def dequantize(
-        self, images: Tensor, generator: torch.Generator | None = None
+        self,
+        images: Tensor,
+        generator: torch.Generator | None = None,
     ) -> Tensor:
         """One random v in each pixel's bin, (B, 1, H, W); `quantize` undoes it.
 
@@ -235,7 +248,10 @@ class Glow(nn.Module):
 
     @torch.no_grad()
     def sample(
-        self, n: int, generator: torch.Generator | None = None, temperature: float = 1.0
+        self,
+        n: int,
+        generator: torch.Generator | None = None,
+        temperature: float = 1.0,
     ) -> Tensor:
         """n draws of v, clamped to [1e-6, 1 - 1e-6]: (n, 1, H, W).
 
@@ -257,7 +273,9 @@ class Glow(nn.Module):
         return torch.cat(parts)
 
     def _noise(
-        self, shape: tuple[int, ...], generator: torch.Generator | None
+        self,
+        shape: tuple[int, ...],
+        generator: torch.Generator | None,
     ) -> Tensor:
         """Standard normal noise like the weights, drawn on the CPU."""
         dtype = next(self.parameters()).dtype
@@ -289,7 +307,10 @@ def load_glow(path: str | Path, device: str | torch.device = "cpu") -> Glow:
 
 
 def choose_glow(
-    path: Path | None, name: str, device: torch.device, images: Images | None = None
+    path: Path | None,
+    name: str,
+    device: torch.device,
+    images: Images | None = None,
 ) -> Glow:
     """The Glow that a script uses; prints which one it is, and how good.
 

@@ -60,7 +60,11 @@ class ConvNet(nn.Module):
 
 
 def spline(
-    x: Tensor, sizes: Tensor, slopes: Tensor, bound: float, inverse: bool = False
+    x: Tensor,
+    sizes: Tensor,
+    slopes: Tensor,
+    bound: float,
+    inverse: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """A monotone rational-quadratic spline on [-bound, bound], and log dy/dx.
 
@@ -113,7 +117,10 @@ def spline(
 
 
 def _bin_of(
-    u: Tensor, sizes: Tensor, slopes: Tensor, inverse: bool
+    u: Tensor,
+    sizes: Tensor,
+    slopes: Tensor,
+    inverse: bool,
 ) -> tuple[tuple, tuple, tuple]:
     """u's bin in [0, 1]: its corner (x₀, y₀), its size (w, h), its slopes (d₀, d₁)."""
     bins = slopes.shape[1] + 1
@@ -151,7 +158,12 @@ class Coupling(nf.flows.Flow):
     """
 
     def __init__(
-        self, channels: int, hidden: int, depth: int, bins: int, bound: float = 3.0
+        self,
+        channels: int,
+        hidden: int,
+        depth: int,
+        bins: int,
+        bound: float = 3.0,
     ):
         super().__init__()
         changed = channels // 2

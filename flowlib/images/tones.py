@@ -67,7 +67,9 @@ class Colors:
 
 
 def find_tones(
-    picture: np.ndarray, seen: np.ndarray, ink: str
+    picture: np.ndarray,
+    seen: np.ndarray,
+    ink: str,
 ) -> tuple[Tones, list[str]]:
     """The tones of a picture (rows, columns), and notes on what they will change.
 

@@ -209,7 +209,10 @@ def _to_grey(picture: Image.Image, seen: np.ndarray) -> tuple[np.ndarray, list[s
 
 
 def _find_nearby_colors(
-    copy: Image.Image, light: np.ndarray, tones: Tones, mask: np.ndarray
+    copy: Image.Image,
+    light: np.ndarray,
+    tones: Tones,
+    mask: np.ndarray,
 ) -> Colors:
     """The colors of the observed pixels around the mask; of all, if no ink is there."""
     near = frames.around(mask) & ~mask
@@ -230,7 +233,9 @@ def read_mask(path: Path, shape: tuple[int, int, int]) -> Tensor:
 
 
 def _open_mask(
-    path: Path, polarity: str, size: tuple[int, int] | None = None
+    path: Path,
+    polarity: str,
+    size: tuple[int, int] | None = None,
 ) -> tuple[np.ndarray, list[str]]:
     """A mask file, bool (height, width), True where missing, and notes.
 

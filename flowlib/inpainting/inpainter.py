@@ -71,7 +71,12 @@ def run_engine(
     width = widths(y) * density.hole
     y = y + width * streams.randn(*y.shape[1:])
     chains = sample_hmc(
-        density, y, width, streams, moves=settings.moves, leapfrog=settings.leapfrog
+        density,
+        y,
+        width,
+        streams,
+        moves=settings.moves,
+        leapfrog=settings.leapfrog,
     )
     tick()
     return y, chains
@@ -135,7 +140,9 @@ class Inpainter:
         )
 
     def sample(
-        self, problem: Problem, tick: Callable[[], object] = lambda: None
+        self,
+        problem: Problem,
+        tick: Callable[[], object] = lambda: None,
     ) -> Fill:
         """Samples of the missing pixels given the observed ones; no MAP estimate yet.
 
@@ -164,7 +171,13 @@ class Inpainter:
             return self.pixel_widths[levels.long()]
 
         start, chains = run_engine(
-            density, y, similar, widths, streams, settings, tick=tick
+            density,
+            y,
+            similar,
+            widths,
+            streams,
+            settings,
+            tick=tick,
         )
         v = density.decode(chains.y)
         return Fill(

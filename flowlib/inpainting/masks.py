@@ -31,7 +31,11 @@ def draw_masks(kind: str, n: int, shape: tuple[int, int, int], seed: int) -> Ten
 
 
 def make_masks(
-    kind: str, n: int, height: int, width: int, generator: torch.Generator | None = None
+    kind: str,
+    n: int,
+    height: int,
+    width: int,
+    generator: torch.Generator | None = None,
 ) -> Tensor:
     """n masks of the kind "square:14" or "noise:0.5", or a missing half, say "left".
 
@@ -59,7 +63,11 @@ def make_masks(
 
 
 def _square_masks(
-    n: int, height: int, width: int, side: int, generator: torch.Generator | None
+    n: int,
+    height: int,
+    width: int,
+    side: int,
+    generator: torch.Generator | None,
 ) -> Tensor:
     largest = min(height, width)
     if not 1 <= side <= largest:
@@ -74,7 +82,11 @@ def _square_masks(
 
 
 def _noise_masks(
-    n: int, height: int, width: int, share: float, generator: torch.Generator | None
+    n: int,
+    height: int,
+    width: int,
+    share: float,
+    generator: torch.Generator | None,
 ) -> Tensor:
     if not 0 <= share <= 1:
         raise ValueError("the fraction must be in [0, 1]")

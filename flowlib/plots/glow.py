@@ -62,7 +62,10 @@ def _describe(glow: Glow) -> str:
 
 @torch.no_grad()
 def interpolation_figure(
-    glow: Glow, images: Tensor, seed: int = 0, steps: int = 11
+    glow: Glow,
+    images: Tensor,
+    seed: int = 0,
+    steps: int = 11,
 ) -> Figure:
     """Straight lines between the latents of two images each, decoded.
 

@@ -94,7 +94,12 @@ def draw_table(panel: Axes, table: list[list[Cell]]) -> None:
 
 
 def show_mask(
-    inpainter: Inpainter, images: Tensor, image: int, side: int, top: int, left: int
+    inpainter: Inpainter,
+    images: Tensor,
+    image: int,
+    side: int,
+    top: int,
+    left: int,
 ) -> Figure:
     """One of the images (N, 1, H, W), with a square of missing pixels."""
     problem = _mask_square(images, image, side, top, left)
@@ -108,7 +113,12 @@ def show_mask(
 
 
 def show_fill(
-    inpainter: Inpainter, images: Tensor, image: int, side: int, top: int, left: int
+    inpainter: Inpainter,
+    images: Tensor,
+    image: int,
+    side: int,
+    top: int,
+    left: int,
 ) -> Figure:
     """The same, and what fills it."""
     problem = _mask_square(images, image, side, top, left)
