@@ -250,14 +250,16 @@ def name_pictures(paths: list[Path], output: Path, samples: int) -> dict[str, Pa
     """What each picture's results are called; UserError if they would overwrite one."""
     paths = user_images.find_pictures(paths)
     if output.resolve() in {path.parent.resolve() for path in paths}:
-        problem = "is a picture's folder: results need another one"
-        raise UserError(f"--output {output} {problem}")
+        raise UserError(
+            f"--output {output} is a picture's folder: results need another one"
+        )
 
     names = [files.readable(path.stem) for path in paths]
     results = [result for name in names for result in result_names(name, samples)]
     if twice := [name for name in results if results.count(name) > 1]:
-        advice = "rename one of the pictures"
-        raise UserError(f"two results would be called {twice[0]}: {advice}")
+        raise UserError(
+            f"two results would be called {twice[0]}: rename one of the pictures"
+        )
     return dict(zip(names, paths))
 
 
@@ -310,31 +312,71 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
     data = parser.add_argument_group("data")
     add_dataset_flags(data)
-    text = "test images for each kind of mask"
-    data.add_argument("--count", type=positive, default=4, help=text)
+    data.add_argument(
+        "--count",
+        type=positive,
+        default=4,
+        help="test images for each kind of mask",
+    )
 
     add = parser.add_argument_group("your pictures").add_argument
-    text = "your pictures, or folders of them, in place of test images"
-    add("--image", type=Path, nargs="+", metavar="PATH", help=text)
-    text = "ink of your pictures; auto: the rarer tone"
-    add("--ink", choices=user_images.INKS, default="auto", help=text)
-    text = "show the model all of each picture, not the part around ink and mask"
-    add("--no-crop", action="store_true", help=text)
-    text = "what marks missing pixels in a mask file; auto: white, if it is the rarer"
-    colors = user_images.POLARITIES
-    add("--mask-polarity", choices=colors, default="auto", help=text)
-    text = "folder for the results of --image"
-    add("--output", type=Path, metavar="FOLDER", default=Path("filled"), help=text)
+    add(
+        "--image",
+        type=Path,
+        nargs="+",
+        metavar="PATH",
+        help="your pictures, or folders of them, in place of test images",
+    )
+    add(
+        "--ink",
+        choices=user_images.INKS,
+        default="auto",
+        help="ink of your pictures; auto: the rarer tone",
+    )
+    add(
+        "--no-crop",
+        action="store_true",
+        help="show the model all of each picture, not the part around ink and mask",
+    )
+    add(
+        "--mask-polarity",
+        choices=user_images.POLARITIES,
+        default="auto",
+        help="what marks missing pixels in a mask file; auto: white, if it is the rarer",
+    )
+    add(
+        "--output",
+        type=Path,
+        metavar="FOLDER",
+        default=Path("filled"),
+        help="folder for the results of --image",
+    )
 
     add = parser.add_argument_group("holes and their filling").add_argument
-    text = "what is missing; by default squares of half the side, and noise:0.5"
-    add("--mask", nargs="+", metavar="MASK", help=text)
-    text = "steps of the ascent to the MAP estimate"
-    add("--map-steps", type=number(int, 0, 100_000), default=40, help=text)
-    text = "chains for each image, which give one sample each"
-    add("--chains", type=positive, default=12, help=text)
-    text = "precision of the networks; auto: bf16 where it is native"
-    add("--precision", choices=PRECISIONS, default="auto", help=text)
+    add(
+        "--mask",
+        nargs="+",
+        metavar="MASK",
+        help="what is missing; by default squares of half the side, and noise:0.5",
+    )
+    add(
+        "--map-steps",
+        type=number(int, 0, 100_000),
+        default=40,
+        help="steps of the ascent to the MAP estimate",
+    )
+    add(
+        "--chains",
+        type=positive,
+        default=12,
+        help="chains for each image, which give one sample each",
+    )
+    add(
+        "--precision",
+        choices=PRECISIONS,
+        default="auto",
+        help="precision of the networks; auto: bf16 where it is native",
+    )
     parser.add_common_flags("the Glow to fill with, by default that of the data set")
 
     args = parser.parse_args(argv)

@@ -150,9 +150,10 @@ def load_resume(
 
     for name, value in settings.items():
         if saved.get(name) != value:
-            difference = f"{name} {saved.get(name)}, not {value}"
-            advice = "give the same flags, or leave out --resume"
-            raise UserError(f"{path} was written with {difference}: {advice}")
+            raise UserError(
+                f"{path} was written with {name} {saved.get(name)}, not {value}: "
+                "give the same flags, or leave out --resume"
+            )
 
     # Files from before there were fingerprints say the data's name alone.
     earlier = content.get("made_from") or {"name": saved.get("data")}

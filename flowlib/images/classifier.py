@@ -24,8 +24,9 @@ class Classifier(nn.Module):
         super().__init__()
         sides = shape[1:]
         if not (0 < width <= 1024 and 0 < classes <= 1000 and 4 <= min(sides) <= 512):
-            given = f"width {width}, classes {classes} or shape {shape}"
-            raise ValueError(f"{given} cannot be")
+            raise ValueError(
+                f"width {width}, classes {classes} or shape {shape} cannot be"
+            )
         self.levels = levels
         self.config = {
             "shape": list(shape),

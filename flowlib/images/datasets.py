@@ -13,28 +13,47 @@ import torch
 from torch import Tensor
 
 from flowlib.distributed import Processes
-from flowlib.files import ROOT, UserError
+from flowlib.files import ROOT, UserError, reason
 from flowlib.images.pictures import pictures_in, read_alike
 
-TITLES = {"mnist": "MNIST", "fashion": "FashionMNIST", "kmnist": "KMNIST"}
-TITLES |= {"letters": "EMNIST's letters", "balanced": "EMNIST, balanced"}
-TITLES |= {"digits": "scikit-learn's 8x8 digits"}
+TITLES = {
+    "mnist": "MNIST",
+    "fashion": "FashionMNIST",
+    "kmnist": "KMNIST",
+    "letters": "EMNIST's letters",
+    "balanced": "EMNIST, balanced",
+    "digits": "scikit-learn's 8x8 digits",
+}
 DATASETS = ("auto", *TITLES)
 LEAST = 100  # pictures in a folder
 PARTS = ("train", "held-out", "test")
 # The folders that a user may have split the pictures into, lower-cased.
-OWN_PARTS = {"train": "train", "test": "test", "held_out": "held-out"}
-OWN_PARTS |= dict.fromkeys(("val", "valid", "validation"), "held-out")
+OWN_PARTS = {
+    "train": "train",
+    "test": "test",
+    "held_out": "held-out",
+    "val": "held-out",
+    "valid": "held-out",
+    "validation": "held-out",
+}
 DOWNLOAD_TIMEOUT = 10  # seconds that a server may stay silent; there are two
 
 
 def add_dataset_flags(parser: argparse._ActionsContainer) -> None:
     """Adds --dataset and --data-dir, to a parser or a group; see `load_images`."""
-    auto = "auto: mnist if present or downloadable, otherwise digits"
-    names = f"{', '.join(DATASETS[1:])}, or a folder of pictures; {auto}"
-    parser.add_argument("--dataset", metavar="NAME", default="auto", help=names)
-    text = "where MNIST and its like are read from or downloaded to"
-    parser.add_argument("--data-dir", type=Path, default=ROOT / "data", help=text)
+    parser.add_argument(
+        "--dataset",
+        metavar="NAME",
+        default="auto",
+        help=f"{', '.join(TITLES)}, or a folder of pictures; "
+        "auto: mnist if present or downloadable, otherwise digits",
+    )
+    parser.add_argument(
+        "--data-dir",
+        type=Path,
+        default=ROOT / "data",
+        help="where MNIST and its like are read from or downloaded to",
+    )
 
 
 def data_name(dataset: str) -> str:
@@ -99,8 +118,10 @@ def load_images(
     """
     if dataset not in DATASETS:
         if not Path(dataset).is_dir():
-            known = f"--dataset takes {', '.join(DATASETS)} or a folder"
-            raise UserError(f"no data set {dataset!r}: {known}")
+            raise UserError(
+                f"no data set {dataset!r}: "
+                f"--dataset takes {', '.join(DATASETS)} or a folder"
+            )
         return _load_folder(Path(dataset))
     if dataset != "digits":
         try:
@@ -141,17 +162,19 @@ def _load_torchvision(dataset: str, data_dir: Path, download: bool) -> Images:
         train = kind(data_dir, train=True, **options)
         test = kind(data_dir, train=False, **options)
     except Exception as error:  # torchvision checks a damaged file in many ways
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        where = f"{data_dir} nor downloaded ({reason})"
-        raise UserError(f"{TITLES[dataset]} cannot be read from {where}") from None
+        raise UserError(
+            f"{TITLES[dataset]} cannot be read from {data_dir} "
+            f"nor downloaded ({reason(error)})"
+        ) from None
     finally:
         socket.setdefaulttimeout(timeout)
 
     images = torch.cat([train.data, test.data])
     labels = torch.cat([train.targets, test.targets])
     if len(images) != len(labels):
-        problem = "has not one label for each image"
-        raise UserError(f"{TITLES[dataset]} in {data_dir} {problem}")
+        raise UserError(
+            f"{TITLES[dataset]} in {data_dir} has not one label for each image"
+        )
     if emnist:
         images = images.mT  # its files hold them column by column
     # The last 5,000 training images are held out.
@@ -180,15 +203,17 @@ def _load_folder(folder: Path) -> Images:
     """
     paths = pictures_in(folder, deep=True)
     if len(paths) < LEAST:
-        problem = f"holds {len(paths)} pictures; at least {LEAST} are needed"
-        raise UserError(f"{folder} {problem}")
+        raise UserError(
+            f"{folder} holds {len(paths)} pictures; at least {LEAST} are needed"
+        )
     files = dict(sorted((path.relative_to(folder).as_posix(), path) for path in paths))
     names = list(files)
     pixels = read_alike(folder, list(files.values()))  # (N, height, width)
     if any(side % 4 or side > 512 for side in pixels.shape[1:]):
         sides = "x".join(map(str, pixels.shape[1:]))
-        limits = "sides must be multiples of 4, at most 512"
-        raise UserError(f"{folder}: {limits}, not {sides}")
+        raise UserError(
+            f"{folder}: sides must be multiples of 4, at most 512, not {sides}"
+        )
 
     parts, kinds = _find_parts(folder, names)
     order = sorted(range(len(names)), key=lambda i: _chance(names[i]))

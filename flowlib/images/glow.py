@@ -105,15 +105,24 @@ class Glow(nn.Module):
         super().__init__()
         sides_fit = all(side % 4 == 0 < side <= 512 for side in shape[1:])
         if len(shape) != 3 or shape[0] != 1 or not sides_fit:
-            wanted = "(1, multiple of 4, multiple of 4), at most 512"
-            raise ValueError(f"shape must be {wanted}, not {tuple(shape)}")
-        values = (levels, blocks, hidden, depth, bins, dequantizer)
-        sizes = dict(zip(self.LIMITS, values))
+            raise ValueError(
+                "shape must be (1, multiple of 4, multiple of 4), at most 512, "
+                f"not {tuple(shape)}"
+            )
+        sizes = {
+            "levels": levels,
+            "blocks": blocks,
+            "hidden": hidden,
+            "depth": depth,
+            "bins": bins,
+            "dequantizer": dequantizer,
+        }
         for name, value in sizes.items():
             least, most = self.LIMITS[name]
             if not (isinstance(value, int) and least <= value <= most):
-                wanted = f"an integer in [{least}, {most}]"
-                raise ValueError(f"{name} must be {wanted}, not {value}")
+                raise ValueError(
+                    f"{name} must be an integer in [{least}, {most}], not {value}"
+                )
 
         self.config = {"shape": list(shape), **sizes}
         _, height, width = shape
@@ -126,16 +135,15 @@ class Glow(nn.Module):
         # two channels are latents, the others are squeezed to (8, H/4, W/4). normflows:
         # coarsest first.
         latents = [(8, height // 4, width // 4), (2, height // 2, width // 2)]
-        bases = [nf.distributions.DiagGaussian(latent) for latent in latents]
-        flows = [[Block(c, hidden, depth, bins) for _ in range(blocks)] for c in (8, 4)]
-        flows = [[*level, nf.flows.Squeeze()] for level in flows]
-        merges = [SplitPrior(4, hidden, depth)]
-        logit = nf.transforms.Logit(ALPHA)
+        flows = []
+        for channels in (8, 4):
+            level = [Block(channels, hidden, depth, bins) for _ in range(blocks)]
+            flows.append([*level, nf.flows.Squeeze()])
         self.flow = nf.MultiscaleFlow(
-            bases,
+            [nf.distributions.DiagGaussian(latent) for latent in latents],
             flows,
-            merges,
-            transform=logit,
+            [SplitPrior(4, hidden, depth)],
+            transform=nf.transforms.Logit(ALPHA),
             class_cond=False,
         )
 
@@ -260,8 +268,9 @@ class Glow(nn.Module):
         1 samples are safer and less varied.
         """
         if n < 1 or not temperature > 0:
-            given = f"{n} and {temperature}"
-            raise ValueError(f"n must be >= 1 and temperature > 0, not {given}")
+            raise ValueError(
+                f"n must be >= 1 and temperature > 0, not {n} and {temperature}"
+            )
         parts = []
         for start in range(0, n, SAMPLES_AT_ONCE):
             size = min(SAMPLES_AT_ONCE, n - start)
@@ -297,8 +306,9 @@ class Glow(nn.Module):
 
 def load_glow(path: str | Path, device: str | torch.device = "cpu") -> Glow:
     """The Glow that `save_model` wrote; UserError if the file is missing or damaged."""
-    train = "`python train_glow_mnist.py` makes it"
-    hint = f"{train} (--dataset digits: without a download)"
+    hint = (
+        "`python train_glow_mnist.py` makes it (--dataset digits: without a download)"
+    )
     glow = load_model(path, Glow, device, hint)
     # Files from before there were fingerprints say the data's name alone.
     if not glow.made_from and "data" in glow.metrics:
@@ -329,7 +339,11 @@ def choose_glow(
     print(f"{short(path)}, {quality}")
 
     if images is not None:
-        advice = "--dataset and --checkpoint must match"
-        advice += "; `python train_glow_mnist.py` trains anew"
-        require_same_data(path, glow.made_from, images.made_from, advice)
+        require_same_data(
+            path,
+            glow.made_from,
+            images.made_from,
+            "--dataset and --checkpoint must match; "
+            "`python train_glow_mnist.py` trains anew",
+        )
     return glow

@@ -86,12 +86,15 @@ def find_mask(mask: str, picture: Path) -> Path | None:
     if not file.is_dir():
         return file if file.exists() or (file.suffix and ":" not in mask) else None
     if file.resolve() == picture.parent.resolve():
-        advice = "their masks need a folder of their own"
-        raise UserError(f"{file} holds the pictures: {advice}")
+        raise UserError(
+            f"{file} holds the pictures: their masks need a folder of their own"
+        )
     matches = [match for match in pictures_in(file) if match.stem == picture.stem]
     if not matches:
-        wanted = f"it must be called {picture.stem}.png or the like"
-        raise UserError(f"no mask for {picture.name} in the folder {file}: {wanted}")
+        raise UserError(
+            f"no mask for {picture.name} in the folder {file}: "
+            f"it must be called {picture.stem}.png or the like"
+        )
     return matches[0]
 
 
@@ -268,8 +271,9 @@ def _open_mask(
     if polarity == "black":
         missing = ~missing
     if not missing.any():
-        advice = "--mask-polarity says which color does"
-        raise UserError(f"the mask {path} marks no pixel: {advice}")
+        raise UserError(
+            f"the mask {path} marks no pixel: --mask-polarity says which color does"
+        )
     return missing, notes
 
 

@@ -25,8 +25,9 @@ def draw_masks(kind: str, n: int, shape: tuple[int, int, int], seed: int) -> Ten
     except ValueError as error:
         raise UserError(str(error)) from None
     if not masks.flatten(1).any(1).all():
-        problem = "no pixel is missing, so there is nothing to fill"
-        raise UserError(f"--mask {kind}: {problem}")
+        raise UserError(
+            f"--mask {kind}: no pixel is missing, so there is nothing to fill"
+        )
     return masks
 
 
@@ -71,8 +72,7 @@ def _square_masks(
 ) -> Tensor:
     largest = min(height, width)
     if not 1 <= side <= largest:
-        images = f"for images {height}x{width}"
-        raise ValueError(f"side must be 1 ... {largest} {images}")
+        raise ValueError(f"side must be 1 ... {largest} for images {height}x{width}")
 
     top = torch.randint(height - side + 1, (n, 1, 1, 1), generator=generator)
     left = torch.randint(width - side + 1, (n, 1, 1, 1), generator=generator)
