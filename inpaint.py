@@ -305,20 +305,8 @@ def write_picture(name: str, picture: Picture, fill: Fill, output: Path) -> dict
 # ---------------------------------------------------------------- the command line
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """The command line's flags."""
-    parser = Parser(__doc__)
-    positive = number(int, 1, 100_000)
-
-    data = parser.add_argument_group("data")
-    add_dataset_flags(data)
-    data.add_argument(
-        "--count",
-        type=positive,
-        default=4,
-        help="test images for each kind of mask",
-    )
-
+def add_picture_flags(parser: Parser) -> None:
+    """Adds the flags that decide which pictures are filled, and how they are read."""
     add = parser.add_argument_group("your pictures").add_argument
     add(
         "--image",
@@ -327,23 +315,27 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="PATH",
         help="your pictures, or folders of them, in place of test images",
     )
+
     add(
         "--ink",
         choices=user_images.INKS,
         default="auto",
         help="ink of your pictures; auto: the rarer tone",
     )
+
     add(
         "--no-crop",
         action="store_true",
         help="show the model all of each picture, not the part around ink and mask",
     )
+
     add(
         "--mask-polarity",
         choices=user_images.POLARITIES,
         default="auto",
-        help="what marks missing pixels in a mask file; auto: white, if it is the rarer",
+        help="what marks missing pixels in a mask file; auto: white if it is rarer",
     )
+
     add(
         "--output",
         type=Path,
@@ -352,6 +344,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="folder for the results of --image",
     )
 
+
+def add_hole_flags(parser: Parser) -> None:
+    """Adds the flags that decide what is missing, and how much work goes into it."""
     add = parser.add_argument_group("holes and their filling").add_argument
     add(
         "--mask",
@@ -359,24 +354,42 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="MASK",
         help="what is missing; by default squares of half the side, and noise:0.5",
     )
+
     add(
         "--map-steps",
         type=number(int, 0, 100_000),
         default=40,
         help="steps of the ascent to the MAP estimate",
     )
+
     add(
         "--chains",
-        type=positive,
+        type=number(int, 1, 100_000),
         default=12,
         help="chains for each image, which give one sample each",
     )
+
     add(
         "--precision",
         choices=PRECISIONS,
         default="auto",
         help="precision of the networks; auto: bf16 where it is native",
     )
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line's flags."""
+    parser = Parser(__doc__)
+    data = parser.add_argument_group("data")
+    add_dataset_flags(data)
+    data.add_argument(
+        "--count",
+        type=number(int, 1, 100_000),
+        default=4,
+        help="test images for each kind of mask",
+    )
+    add_picture_flags(parser)
+    add_hole_flags(parser)
     parser.add_common_flags("the Glow to fill with, by default that of the data set")
 
     args = parser.parse_args(argv)
