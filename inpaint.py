@@ -175,8 +175,10 @@ def cut_test_images(
 def print_metrics(metrics: dict) -> None:
     """Prints a table of one kind of mask, a row for each way to fill it."""
     truth = metrics["truth_log_prob"]
-    title = f"{metrics['mask']}, {metrics['images']} images"
-    print(f"{title}: log p of the truth {truth:,.0f} nats")
+    print(
+        f"{metrics['mask']}, {metrics['images']} images: "
+        f"log p of the truth {truth:,.0f} nats"
+    )
 
     labels = {"map": "MAP estimate", "mean": "mean of samples", "sample": "one sample"}
     for name, label in labels.items():
@@ -280,8 +282,10 @@ def write_picture(name: str, picture: Picture, fill: Fill, output: Path) -> dict
     notes = list(picture.notes)
     typical = fill.typical.item()
     if typical < UNFAMILIAR:
-        far = f"{-typical:.0f} standard deviations below that of training images"
-        notes.append(f"log p is {far}: the model knows no such pictures")
+        notes.append(
+            f"log p is {-typical:.0f} standard deviations below that of training "
+            "images: the model knows no such pictures"
+        )
         print(f"{name}: {notes[-1]}")
 
     samples = fill.grey(fill.samples)[0]

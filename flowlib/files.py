@@ -325,7 +325,7 @@ def read_checkpoint(path: str | Path, kind: str, hint: str = "") -> dict[str, An
 
     # Files older than this entry are as the first format.
     found = checkpoint.get("format", 1)
-    if not isinstance(found, int) or found != FORMAT:
+    if found != FORMAT:
         raise UserError(
             f"{path} is of format {found}, "
             f"and this version reads format {FORMAT}{advice}"

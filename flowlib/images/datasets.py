@@ -220,8 +220,10 @@ def _load_folder(folder: Path) -> Images:
     rows = [[i for i in order if parts[i] == part] for part in PARTS]
     sizes = [f"{len(chosen)} {part}" for part, chosen in zip(PARTS, rows)]
     classes = sorted(set(kinds))
-    found = f"{len(names)} pictures, classes: {len(classes)}"
-    print(f"{folder}: {found}, mean grey level {pixels.mean():.1f}, {', '.join(sizes)}")
+    print(
+        f"{folder}: {len(names)} pictures, classes: {len(classes)}, "
+        f"mean grey level {pixels.mean():.1f}, {', '.join(sizes)}"
+    )
     if not all(rows):
         raise UserError(f"{folder}: each part needs pictures, not {', '.join(sizes)}")
 

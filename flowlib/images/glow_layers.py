@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 LOG_TWO_PI = math.log(2 * math.pi)
+RANGE = 3.0  # beyond ±3 a coupling's spline is the identity
 SMALLEST_BIN = 1e-3  # least width and height of a spline's bin, shares of the range
 
 
@@ -163,13 +164,11 @@ class Coupling(nf.flows.Flow):
         hidden: int,
         depth: int,
         bins: int,
-        bound: float = 3.0,
     ):
         super().__init__()
         changed = channels // 2
         self.kept = channels - changed
         self.bins = bins
-        self.bound = bound
         self.net = ConvNet(self.kept, hidden, (1 + 3 * bins) * changed, depth)
 
     def _condition(self, z: Tensor) -> tuple[Tensor, ...]:
@@ -189,14 +188,14 @@ class Coupling(nf.flows.Flow):
         """Data to latent."""
         kept, changed, log_scale, shift, sizes, slopes = self._condition(z)
         changed = torch.addcmul(shift, changed, log_scale.exp())
-        changed, log_slope = spline(changed, sizes, slopes, self.bound)
+        changed, log_slope = spline(changed, sizes, slopes, RANGE)
         log_det = (log_scale + log_slope).flatten(1).sum(1)
         return torch.cat([kept, changed], 1), log_det
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Latent to data."""
         kept, changed, log_scale, shift, sizes, slopes = self._condition(z)
-        changed, log_slope = spline(changed, sizes, slopes, self.bound, inverse=True)
+        changed, log_slope = spline(changed, sizes, slopes, RANGE, inverse=True)
         changed = (changed - shift) * (-log_scale).exp()
         log_det = (log_slope - log_scale).flatten(1).sum(1)
         return torch.cat([kept, changed], 1), log_det

@@ -106,8 +106,10 @@ def find_tones(
         return as_it_is, notes
 
     shade = "ground" if plain else "shaded or noisy ground"
-    found = f"{shade} around {sign * middle:.2f} and ink of {sign * brightest:.2f}"
-    notes.append(f"{found}: brought to 0 and 1")
+    notes.append(
+        f"{shade} around {sign * middle:.2f} and ink of {sign * brightest:.2f}: "
+        "brought to 0 and 1"
+    )
     return Tones(sign * ground, sign * brightest, sign * 3 * noise), notes
 
 

@@ -14,8 +14,10 @@ from flowlib.images.frames import Frame, cut, find_frame, paste, two_figures
 from flowlib.images.pictures import ENDINGS, open_picture, pictures_in
 from flowlib.images.tones import Colors, Tones, find_tones
 
-TWO_FIGURES = "two separate figures: a model of single figures takes them for one"
-TWO_FIGURES += " (crop the picture to one of them)"
+TWO_FIGURES = (
+    "two separate figures: a model of single figures takes them for one "
+    "(crop the picture to one of them)"
+)
 POLARITIES = ("auto", "white", "black")
 INKS = ("auto", "light", "dark")
 WORKING_SIDE = 1000  # pixels: of larger pictures, a copy of some such size is looked at
@@ -264,9 +266,10 @@ def _open_mask(
 
     missing = levels > 0.5 * highest
     if polarity == "auto" and missing.mean() > 0.5 and not missing.all():
-        covers = f"white covers {missing.mean():.0%} of the mask"
-        advice = "--mask-polarity white says otherwise"
-        notes.append(f"{covers}: took black as missing ({advice})")
+        notes.append(
+            f"white covers {missing.mean():.0%} of the mask: took black as missing "
+            "(--mask-polarity white says otherwise)"
+        )
         polarity = "black"
     if polarity == "black":
         missing = ~missing

@@ -119,8 +119,12 @@ class Inpainter:
     def fill(self, problem: Problem, label: str | None = None) -> Fill:
         """Samples and the MAP estimate of each image; a `label` shows a bar."""
         total = self.settings.rounds + 3
-        look = {"desc": label, "bar_format": BAR, "disable": label is None}
-        with tqdm(total=total, **look) as bar:
+        with tqdm(
+            total=total,
+            desc=label,
+            bar_format=BAR,
+            disable=label is None,
+        ) as bar:
             fill = self.sample(problem, bar.update)
             v = self.find_map(problem, self.starts(fill))
             bar.update(total - bar.n)

@@ -42,8 +42,13 @@ def plot_fills(fills: dict[str, Fill], title: str = "") -> Figure:
     panels = figure.subplots(len(tables), 1, squeeze=False, height_ratios=heights)
     for panel, (name, table) in zip(panels[:, 0], tables.items()):
         draw_table(panel, table)
-        style = {"fontsize": FONT + 2, "pad": 22, "fontweight": "bold"}
-        panel.set_title(name, parse_math=False, **style)  # a name may have a $ in it
+        panel.set_title(
+            name,
+            fontsize=FONT + 2,
+            fontweight="bold",
+            pad=22,
+            parse_math=False,  # a name may have a $ in it
+        )
     return figure
 
 
@@ -52,14 +57,17 @@ def describe_fill(fill: Fill) -> list[Cell]:
     problem = fill.problem
     truth = problem.truth
     masked = torch.where(problem.mask, MASK_COLOR, fill.grey(problem.masked))
-    cells = [("masked", masked[0], "")]
+    cells = []
     gap = f"log p {fill.map_log_prob[0]:,.0f}"
     if truth is not None:
-        cells.insert(0, ("truth", truth.grey[0], ""))
+        cells.append(("truth", truth.grey[0], ""))
         gap = f"{fill.map_log_prob[0] - truth.log_prob[0]:+,.0f} nats"
 
-    cells.append(("MAP", fill.grey(fill.map)[0], gap))
-    cells.append(("mean", fill.mean()[0], fill.describe_digits(0)))
+    cells += [
+        ("masked", masked[0], ""),
+        ("MAP", fill.grey(fill.map)[0], gap),
+        ("mean", fill.mean()[0], fill.describe_digits(0)),
+    ]
     for k, sample in enumerate(fill.grey(fill.samples)[0, :SAMPLES], 1):
         cells.append((f"sample {k}", sample, ""))
 
