@@ -325,6 +325,7 @@ def measure_bits(
 ) -> tuple[float, float]:
     """Mean bits/dim over the images, (N, 1, H, W), and its standard error."""
     generator = rng(seed, "evaluate")
+    device = next(glow.parameters()).device
     parts = []
     for part in tqdm(
         images.split(250),
@@ -333,7 +334,7 @@ def measure_bits(
         delay=5,
         disable=None,
     ):
-        parts.append(glow.bits_per_dim(part.to(glow.device), draws, generator))
+        parts.append(glow.bits_per_dim(part.to(device), draws, generator))
     bits = torch.cat(parts).double()
     return bits.mean().item(), bits.std().item() / math.sqrt(len(bits))
 

@@ -7,7 +7,6 @@ import os
 import socket
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -139,15 +138,7 @@ def load_images(
     labels = torch.from_numpy(bundled.target).long()
     # The last 360 digits are the test images, and the 180 before them are held out.
     sizes = [len(images) - 540, 180, 360]
-    return _cut(
-        images[:, None],
-        labels,
-        sizes,
-        name="digits",
-        levels=17,
-        source="digits",
-        made_from={"name": "digits"},
-    )
+    return _cut(images[:, None], labels, sizes, "digits", 17)
 
 
 def _load_torchvision(dataset: str, data_dir: Path, download: bool) -> Images:
@@ -179,15 +170,7 @@ def _load_torchvision(dataset: str, data_dir: Path, download: bool) -> Images:
         images = images.mT  # its files hold them column by column
     # The last 5,000 training images are held out.
     sizes = [len(train.data) - 5000, 5000, len(test.data)]
-    return _cut(
-        images[:, None],
-        labels,
-        sizes,
-        name=dataset,
-        levels=256,
-        source=dataset,
-        made_from={"name": dataset},
-    )
+    return _cut(images[:, None], labels, sizes, dataset)
 
 
 def folder_name(folder: Path) -> str:
@@ -236,8 +219,7 @@ def _load_folder(folder: Path) -> Images:
         torch.from_numpy(pixels[chosen])[:, None],
         torch.tensor(labels)[chosen],
         [len(part) for part in rows],
-        name=folder_name(folder),
-        levels=256,
+        folder_name(folder),
         source=str(folder.resolve()),
         made_from={"files": names, "pixels": digest.hexdigest()[:16]},
     )
@@ -277,16 +259,30 @@ def _find_parts(folder: Path, names: list[str]) -> tuple[list[str], list[str]]:
     return own, [kind.partition("/")[2] for kind in kinds]
 
 
-def _cut(images: Tensor, labels: Tensor, sizes: list[int], **more: Any) -> Images:
-    """The three parts, one after the other; `more` are the other fields of `Images`."""
+def _cut(
+    images: Tensor,
+    labels: Tensor,
+    sizes: list[int],
+    name: str,
+    levels: int = 256,
+    source: str | None = None,
+    made_from: dict | None = None,
+) -> Images:
+    """The three parts of images (N, 1, H, W), which lie one after the other.
+
+    `source` and `made_from` are those of `Images`: by default the name.
+    """
     train, held_out, test = images.split(sizes)
     train_labels, held_out_labels, test_labels = labels.split(sizes)
     return Images(
+        name=name,
+        levels=levels,
         train=train,
         held_out=held_out,
         test=test,
         train_labels=train_labels,
         held_out_labels=held_out_labels,
         test_labels=test_labels,
-        **more,
+        source=source or name,
+        made_from=made_from or {"name": name},
     )
