@@ -80,7 +80,11 @@ def find_references(glow: Glow, data_dir: Path, seed: int) -> Tensor:
 
 
 def make_inpainter(
-    glow: Glow, images: Images | None, data_dir: Path, seed: int, settings: FillSettings
+    glow: Glow,
+    images: Images | None,
+    data_dir: Path,
+    seed: int,
+    settings: FillSettings,
 ) -> Inpainter:
     """The Glow with reference images, and a classifier if there is one of its data."""
     references = images.train if images else find_references(glow, data_dir, seed)
@@ -90,7 +94,10 @@ def make_inpainter(
 
 
 def fill_together(
-    group: Processes, inpainter: Inpainter, problem: Problem, label: str
+    group: Processes,
+    inpainter: Inpainter,
+    problem: Problem,
+    label: str,
 ) -> Fill:
     """Fills a problem's images, shared among the processes, with a progress bar."""
     rows = torch.arange(len(problem)).tensor_split(group.count)[group.rank].tolist()
@@ -142,7 +149,11 @@ def fill_test_images(
 
 
 def cut_test_images(
-    inpainter: Inpainter, images: Images, masks: list[str], count: int, seed: int
+    inpainter: Inpainter,
+    images: Images,
+    masks: list[str],
+    count: int,
+    seed: int,
 ) -> dict[str, Problem]:
     """A problem for each kind of mask, in the first `count` test images."""
     if count > len(images.test):
@@ -164,8 +175,10 @@ def cut_test_images(
 def print_metrics(metrics: dict) -> None:
     """Prints a table of one kind of mask, a row for each way to fill it."""
     truth = metrics["truth_log_prob"]
-    title = f"{metrics['mask']}, {metrics['images']} images"
-    print(f"{title}: log p of the truth {truth:,.0f} nats")
+    print(
+        f"{metrics['mask']}, {metrics['images']} images: "
+        f"log p of the truth {truth:,.0f} nats"
+    )
 
     labels = {"map": "MAP estimate", "mean": "mean of samples", "sample": "one sample"}
     for name, label in labels.items():
@@ -206,8 +219,13 @@ def fill_pictures(
     for one, (name, path) in zip(seeds, named.items()):
         file = user_images.find_mask(mask, path)
         missing = file or draw_masks(mask, 1, glow.shape, one)[0]
-        size = (glow.shape, glow.levels)
-        picture = user_images.read_picture(path, missing, *size, **reading)
+        picture = user_images.read_picture(
+            path,
+            missing,
+            glow.shape,
+            glow.levels,
+            **reading,
+        )
         share = f"{picture.mask.sum()} of {picture.mask.numel()} pixels missing"
         print("; ".join([f"{name}: {share}", *picture.notes]))
         pictures[name] = picture
@@ -234,14 +252,16 @@ def name_pictures(paths: list[Path], output: Path, samples: int) -> dict[str, Pa
     """What each picture's results are called; UserError if they would overwrite one."""
     paths = user_images.find_pictures(paths)
     if output.resolve() in {path.parent.resolve() for path in paths}:
-        problem = "is a picture's folder: results need another one"
-        raise UserError(f"--output {output} {problem}")
+        raise UserError(
+            f"--output {output} is a picture's folder: results need another one"
+        )
 
     names = [files.readable(path.stem) for path in paths]
     results = [result for name in names for result in result_names(name, samples)]
     if twice := [name for name in results if results.count(name) > 1]:
-        advice = "rename one of the pictures"
-        raise UserError(f"two results would be called {twice[0]}: {advice}")
+        raise UserError(
+            f"two results would be called {twice[0]}: rename one of the pictures"
+        )
     return dict(zip(names, paths))
 
 
@@ -262,8 +282,10 @@ def write_picture(name: str, picture: Picture, fill: Fill, output: Path) -> dict
     notes = list(picture.notes)
     typical = fill.typical.item()
     if typical < UNFAMILIAR:
-        far = f"{-typical:.0f} standard deviations below that of training images"
-        notes.append(f"log p is {far}: the model knows no such pictures")
+        notes.append(
+            f"log p is {-typical:.0f} standard deviations below that of training "
+            "images: the model knows no such pictures"
+        )
         print(f"{name}: {notes[-1]}")
 
     samples = fill.grey(fill.samples)[0]
@@ -287,38 +309,91 @@ def write_picture(name: str, picture: Picture, fill: Fill, output: Path) -> dict
 # ---------------------------------------------------------------- the command line
 
 
+def add_picture_flags(parser: Parser) -> None:
+    """Adds the flags that decide which pictures are filled, and how they are read."""
+    add = parser.add_argument_group("your pictures").add_argument
+    add(
+        "--image",
+        type=Path,
+        nargs="+",
+        metavar="PATH",
+        help="your pictures, or folders of them, in place of test images",
+    )
+
+    add(
+        "--ink",
+        choices=user_images.INKS,
+        default="auto",
+        help="ink of your pictures; auto: the rarer tone",
+    )
+
+    add(
+        "--no-crop",
+        action="store_true",
+        help="show the model all of each picture, not the part around ink and mask",
+    )
+
+    add(
+        "--mask-polarity",
+        choices=user_images.POLARITIES,
+        default="auto",
+        help="what marks missing pixels in a mask file; auto: white if it is rarer",
+    )
+
+    add(
+        "--output",
+        type=Path,
+        metavar="FOLDER",
+        default=Path("filled"),
+        help="folder for the results of --image",
+    )
+
+
+def add_hole_flags(parser: Parser) -> None:
+    """Adds the flags that decide what is missing, and how much work goes into it."""
+    add = parser.add_argument_group("holes and their filling").add_argument
+    add(
+        "--mask",
+        nargs="+",
+        metavar="MASK",
+        help="what is missing; by default squares of half the side, and noise:0.5",
+    )
+
+    add(
+        "--map-steps",
+        type=number(int, 0, 100_000),
+        default=40,
+        help="steps of the ascent to the MAP estimate",
+    )
+
+    add(
+        "--chains",
+        type=number(int, 1, 100_000),
+        default=12,
+        help="chains for each image, which give one sample each",
+    )
+
+    add(
+        "--precision",
+        choices=PRECISIONS,
+        default="auto",
+        help="precision of the networks; auto: bf16 where it is native",
+    )
+
+
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line's flags."""
     parser = Parser(__doc__)
-    positive = number(int, 1, 100_000)
-
     data = parser.add_argument_group("data")
     add_dataset_flags(data)
-    text = "test images for each kind of mask"
-    data.add_argument("--count", type=positive, default=4, help=text)
-
-    add = parser.add_argument_group("your pictures").add_argument
-    text = "your pictures, or folders of them, in place of test images"
-    add("--image", type=Path, nargs="+", metavar="PATH", help=text)
-    text = "ink of your pictures; auto: the rarer tone"
-    add("--ink", choices=user_images.INKS, default="auto", help=text)
-    text = "show the model all of each picture, not the part around ink and mask"
-    add("--no-crop", action="store_true", help=text)
-    text = "what marks missing pixels in a mask file; auto: white, if it is the rarer"
-    colors = user_images.POLARITIES
-    add("--mask-polarity", choices=colors, default="auto", help=text)
-    text = "folder for the results of --image"
-    add("--output", type=Path, metavar="FOLDER", default=Path("filled"), help=text)
-
-    add = parser.add_argument_group("holes and their filling").add_argument
-    text = "what is missing; by default squares of half the side, and noise:0.5"
-    add("--mask", nargs="+", metavar="MASK", help=text)
-    text = "steps of the ascent to the MAP estimate"
-    add("--map-steps", type=number(int, 0, 100_000), default=40, help=text)
-    text = "chains for each image, which give one sample each"
-    add("--chains", type=positive, default=12, help=text)
-    text = "precision of the networks; auto: bf16 where it is native"
-    add("--precision", choices=PRECISIONS, default="auto", help=text)
+    data.add_argument(
+        "--count",
+        type=number(int, 1, 100_000),
+        default=4,
+        help="test images for each kind of mask",
+    )
+    add_picture_flags(parser)
+    add_hole_flags(parser)
     parser.add_common_flags("the Glow to fill with, by default that of the data set")
 
     args = parser.parse_args(argv)
@@ -351,18 +426,37 @@ def main(argv: list[str] | None = None) -> None:
 
         files.require_writable(files=[args.metrics])
         if images:
-            what = (images, args.mask, args.count, args.seed)
-            metrics = fill_test_images(inpainter, *what, group, args.figures)
+            metrics = fill_test_images(
+                inpainter,
+                images,
+                args.mask,
+                args.count,
+                args.seed,
+                group,
+                args.figures,
+            )
         else:
-            what = (args.image, args.mask[0], args.seed)
-            reading = {"ink": args.ink, "polarity": args.mask_polarity}
-            reading["crop"] = not args.no_crop
-            metrics = fill_pictures(inpainter, *what, group, args.output, **reading)
+            metrics = fill_pictures(
+                inpainter,
+                args.image,
+                args.mask[0],
+                args.seed,
+                group,
+                args.output,
+                ink=args.ink,
+                polarity=args.mask_polarity,
+                crop=not args.no_crop,
+            )
 
     if group.first and args.metrics:
         metrics = {"data": glow.metrics.get("data")} | metrics
-        run = {"seconds": time.perf_counter() - start, "device": group.device}
-        files.write_metrics(args.metrics, metrics, seed=args.seed, **run)
+        files.write_metrics(
+            args.metrics,
+            metrics,
+            seconds=time.perf_counter() - start,
+            device=group.device,
+            seed=args.seed,
+        )
 
 
 if __name__ == "__main__":

@@ -151,9 +151,10 @@ def train_glow(
             state.skipped += 1
             in_a_row += 1
         if in_a_row == PATIENCE:
-            problem = "the loss or its gradient was not finite"
-            when = f"{PATIENCE} times in a row, up to step {state.step}"
-            raise UserError(f"{problem} {when}: try a lower --lr")
+            raise UserError(
+                f"the loss or its gradient was not finite {PATIENCE} times in a row, "
+                f"up to step {state.step}: try a lower --lr"
+            )
 
         state.seconds = time.monotonic() - start
         yield {
@@ -208,13 +209,18 @@ def fit_glow(
             with training.goes_on() if complete else nullcontext():
                 save()
         if not complete:
-            where = f"step {state.step} of {settings.steps}"
-            print(f"stopped at {where}: --resume continues {resume_file}")
+            print(
+                f"stopped at step {state.step} of {settings.steps}: "
+                f"--resume continues {resume_file}"
+            )
     return complete
 
 
 def show_progress(
-    records: Iterator[dict], state: TrainingState, settings: Settings, group: Processes
+    records: Iterator[dict],
+    state: TrainingState,
+    settings: Settings,
+    group: Processes,
 ) -> Iterator[dict]:
     """The records of `train_glow`, with a progress bar."""
     bar = tqdm(
@@ -312,13 +318,23 @@ def run_training(
 
 @torch.no_grad()
 def measure_bits(
-    glow: Glow, images: Tensor, seed: int = 0, draws: int = 1
+    glow: Glow,
+    images: Tensor,
+    seed: int = 0,
+    draws: int = 1,
 ) -> tuple[float, float]:
     """Mean bits/dim over the images, (N, 1, H, W), and its standard error."""
     generator = rng(seed, "evaluate")
     device = next(glow.parameters()).device
-    bar = tqdm(images.split(250), desc="evaluating", leave=False, delay=5, disable=None)
-    parts = [glow.bits_per_dim(part.to(device), draws, generator) for part in bar]
+    parts = []
+    for part in tqdm(
+        images.split(250),
+        desc="evaluating",
+        leave=False,
+        delay=5,
+        disable=None,
+    ):
+        parts.append(glow.bits_per_dim(part.to(device), draws, generator))
     bits = torch.cat(parts).double()
     return bits.mean().item(), bits.std().item() / math.sqrt(len(bits))
 
@@ -414,7 +430,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
     mode = parser.add_argument_group("instead of training")
     mode.add_argument(
-        "--evaluate", action="store_true", help="only measure the checkpoint's bits/dim"
+        "--evaluate",
+        action="store_true",
+        help="only measure the checkpoint's bits/dim",
     )
     mode.add_argument(
         "--draws",

@@ -244,6 +244,7 @@ def summarize_runs(runs: list[dict[str, dict]]) -> dict[str, dict]:
     """Prints and returns mean, median, min and max over the seeds, a row a metric."""
     functions: dict[str, Callable]
     functions = {"mean": np.mean, "median": np.median, "min": np.min, "max": np.max}
+
     spread = {name: {} for name in runs[0]}
     for name in runs[0]:
         for key in ("test_nll", *KL, "seconds"):
@@ -386,6 +387,7 @@ def check_flags(parser: Parser, args) -> None:
         parser.error(f"--noise has no meaning with --data {args.data}")
     if args.data in SHAPES:
         parser.refuse(args, f"with --data {args.data}", "columns", "score")
+
     if args.score:
         sizes = (
             "layers",

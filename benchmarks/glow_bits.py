@@ -143,7 +143,7 @@ def run_stock(data_dir: Path, steps: int) -> dict:
     state = TrainingState(model, [adam])
     with processes(device) as group:
         resume_file = resume_path(FOLDER / f"stock_{steps}.pt")
-        load_resume(state, resume_file, asdict(settings))
+        load_resume(state, resume_file, asdict(settings), images.made_from)
         train_glow_mnist.fit_glow(state, images, settings, group, resume_file)
 
     bits, error = train_glow_mnist.measure_bits(state.averaged, images.test)

@@ -231,7 +231,10 @@ def parse_args(argv=None):
 
 
 def find_flow(name: str) -> Flow:
-    """The flow of that name that was fitted here, otherwise the shipped one; says which."""
+    """The flow of that name that was fitted here, otherwise the shipped one.
+
+    A printed line says which.
+    """
     file = find_checkpoint(f"{name}.pt")
     flow = load_model(file, Flow, hint="`python train_moons.py` makes it")
     kl = flow.metrics["kl_truth_flow"]

@@ -125,7 +125,8 @@ def threads(count: int | None = None) -> Iterator[None]:
 
 
 class HelpFormatter(
-    argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter
+    argparse.ArgumentDefaultsHelpFormatter,
+    argparse.RawDescriptionHelpFormatter,
 ):
     """Prints the description as it stands, and after each flag's help its default.
 
@@ -195,7 +196,9 @@ class Parser(argparse.ArgumentParser):
 
 
 def number(
-    kind: type, low: float, high: float = float("inf")
+    kind: type,
+    low: float,
+    high: float = float("inf"),
 ) -> Callable[[str], float]:
     """A type for argparse: a finite int or float in [low, high]."""
 

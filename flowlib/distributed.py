@@ -102,9 +102,10 @@ def processes(device: torch.device) -> Iterator[Processes]:
     except RuntimeError as error:  # gloo has no class of its own for its errors
         if not isinstance(error, dist.DistError) and "gloo" not in str(error):
             raise
-        problem = "another process ended, or was silent for too long"
-        advice = "start all of them again (--resume goes on)"
-        raise UserError(f"{problem}: {advice}") from None
+        raise UserError(
+            "another process ended, or was silent for too long: "
+            "start all of them again (--resume goes on)"
+        ) from None
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()

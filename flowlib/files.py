@@ -115,8 +115,10 @@ def lock(path: Path, wanted: bool = True) -> Iterator[None]:
         except BlockingIOError:
             file.seek(0)
             holder = file.read().decode() or "another run"
-            advice = "wait for it to end, or write elsewhere"
-            raise UserError(f"{path} is being written by {holder}: {advice}") from None
+            raise UserError(
+                f"{path} is being written by {holder}: "
+                "wait for it to end, or write elsewhere"
+            ) from None
         except OSError:
             pass  # a network drive that knows no locks
 
@@ -173,8 +175,9 @@ def save_model(
         UserError: if the weights are not finite, or the file cannot be written.
     """
     if not is_finite(model.state_dict()):
-        problem = "the weights are not finite (try a lower --lr)"
-        raise UserError(f"{path} is not written: {problem}")
+        raise UserError(
+            f"{path} is not written: the weights are not finite (try a lower --lr)"
+        )
 
     checkpoint = {
         "kind": type(model).__name__.lower(),
@@ -253,8 +256,9 @@ def require_same_data(path: Path, made_from: dict, found: dict, advice: str) -> 
     if made_from == found:
         return
     if not made_from:
-        problem = "does not say which data it was made from"
-        raise UserError(f"{short(path)} {problem}: {advice}")
+        raise UserError(
+            f"{short(path)} does not say which data it was made from: {advice}"
+        )
 
     if made_from.keys() != found.keys():
         names = [data.get("name", "files of one's own") for data in (made_from, found)]
@@ -321,9 +325,11 @@ def read_checkpoint(path: str | Path, kind: str, hint: str = "") -> dict[str, An
 
     # Files older than this entry are as the first format.
     found = checkpoint.get("format", 1)
-    if not isinstance(found, int) or found != FORMAT:
-        expected = f"this version reads format {FORMAT}"
-        raise UserError(f"{path} is of format {found}, and {expected}{advice}")
+    if found != FORMAT:
+        raise UserError(
+            f"{path} is of format {found}, "
+            f"and this version reads format {FORMAT}{advice}"
+        )
     return checkpoint
 
 
@@ -334,7 +340,12 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def write_metrics(
-    path: Path, metrics: dict, *, seconds: float, device: torch.device, seed: int
+    path: Path,
+    metrics: dict,
+    *,
+    seconds: float,
+    device: torch.device,
+    seed: int,
 ) -> None:
     """Writes a run's metrics, and what they were measured on, as one JSON object."""
     run = {
@@ -350,8 +361,11 @@ def write_metrics(
 def save_figure(figure: "Figure", folder: Path, name: str) -> None:
     """Writes a matplotlib Figure to folder/name and says so."""
     path = Path(folder) / name
-    options = {"format": "png", "dpi": 150, "bbox_inches": "tight"}
-    write_atomically(path, lambda temporary: figure.savefig(temporary, **options))
+
+    def write(temporary: Path) -> None:
+        figure.savefig(temporary, format="png", dpi=150, bbox_inches="tight")
+
+    write_atomically(path, write)
     print(f"wrote {path}")
 
 

@@ -44,21 +44,19 @@ class Muon(torch.optim.Optimizer):
     Parameters of one shape are orthogonalized together.
     """
 
-    def __init__(
-        self, parameters: Iterable[nn.Parameter], lr: float, momentum: float = 0.95
-    ):
+    def __init__(self, parameters: Iterable[Tensor], lr: float, momentum: float = 0.95):
         super().__init__(parameters, {"lr": lr, "momentum": momentum})
 
     @torch.no_grad()
     def step(self) -> None:
         for options in self.param_groups:
-            by_shape: dict[torch.Size, list[nn.Parameter]] = {}
+            by_shape: dict[torch.Size, list[Tensor]] = {}
             for parameter in options["params"]:
                 by_shape.setdefault(parameter.shape, []).append(parameter)
             for parameters in by_shape.values():
                 self._move(parameters, options["lr"], options["momentum"])
 
-    def _move(self, parameters: list[nn.Parameter], lr: float, momentum: float) -> None:
+    def _move(self, parameters: list[Tensor], lr: float, momentum: float) -> None:
         # The moving means of the gradients, one for each parameter.
         grads = [parameter.grad for parameter in parameters]
         means = []

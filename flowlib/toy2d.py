@@ -162,7 +162,7 @@ class Checkerboard:
         return (corner + torch.rand(n, 2, generator=generator)) / 2 - 1
 
     def from_uniform(self, u: Tensor) -> Tensor:
-        """Points of numbers in (0, 1): (n, 3) -> (n, 2); the first is for the square."""
+        """Points of numbers in (0, 1): (n, 3) -> (n, 2); the first picks the square."""
         square = (u[:, 0] * 8).long().clamp(max=7)
         column = square % 4
         row = 2 * (square // 4) + column % 2

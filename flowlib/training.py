@@ -30,24 +30,26 @@ from flowlib.files import (
 )
 from flowlib.rng import rng
 
+# The averaged weights keep this share a step: they remember some 1,000 steps.
+AVERAGE = 0.999
 PROGRESS = ("step", "skipped", "seconds", "curve")
 
 
 class TrainingState:
     """A model in training, its averaged copy, its optimizers, and how far it has come.
 
-    The optimizers come with their peak learning rates. `average` is the decay per step
-    of the moving average of the weights: 0.999 remembers some 1,000 steps. `seconds`
-    are those of training, `skipped` are the steps that changed nothing, and `curve` is
-    a list of what was measured on the way.
+    The optimizers come with their peak learning rates. `seconds` are those of training,
+    `skipped` are the steps that changed nothing, and `curve` is a list of what was
+    measured on the way.
     """
 
     def __init__(
-        self, model: nn.Module, optimizers: list[Optimizer], average: float = 0.999
+        self,
+        model: nn.Module,
+        optimizers: list[Optimizer],
     ):
         self.model = model
         self.averaged = copy.deepcopy(model).requires_grad_(False).eval()
-        self.average = average
         self.optimizers = optimizers
         self.peaks = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
         self.step = 0
@@ -65,7 +67,7 @@ class TrainingState:
             optimizer.param_groups[0]["lr"] = share * peak
             optimizer.step()
 
-        decay = min(self.average, (1 + self.step) / (10 + self.step))
+        decay = min(AVERAGE, (1 + self.step) / (10 + self.step))
         averaged = list(self.averaged.parameters())
         torch._foreach_lerp_(averaged, list(self.model.parameters()), 1 - decay)
 
@@ -92,7 +94,10 @@ def resume_path(checkpoint: Path) -> Path:
 
 
 def save_resume(
-    state: TrainingState, path: Path, settings: dict, made_from: dict | None = None
+    state: TrainingState,
+    path: Path,
+    settings: dict,
+    made_from: dict,
 ) -> None:
     """Writes everything that the rest of the run depends on.
 
@@ -102,7 +107,7 @@ def save_resume(
         "kind": "resume",
         "format": FORMAT,
         "settings": settings,
-        "made_from": made_from or {},
+        "made_from": made_from,
         "state": state.state_dict(),
     }
     write_atomically(path, lambda temporary: torch.save(content, temporary))
@@ -126,7 +131,10 @@ def extend_curve(state: TrainingState, point: dict, path: Path | None) -> None:
 
 
 def load_resume(
-    state: TrainingState, path: Path, settings: dict, made_from: dict | None = None
+    state: TrainingState,
+    path: Path,
+    settings: dict,
+    made_from: dict,
 ) -> bool:
     """Continues what `save_resume` wrote; False if there is no such file.
 
@@ -141,14 +149,14 @@ def load_resume(
 
     for name, value in settings.items():
         if saved.get(name) != value:
-            difference = f"{name} {saved.get(name)}, not {value}"
-            advice = "give the same flags, or leave out --resume"
-            raise UserError(f"{path} was written with {difference}: {advice}")
+            raise UserError(
+                f"{path} was written with {name} {saved.get(name)}, not {value}: "
+                "give the same flags, or leave out --resume"
+            )
 
     # Files from before there were fingerprints say the data's name alone.
-    earlier = content.get("made_from") or {"name": saved.get("data")}
-    if made_from is not None:
-        require_same_data(path, earlier, made_from, "leave out --resume to start anew")
+    earlier = content.get("made_from", {"name": saved.get("data")})
+    require_same_data(path, earlier, made_from, "leave out --resume to start anew")
 
     try:
         state.load_state_dict(content["state"])

@@ -44,6 +44,8 @@ def read_points(path: Path, columns: Sequence[str] = (), to_fit: bool = True) ->
     except (OSError, ValueError, EOFError) as error:
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise UserError(f"cannot read points from {path}: {reason}") from None
+
+    # Which columns: those that are asked for, or all that are continuous.
     numbers = [str(i) for i in range(1, len(names) + 1)]
     notes, reasons = [], [_why_not_continuous(column) for column in points.T]
     if columns:
@@ -65,6 +67,7 @@ def read_points(path: Path, columns: Sequence[str] = (), to_fit: bool = True) ->
                 f"{path}: two columns are called {name!r}: give each a name of its own"
             )
     points, names = points[:, places], taken
+
     if len(bad := np.flatnonzero(~np.isfinite(points).all(1))):
         where = f"first in row {bad[0] + 1} of the data"
         raise UserError(
@@ -169,6 +172,7 @@ def _check(points: np.ndarray, names: list[str], path: Path, note: str) -> list[
             f"{path} has {dim} columns to fit, and 2 to {MOST_COLUMNS} are needed{few}"
         )
         raise UserError(found + (f"; {note}" if note else ""))
+
     standard, notes = (points - points.mean(0)) / points.std(0), []
     for i in range(1, dim):  # a column that the ones before it determine
         before, column = standard[:, :i], standard[:, i]
@@ -178,6 +182,7 @@ def _check(points: np.ndarray, names: list[str], path: Path, note: str) -> list[
             raise UserError(
                 f"{path}: {names[i]} follows from {others}: leave it out (--columns)"
             )
+
     if (repeated := count - len(np.unique(points, axis=0))) > count / 100:
         notes.append(
             f"{repeated} of {count} points are repetitions: their density has no limit"

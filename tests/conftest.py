@@ -40,7 +40,7 @@ def _no_network(monkeypatch):
 
 @pytest.fixture
 def one_line_error(capsys):
-    """Runs a script's main, which must end with exit status 2; its one line on stderr."""
+    """Runs a script's main, which must end with exit status 2; its line on stderr."""
 
     def run(main, *argv) -> str:
         with pytest.raises(SystemExit) as stop:
@@ -87,7 +87,7 @@ def digits():
 
 @pytest.fixture(scope="session")
 def mnist():
-    """MNIST from the folder that the environment variable DATA_DIR names (default data/)."""
+    """MNIST, from the folder that the environment's DATA_DIR names (default data/)."""
     folder = Path(os.environ.get("DATA_DIR", "data"))
     if not (folder / "MNIST" / "raw").is_dir():
         pytest.skip(f"MNIST is not in {folder}; DATA_DIR says where it lies")

@@ -46,7 +46,7 @@ def layers(dim):
 
 
 def check_exact(transform, dim):
-    """log_det is that of the autograd Jacobian; inverse undoes forward with the opposite one."""
+    """log_det is that of the autograd Jacobian; inverse undoes forward, minus it."""
     x = torch.randn(4, dim, dtype=torch.float64)
     z, log_det = transform(x)
     assert z.shape == x.shape
@@ -225,7 +225,7 @@ def test_weights_reload_into_a_differently_seeded_flow(builder):
 
 
 def test_what_is_fixed_travels_with_the_weights(tmp_path):
-    """A stack takes over another one's masks, permutations, signs, mean and std, and saves them."""
+    """A stack takes over another one's masks, permutations, signs, mean and std."""
 
     def stack(mask, order, std, seed):
         torch.manual_seed(seed)

@@ -45,7 +45,7 @@ def test_both_kl_divergences_of_two_gaussians_are_those_of_the_closed_form(
 
 
 def test_cutting_stretched_cells_changes_no_smooth_integral():
-    """Every cell is stretched more than eight noise levels here, so every one is cut."""
+    """Every cell is stretched more than eight noise levels here, so each is cut."""
     truth = Gaussian()
     truth.noise = 0.005
     flow = Flow([Standardize([0.0, 0.0], [1.5, 1.5])], 2).double()

@@ -1,4 +1,4 @@
-"""What is published with the project stays as it is, whatever is run and however data are called."""
+"""What is published with the project stays as it is, whatever is run on any data."""
 
 import hashlib
 import os
@@ -38,7 +38,7 @@ REFUSED = (
 
 @pytest.fixture
 def clone(tmp_path, digits):
-    """A copy of the project, in which nothing has run yet, with data of colliding names."""
+    """A copy of the project, in which nothing has run, with data of colliding names."""
     folder = tmp_path / "clone"
     folder.mkdir()
     for path in ROOT.glob("*.py"):

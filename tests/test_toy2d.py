@@ -28,7 +28,7 @@ def test_density_integrates_to_one(shape):
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_samples_follow_the_density(shape):
-    """-log p averages to the entropy over samples; a square's share is the density's integral."""
+    """-log p averages to the entropy over samples; a square's share is its integral."""
     truth = shape(0.1)
     samples = truth.sample(20_000, torch.Generator().manual_seed(0))
     log_p = truth.log_prob(samples)

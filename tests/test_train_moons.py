@@ -1,4 +1,4 @@
-"""train_moons.py as a user runs it: real command lines with small numbers, and bad input."""
+"""train_moons.py as a user runs it: real command lines, small numbers, bad input."""
 
 import json
 import re
@@ -310,7 +310,7 @@ def test_training_gets_better_and_keeps_the_best_held_out_epoch():
 
 
 def test_offsets_and_scales_of_the_users_points_cost_no_digits_and_no_paper(tmp_path):
-    """Seconds since 1970 against euros: float32 would leave a handful of distinct values."""
+    """Seconds since 1970 against euros: float32 would leave a handful of values."""
     points, scale = np.random.default_rng(0).normal(size=(2000, 2)), np.array([1, 3e4])
     np.save(tmp_path / "plain.npy", points)
     np.save(tmp_path / "times.npy", points * scale + np.array([1.7e9, 4e4]))

@@ -52,9 +52,9 @@ def advance(state: TrainingState, steps: int) -> None:
         state.update(share=0.5)
 
 
-def test_the_average_follows_the_weights_slowly():
+def test_the_average_follows_the_weights_slowly(monkeypatch):
+    monkeypatch.setattr("flowlib.training.AVERAGE", 0.5)
     state = trained(1)
-    state.average = 0.5
     state.step = 1000
     start = state.averaged.weight.clone()
     state.model.weight.data = start + 1
@@ -82,10 +82,10 @@ def test_a_resumed_state_goes_on_as_if_nothing_had_happened(tmp_path):
     interrupted = trained(4)
     interrupted.curve = [{"step": 4}]
     interrupted.seconds = 1.5
-    save_resume(interrupted, tmp_path / "resume.pt", {"lr": 0.1})
+    save_resume(interrupted, tmp_path / "resume.pt", {"lr": 0.1}, {})
     torch.manual_seed(99)
     resumed = new_state()
-    assert load_resume(resumed, tmp_path / "resume.pt", {"lr": 0.1})
+    assert load_resume(resumed, tmp_path / "resume.pt", {"lr": 0.1}, {})
     assert (resumed.step, resumed.curve, resumed.seconds) == (4, [{"step": 4}], 1.5)
 
     advance(resumed, 5)
@@ -98,18 +98,18 @@ def test_a_resumed_state_goes_on_as_if_nothing_had_happened(tmp_path):
 def test_resume_files_that_cannot_be_used(tmp_path):
     state = trained(1)
     path = tmp_path / "resume.pt"
-    assert not load_resume(state, path, {})
-    save_resume(state, path, {"lr": 0.1, "seed": 0})
+    assert not load_resume(state, path, {}, {})
+    save_resume(state, path, {"lr": 0.1, "seed": 0}, {})
     with pytest.raises(UserError, match="lr 0.1, not 0.2"):
-        load_resume(state, path, {"lr": 0.2, "seed": 0})
+        load_resume(state, path, {"lr": 0.2, "seed": 0}, {})
     with pytest.raises(UserError, match="damaged"):
-        load_resume(new_state(size=3), path, {"lr": 0.1, "seed": 0})
+        load_resume(new_state(size=3), path, {"lr": 0.1, "seed": 0}, {})
 
 
 def test_a_crash_while_writing_leaves_the_last_resume_file(tmp_path, monkeypatch):
     state = trained(1)
     path = tmp_path / "resume.pt"
-    save_resume(state, path, {})
+    save_resume(state, path, {}, {})
     good = path.read_bytes()
 
     def crash(content, file):
@@ -118,7 +118,7 @@ def test_a_crash_while_writing_leaves_the_last_resume_file(tmp_path, monkeypatch
 
     monkeypatch.setattr(torch, "save", crash)
     with pytest.raises(KeyboardInterrupt):
-        save_resume(state, path, {})
+        save_resume(state, path, {}, {})
     assert path.read_bytes() == good
     assert list(tmp_path.iterdir()) == [path]
 

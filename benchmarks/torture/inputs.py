@@ -41,7 +41,7 @@ def write_checkpoints(folder: Path) -> dict[str, Path]:
         save_model(model, paths[name])
 
     paths["resume"] = folder / "resume.pt"
-    save_resume(fresh_state(), paths["resume"], {"seed": 0})
+    save_resume(fresh_state(), paths["resume"], {"seed": 0}, {})
     return paths
 
 
@@ -56,7 +56,7 @@ def read(name: str, path: Path) -> dict[str, torch.Tensor]:
     """The weights in a file, as the scripts read them, UserErrors included."""
     if name == "resume":
         state = fresh_state()
-        load_resume(state, path, {"seed": 0})
+        load_resume(state, path, {"seed": 0}, {})
         return state.model.state_dict()
     return load_model(path, KINDS[name]).state_dict()
 

@@ -24,10 +24,16 @@ class Classifier(nn.Module):
         super().__init__()
         sides = shape[1:]
         if not (0 < width <= 1024 and 0 < classes <= 1000 and 4 <= min(sides) <= 512):
-            given = f"width {width}, classes {classes} or shape {shape}"
-            raise ValueError(f"{given} cannot be")
-        self.config = {"shape": list(shape), "levels": levels}
-        self.config |= {"width": width, "classes": classes}
+            raise ValueError(
+                f"width {width}, classes {classes} or shape {shape} cannot be"
+            )
+        self.levels = levels
+        self.config = {
+            "shape": list(shape),
+            "levels": levels,
+            "width": width,
+            "classes": classes,
+        }
 
         layers = []
         inputs = 1
@@ -44,7 +50,7 @@ class Classifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Grey levels (B, 1, H, W) -> the classes' log-probabilities (B, classes)."""
-        grey = images.to(self.net[0].weight.dtype) / (self.config["levels"] - 1)
+        grey = images.to(self.net[0].weight.dtype) / (self.levels - 1)
         return self.net(grey).log_softmax(1)
 
     @torch.no_grad()

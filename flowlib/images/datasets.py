@@ -12,28 +12,47 @@ import torch
 from torch import Tensor
 
 from flowlib.distributed import Processes
-from flowlib.files import ROOT, UserError
+from flowlib.files import ROOT, UserError, reason
 from flowlib.images.pictures import pictures_in, read_alike
 
-TITLES = {"mnist": "MNIST", "fashion": "FashionMNIST", "kmnist": "KMNIST"}
-TITLES |= {"letters": "EMNIST's letters", "balanced": "EMNIST, balanced"}
-TITLES |= {"digits": "scikit-learn's 8x8 digits"}
+TITLES = {
+    "mnist": "MNIST",
+    "fashion": "FashionMNIST",
+    "kmnist": "KMNIST",
+    "letters": "EMNIST's letters",
+    "balanced": "EMNIST, balanced",
+    "digits": "scikit-learn's 8x8 digits",
+}
 DATASETS = ("auto", *TITLES)
 LEAST = 100  # pictures in a folder
 PARTS = ("train", "held-out", "test")
 # The folders that a user may have split the pictures into, lower-cased.
-OWN_PARTS = {"train": "train", "test": "test", "held_out": "held-out"}
-OWN_PARTS |= dict.fromkeys(("val", "valid", "validation"), "held-out")
+OWN_PARTS = {
+    "train": "train",
+    "test": "test",
+    "held_out": "held-out",
+    "val": "held-out",
+    "valid": "held-out",
+    "validation": "held-out",
+}
 DOWNLOAD_TIMEOUT = 10  # seconds that a server may stay silent; there are two
 
 
 def add_dataset_flags(parser: argparse._ActionsContainer) -> None:
     """Adds --dataset and --data-dir, to a parser or a group; see `load_images`."""
-    auto = "auto: mnist if present or downloadable, otherwise digits"
-    names = f"{', '.join(DATASETS[1:])}, or a folder of pictures; {auto}"
-    parser.add_argument("--dataset", metavar="NAME", default="auto", help=names)
-    text = "where MNIST and its like are read from or downloaded to"
-    parser.add_argument("--data-dir", type=Path, default=ROOT / "data", help=text)
+    parser.add_argument(
+        "--dataset",
+        metavar="NAME",
+        default="auto",
+        help=f"{', '.join(TITLES)}, or a folder of pictures; "
+        "auto: mnist if present or downloadable, otherwise digits",
+    )
+    parser.add_argument(
+        "--data-dir",
+        type=Path,
+        default=ROOT / "data",
+        help="where MNIST and its like are read from or downloaded to",
+    )
 
 
 def data_name(dataset: str) -> str:
@@ -65,7 +84,8 @@ class Images:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        return tuple(self.train.shape[1:])
+        _, channels, height, width = self.train.shape
+        return channels, height, width
 
 
 def load_together(group: Processes, dataset: str, data_dir: Path) -> Images:
@@ -77,7 +97,9 @@ def load_together(group: Processes, dataset: str, data_dir: Path) -> Images:
 
 
 def load_images(
-    dataset: str = "auto", data_dir: str | Path = ROOT / "data", download: bool = True
+    dataset: str = "auto",
+    data_dir: str | Path = ROOT / "data",
+    download: bool = True,
 ) -> Images:
     """A data set, in three parts.
 
@@ -95,8 +117,10 @@ def load_images(
     """
     if dataset not in DATASETS:
         if not Path(dataset).is_dir():
-            known = f"--dataset takes {', '.join(DATASETS)} or a folder"
-            raise UserError(f"no data set {dataset!r}: {known}")
+            raise UserError(
+                f"no data set {dataset!r}: "
+                f"--dataset takes {', '.join(DATASETS)} or a folder"
+            )
         return _load_folder(Path(dataset))
     if dataset != "digits":
         try:
@@ -113,7 +137,8 @@ def load_images(
     images = torch.from_numpy(bundled.images).to(torch.uint8)
     labels = torch.from_numpy(bundled.target).long()
     # The last 360 digits are the test images, and the 180 before them are held out.
-    return _cut("digits", 17, images, labels, 180, 360)
+    sizes = [len(images) - 540, 180, 360]
+    return _cut(images[:, None], labels, sizes, "digits", 17)
 
 
 def _load_torchvision(dataset: str, data_dir: Path, download: bool) -> Images:
@@ -128,21 +153,24 @@ def _load_torchvision(dataset: str, data_dir: Path, download: bool) -> Images:
         train = kind(data_dir, train=True, **options)
         test = kind(data_dir, train=False, **options)
     except Exception as error:  # torchvision checks a damaged file in many ways
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        where = f"{data_dir} nor downloaded ({reason})"
-        raise UserError(f"{TITLES[dataset]} cannot be read from {where}") from None
+        raise UserError(
+            f"{TITLES[dataset]} cannot be read from {data_dir} "
+            f"nor downloaded ({reason(error)})"
+        ) from None
     finally:
         socket.setdefaulttimeout(timeout)
 
     images = torch.cat([train.data, test.data])
     labels = torch.cat([train.targets, test.targets])
     if len(images) != len(labels):
-        problem = "has not one label for each image"
-        raise UserError(f"{TITLES[dataset]} in {data_dir} {problem}")
+        raise UserError(
+            f"{TITLES[dataset]} in {data_dir} has not one label for each image"
+        )
     if emnist:
         images = images.mT  # its files hold them column by column
     # The last 5,000 training images are held out.
-    return _cut(dataset, 256, images, labels, 5000, len(test.data))
+    sizes = [len(train.data) - 5000, 5000, len(test.data)]
+    return _cut(images[:, None], labels, sizes, dataset)
 
 
 def folder_name(folder: Path) -> str:
@@ -158,34 +186,43 @@ def _load_folder(folder: Path) -> Images:
     """
     paths = pictures_in(folder, deep=True)
     if len(paths) < LEAST:
-        problem = f"holds {len(paths)} pictures; at least {LEAST} are needed"
-        raise UserError(f"{folder} {problem}")
+        raise UserError(
+            f"{folder} holds {len(paths)} pictures; at least {LEAST} are needed"
+        )
     files = dict(sorted((path.relative_to(folder).as_posix(), path) for path in paths))
     names = list(files)
-    images = read_alike(folder, list(files.values()))  # (N, height, width)
-    if any(side % 4 or side > 512 for side in images.shape[1:]):
-        sides = "x".join(map(str, images.shape[1:]))
-        limits = "sides must be multiples of 4, at most 512"
-        raise UserError(f"{folder}: {limits}, not {sides}")
+    pixels = read_alike(folder, list(files.values()))  # (N, height, width)
+    if any(side % 4 or side > 512 for side in pixels.shape[1:]):
+        sides = "x".join(map(str, pixels.shape[1:]))
+        raise UserError(
+            f"{folder}: sides must be multiples of 4, at most 512, not {sides}"
+        )
 
     parts, kinds = _find_parts(folder, names)
     order = sorted(range(len(names)), key=lambda i: _chance(names[i]))
     rows = [[i for i in order if parts[i] == part] for part in PARTS]
     sizes = [f"{len(chosen)} {part}" for part, chosen in zip(PARTS, rows)]
     classes = sorted(set(kinds))
-    found = f"{len(names)} pictures, classes: {len(classes)}"
-    print(f"{folder}: {found}, mean grey level {images.mean():.1f}, {', '.join(sizes)}")
+    print(
+        f"{folder}: {len(names)} pictures, classes: {len(classes)}, "
+        f"mean grey level {pixels.mean():.1f}, {', '.join(sizes)}"
+    )
     if not all(rows):
         raise UserError(f"{folder}: each part needs pictures, not {', '.join(sizes)}")
 
-    pixels = hashlib.sha256(repr(images.shape).encode())
-    pixels.update(images)
-    made_from = {"files": names, "pixels": pixels.hexdigest()[:16]}
-    images = torch.from_numpy(images)[:, None]
-    labels = torch.tensor([classes.index(kind) for kind in kinds])
-    tensors = [values[chosen] for values in (images, labels) for chosen in rows]
-    source = str(folder.resolve())
-    return Images(folder_name(folder), 256, *tensors, source, made_from)
+    digest = hashlib.sha256(repr(pixels.shape).encode())
+    digest.update(pixels.data)
+    labels = [classes.index(kind) for kind in kinds]
+    # One part after the other.
+    chosen = sum(rows, [])
+    return _cut(
+        torch.from_numpy(pixels[chosen])[:, None],
+        torch.tensor(labels)[chosen],
+        [len(part) for part in rows],
+        folder_name(folder),
+        source=str(folder.resolve()),
+        made_from={"files": names, "pixels": digest.hexdigest()[:16]},
+    )
 
 
 def _chance(name: str) -> float:
@@ -222,8 +259,30 @@ def _find_parts(folder: Path, names: list[str]) -> tuple[list[str], list[str]]:
     return own, [kind.partition("/")[2] for kind in kinds]
 
 
-def _cut(name: str, levels: int, images: Tensor, labels: Tensor, *last: int) -> Images:
-    """The three parts; `last` says how many at the end are held out and to test on."""
-    sizes = [len(images) - sum(last), *last]
-    parts = *images[:, None].split(sizes), *labels.split(sizes)
-    return Images(name, levels, *parts, source=name, made_from={"name": name})
+def _cut(
+    images: Tensor,
+    labels: Tensor,
+    sizes: list[int],
+    name: str,
+    levels: int = 256,
+    source: str | None = None,
+    made_from: dict | None = None,
+) -> Images:
+    """The three parts of images (N, 1, H, W), which lie one after the other.
+
+    `source` and `made_from` are those of `Images`: by default the name.
+    """
+    train, held_out, test = images.split(sizes)
+    train_labels, held_out_labels, test_labels = labels.split(sizes)
+    return Images(
+        name=name,
+        levels=levels,
+        train=train,
+        held_out=held_out,
+        test=test,
+        train_labels=train_labels,
+        held_out_labels=held_out_labels,
+        test_labels=test_labels,
+        source=source or name,
+        made_from=made_from or {"name": name},
+    )

@@ -8,7 +8,10 @@ INK = 0.3  # grey values above it are ink
 
 
 def find_frame(
-    grey: np.ndarray, mask: np.ndarray, size: tuple[int, int], crop: bool
+    grey: np.ndarray,
+    mask: np.ndarray,
+    size: tuple[int, int],
+    crop: bool,
 ) -> tuple[Frame, list[str]]:
     """What the model sees, in its proportions: all of the picture or a part; notes.
 
@@ -62,6 +65,12 @@ def _extent(used: np.ndarray) -> list[tuple[int, int]]:
     """The first row of what is used and the one after the last; columns likewise."""
     places = [np.flatnonzero(used.any(axis)) for axis in (1, 0)]
     return [(int(some[0]), int(some[-1]) + 1) for some in places]
+
+
+def enlarge(frame: Frame, factor: int) -> Frame:
+    """The same part of a picture that is `factor` times larger."""
+    top, left, height, width = frame
+    return factor * top, factor * left, factor * height, factor * width
 
 
 def around(mask: np.ndarray) -> np.ndarray:

@@ -105,18 +105,28 @@ class Glow(nn.Module):
         super().__init__()
         sides_fit = all(side % 4 == 0 < side <= 512 for side in shape[1:])
         if len(shape) != 3 or shape[0] != 1 or not sides_fit:
-            wanted = "(1, multiple of 4, multiple of 4), at most 512"
-            raise ValueError(f"shape must be {wanted}, not {tuple(shape)}")
-        values = (levels, blocks, hidden, depth, bins, dequantizer)
-        sizes = dict(zip(self.LIMITS, values))
+            raise ValueError(
+                "shape must be (1, multiple of 4, multiple of 4), at most 512, "
+                f"not {tuple(shape)}"
+            )
+        sizes = {
+            "levels": levels,
+            "blocks": blocks,
+            "hidden": hidden,
+            "depth": depth,
+            "bins": bins,
+            "dequantizer": dequantizer,
+        }
         for name, value in sizes.items():
             least, most = self.LIMITS[name]
             if not (isinstance(value, int) and least <= value <= most):
-                wanted = f"an integer in [{least}, {most}]"
-                raise ValueError(f"{name} must be {wanted}, not {value}")
+                raise ValueError(
+                    f"{name} must be an integer in [{least}, {most}], not {value}"
+                )
 
         self.config = {"shape": list(shape), **sizes}
-        self.shape = tuple(shape)
+        _, height, width = shape
+        self.shape = (1, height, width)
         self.levels = levels
         self.precision = torch.float32
         self.dequantizer = Dequantizer(levels, dequantizer)
@@ -124,15 +134,17 @@ class Glow(nn.Module):
         # The image (1, H, W) is squeezed to (4, H/2, W/2). After that level's blocks
         # two channels are latents, the others are squeezed to (8, H/4, W/4). normflows:
         # coarsest first.
-        _, height, width = shape
         latents = [(8, height // 4, width // 4), (2, height // 2, width // 2)]
-        bases = [nf.distributions.DiagGaussian(latent) for latent in latents]
-        flows = [[Block(c, hidden, depth, bins) for _ in range(blocks)] for c in (8, 4)]
-        flows = [[*level, nf.flows.Squeeze()] for level in flows]
-        merges = [SplitPrior(4, hidden, depth)]
-        logit = nf.transforms.Logit(ALPHA)
+        flows = []
+        for channels in (8, 4):
+            level = [Block(channels, hidden, depth, bins) for _ in range(blocks)]
+            flows.append([*level, nf.flows.Squeeze()])
         self.flow = nf.MultiscaleFlow(
-            bases, flows, merges, transform=logit, class_cond=False
+            [nf.distributions.DiagGaussian(latent) for latent in latents],
+            flows,
+            [SplitPrior(4, hidden, depth)],
+            transform=nf.transforms.Logit(ALPHA),
+            class_cond=False,
         )
 
     @property
@@ -142,7 +154,9 @@ class Glow(nn.Module):
 
     @torch.no_grad()
     def initialize(
-        self, images: Tensor, generator: torch.Generator | None = None
+        self,
+        images: Tensor,
+        generator: torch.Generator | None = None,
     ) -> None:
         """Sets the ActNorm layers to mean 0 and variance 1 on these images."""
         v = self.dequantize(images, generator)
@@ -169,7 +183,9 @@ class Glow(nn.Module):
         for module in self.modules():
             if isinstance(module, Coupling):
                 module.inverse = torch.compile(
-                    module.inverse, fullgraph=True, dynamic=False
+                    module.inverse,
+                    fullgraph=True,
+                    dynamic=False,
                 )
 
     def bits_bound(self, images: Tensor, noise: Tensor) -> Tensor:
@@ -179,12 +195,13 @@ class Glow(nn.Module):
         """
         return to_bits_per_dim(self._log_weight(images, noise), self.shape)
 
-    def forward(self, images: Tensor, noise: Tensor) -> Tensor:
-        """`bits_bound`, by the name that torch's wrappers of models call."""
-        return self.bits_bound(images, noise)
+    forward = bits_bound  # the name that torch's wrappers of models call
 
     def bits_per_dim(
-        self, images: Tensor, draws: int = 1, generator: torch.Generator | None = None
+        self,
+        images: Tensor,
+        draws: int = 1,
+        generator: torch.Generator | None = None,
     ) -> Tensor:
         """An upper bound on each -log2 P(image) per pixel: (B, 1, H, W) -> (B,).
 
@@ -200,7 +217,9 @@ class Glow(nn.Module):
 
     @torch.no_grad()
     def dequantize(
-        self, images: Tensor, generator: torch.Generator | None = None
+        self,
+        images: Tensor,
+        generator: torch.Generator | None = None,
     ) -> Tensor:
         """One random v in each pixel's bin, (B, 1, H, W); `quantize` undoes it.
 
@@ -235,7 +254,10 @@ class Glow(nn.Module):
 
     @torch.no_grad()
     def sample(
-        self, n: int, generator: torch.Generator | None = None, temperature: float = 1.0
+        self,
+        n: int,
+        generator: torch.Generator | None = None,
+        temperature: float = 1.0,
     ) -> Tensor:
         """n draws of v, clamped to [1e-6, 1 - 1e-6]: (n, 1, H, W).
 
@@ -244,8 +266,9 @@ class Glow(nn.Module):
         1 samples are safer and less varied.
         """
         if n < 1 or not temperature > 0:
-            given = f"{n} and {temperature}"
-            raise ValueError(f"n must be >= 1 and temperature > 0, not {given}")
+            raise ValueError(
+                f"n must be >= 1 and temperature > 0, not {n} and {temperature}"
+            )
         parts = []
         for start in range(0, n, SAMPLES_AT_ONCE):
             size = min(SAMPLES_AT_ONCE, n - start)
@@ -257,7 +280,9 @@ class Glow(nn.Module):
         return torch.cat(parts)
 
     def _noise(
-        self, shape: tuple[int, ...], generator: torch.Generator | None
+        self,
+        shape: tuple[int, ...],
+        generator: torch.Generator | None,
     ) -> Tensor:
         """Standard normal noise like the weights, drawn on the CPU."""
         dtype = next(self.parameters()).dtype
@@ -279,8 +304,9 @@ class Glow(nn.Module):
 
 def load_glow(path: str | Path, device: str | torch.device = "cpu") -> Glow:
     """The Glow that `save_model` wrote; UserError if the file is missing or damaged."""
-    train = "`python train_glow_mnist.py` makes it"
-    hint = f"{train} (--dataset digits: without a download)"
+    hint = (
+        "`python train_glow_mnist.py` makes it (--dataset digits: without a download)"
+    )
     glow = load_model(path, Glow, device, hint)
     # Files from before there were fingerprints say the data's name alone.
     if not glow.made_from and "data" in glow.metrics:
@@ -289,7 +315,10 @@ def load_glow(path: str | Path, device: str | torch.device = "cpu") -> Glow:
 
 
 def choose_glow(
-    path: Path | None, name: str, device: torch.device, images: Images | None = None
+    path: Path | None,
+    name: str,
+    device: torch.device,
+    images: Images | None = None,
 ) -> Glow:
     """The Glow that a script uses; prints which one it is, and how good.
 
@@ -308,7 +337,11 @@ def choose_glow(
     print(f"{short(path)}, {quality}")
 
     if images is not None:
-        advice = "--dataset and --checkpoint must match"
-        advice += "; `python train_glow_mnist.py` trains anew"
-        require_same_data(path, glow.made_from, images.made_from, advice)
+        require_same_data(
+            path,
+            glow.made_from,
+            images.made_from,
+            "--dataset and --checkpoint must match; "
+            "`python train_glow_mnist.py` trains anew",
+        )
     return glow

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 LOG_TWO_PI = math.log(2 * math.pi)
+RANGE = 3.0  # beyond ±3 a coupling's spline is the identity
 SMALLEST_BIN = 1e-3  # least width and height of a spline's bin, shares of the range
 
 
@@ -60,7 +61,11 @@ class ConvNet(nn.Module):
 
 
 def spline(
-    x: Tensor, sizes: Tensor, slopes: Tensor, bound: float, inverse: bool = False
+    x: Tensor,
+    sizes: Tensor,
+    slopes: Tensor,
+    bound: float,
+    inverse: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """A monotone rational-quadratic spline on [-bound, bound], and log dy/dx.
 
@@ -113,7 +118,10 @@ def spline(
 
 
 def _bin_of(
-    u: Tensor, sizes: Tensor, slopes: Tensor, inverse: bool
+    u: Tensor,
+    sizes: Tensor,
+    slopes: Tensor,
+    inverse: bool,
 ) -> tuple[tuple, tuple, tuple]:
     """u's bin in [0, 1]: its corner (x₀, y₀), its size (w, h), its slopes (d₀, d₁)."""
     bins = slopes.shape[1] + 1
@@ -151,13 +159,16 @@ class Coupling(nf.flows.Flow):
     """
 
     def __init__(
-        self, channels: int, hidden: int, depth: int, bins: int, bound: float = 3.0
+        self,
+        channels: int,
+        hidden: int,
+        depth: int,
+        bins: int,
     ):
         super().__init__()
         changed = channels // 2
         self.kept = channels - changed
         self.bins = bins
-        self.bound = bound
         self.net = ConvNet(self.kept, hidden, (1 + 3 * bins) * changed, depth)
 
     def _condition(self, z: Tensor) -> tuple[Tensor, ...]:
@@ -175,16 +186,16 @@ class Coupling(nf.flows.Flow):
 
     def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Data to latent."""
-        kept, changed, log_scale, shift, *knots = self._condition(z)
+        kept, changed, log_scale, shift, sizes, slopes = self._condition(z)
         changed = torch.addcmul(shift, changed, log_scale.exp())
-        changed, log_slope = spline(changed, *knots, self.bound)
+        changed, log_slope = spline(changed, sizes, slopes, RANGE)
         log_det = (log_scale + log_slope).flatten(1).sum(1)
         return torch.cat([kept, changed], 1), log_det
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Latent to data."""
-        kept, changed, log_scale, shift, *knots = self._condition(z)
-        changed, log_slope = spline(changed, *knots, self.bound, inverse=True)
+        kept, changed, log_scale, shift, sizes, slopes = self._condition(z)
+        changed, log_slope = spline(changed, sizes, slopes, RANGE, inverse=True)
         changed = (changed - shift) * (-log_scale).exp()
         log_det = (log_slope - log_scale).flatten(1).sum(1)
         return torch.cat([kept, changed], 1), log_det

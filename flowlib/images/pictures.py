@@ -12,8 +12,18 @@ from PIL import Image, ImageOps
 
 from flowlib.files import UserError
 
-ENDINGS = (".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".gif", ".tif", ".tiff", ".webp")
-ENDINGS += (".pgm",)
+ENDINGS = (
+    ".png",
+    ".jpg",
+    ".jpeg",
+    ".jfif",
+    ".bmp",
+    ".gif",
+    ".tif",
+    ".tiff",
+    ".webp",
+    ".pgm",
+)
 HIDDEN = ("@eaDir", "__MACOSX")  # besides names that start with a dot
 DEPTHS = (8, 10, 12, 14, 16)  # bits, that cameras have
 
@@ -65,8 +75,10 @@ def open_picture(path: Path) -> tuple[Image.Image, list[str]]:
                 ImageOps.exif_transpose(file, in_place=True)  # as a viewer shows it
                 picture = _plain(file)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        limit = f"{Image.MAX_IMAGE_PIXELS / 1e6:.0f} million pixels"
-        raise UserError(f"{path} has more than {limit}: reduce it first") from None
+        raise UserError(
+            f"{path} has more than {Image.MAX_IMAGE_PIXELS / 1e6:.0f} million pixels: "
+            "reduce it first"
+        ) from None
     except (OSError, ValueError, SyntaxError) as error:
         reason = type(error).__name__  # UnidentifiedImageError is an OSError
         raise UserError(f"{path} cannot be read as a picture ({reason})") from None

@@ -67,7 +67,9 @@ class Colors:
 
 
 def find_tones(
-    picture: np.ndarray, seen: np.ndarray, ink: str
+    picture: np.ndarray,
+    seen: np.ndarray,
+    ink: str,
 ) -> tuple[Tones, list[str]]:
     """The tones of a picture (rows, columns), and notes on what they will change.
 
@@ -104,8 +106,10 @@ def find_tones(
         return as_it_is, notes
 
     shade = "ground" if plain else "shaded or noisy ground"
-    found = f"{shade} around {sign * middle:.2f} and ink of {sign * brightest:.2f}"
-    notes.append(f"{found}: brought to 0 and 1")
+    notes.append(
+        f"{shade} around {sign * middle:.2f} and ink of {sign * brightest:.2f}: "
+        "brought to 0 and 1"
+    )
     return Tones(sign * ground, sign * brightest, sign * 3 * noise), notes
 
 

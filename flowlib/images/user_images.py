@@ -14,8 +14,10 @@ from flowlib.images.frames import Frame, cut, find_frame, paste, two_figures
 from flowlib.images.pictures import ENDINGS, open_picture, pictures_in
 from flowlib.images.tones import Colors, Tones, find_tones
 
-TWO_FIGURES = "two separate figures: a model of single figures takes them for one"
-TWO_FIGURES += " (crop the picture to one of them)"
+TWO_FIGURES = (
+    "two separate figures: a model of single figures takes them for one "
+    "(crop the picture to one of them)"
+)
 POLARITIES = ("auto", "white", "black")
 INKS = ("auto", "light", "dark")
 WORKING_SIDE = 1000  # pixels: of larger pictures, a copy of some such size is looked at
@@ -86,12 +88,15 @@ def find_mask(mask: str, picture: Path) -> Path | None:
     if not file.is_dir():
         return file if file.exists() or (file.suffix and ":" not in mask) else None
     if file.resolve() == picture.parent.resolve():
-        advice = "their masks need a folder of their own"
-        raise UserError(f"{file} holds the pictures: {advice}")
+        raise UserError(
+            f"{file} holds the pictures: their masks need a folder of their own"
+        )
     matches = [match for match in pictures_in(file) if match.stem == picture.stem]
     if not matches:
-        wanted = f"it must be called {picture.stem}.png or the like"
-        raise UserError(f"no mask for {picture.name} in the folder {file}: {wanted}")
+        raise UserError(
+            f"no mask for {picture.name} in the folder {file}: "
+            f"it must be called {picture.stem}.png or the like"
+        )
     return matches[0]
 
 
@@ -145,7 +150,7 @@ def read_picture(
         notes.append("resized from {1}x{0} to {3}x{2}".format(*size, *shape[1:]))
 
     image = _to_levels(cut(grey, frame), shape, levels)
-    part = tuple(factor * n for n in frame)  # of the original
+    part = frames.enlarge(frame, factor)  # of the original
     if isinstance(mask, Path):
         mask = _shrink_mask(cut(share, frame), shape)
     else:
@@ -209,7 +214,10 @@ def _to_grey(picture: Image.Image, seen: np.ndarray) -> tuple[np.ndarray, list[s
 
 
 def _find_nearby_colors(
-    copy: Image.Image, light: np.ndarray, tones: Tones, mask: np.ndarray
+    copy: Image.Image,
+    light: np.ndarray,
+    tones: Tones,
+    mask: np.ndarray,
 ) -> Colors:
     """The colors of the observed pixels around the mask; of all, if no ink is there."""
     near = frames.around(mask) & ~mask
@@ -230,7 +238,9 @@ def read_mask(path: Path, shape: tuple[int, int, int]) -> Tensor:
 
 
 def _open_mask(
-    path: Path, polarity: str, size: tuple[int, int] | None = None
+    path: Path,
+    polarity: str,
+    size: tuple[int, int] | None = None,
 ) -> tuple[np.ndarray, list[str]]:
     """A mask file, bool (height, width), True where missing, and notes.
 
@@ -256,15 +266,17 @@ def _open_mask(
 
     missing = levels > 0.5 * highest
     if polarity == "auto" and missing.mean() > 0.5 and not missing.all():
-        covers = f"white covers {missing.mean():.0%} of the mask"
-        advice = "--mask-polarity white says otherwise"
-        notes.append(f"{covers}: took black as missing ({advice})")
+        notes.append(
+            f"white covers {missing.mean():.0%} of the mask: took black as missing "
+            "(--mask-polarity white says otherwise)"
+        )
         polarity = "black"
     if polarity == "black":
         missing = ~missing
     if not missing.any():
-        advice = "--mask-polarity says which color does"
-        raise UserError(f"the mask {path} marks no pixel: {advice}")
+        raise UserError(
+            f"the mask {path} marks no pixel: --mask-polarity says which color does"
+        )
     return missing, notes
 
 

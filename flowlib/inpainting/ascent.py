@@ -91,8 +91,10 @@ def find_map(
         found = tuple(starts.shape)
         raise ValueError(f"starts must be of shape (B, S, {shape}), not {found}")
     if steps < 0 or not 0 < final_lr <= lr:
-        given = f"steps={steps}, lr={lr}, final_lr={final_lr}"
-        raise ValueError(f"steps must be >= 0 and 0 < final_lr <= lr, not {given}")
+        raise ValueError(
+            "steps must be >= 0 and 0 < final_lr <= lr, not "
+            f"steps={steps}, lr={lr}, final_lr={final_lr}"
+        )
 
     y = density.encode(starts)
     adam = Adam(y)

@@ -53,9 +53,10 @@ class HoleDensity:
     ):
         batched = x[:, None] if x.ndim == mask.ndim else x  # (B, 1 or C, *shape)
         if mask.dtype != torch.bool or batched[:, 0].shape != mask.shape:
-            found = f"{mask.dtype} of shape {tuple(mask.shape)}"
-            wanted = f"bool and of the shape of the examples x {tuple(x.shape)}"
-            raise ValueError(f"mask must be {wanted}, not {found}")
+            raise ValueError(
+                "mask must be bool and of the shape of the examples x "
+                f"{tuple(x.shape)}, not {mask.dtype} of shape {tuple(mask.shape)}"
+            )
         if chunk is not None and chunk < 1:
             raise ValueError(f"chunk must be at least 1, not {chunk}")
 

@@ -163,7 +163,10 @@ class Fill(Batch):
         return metrics
 
     def _metrics(
-        self, filled: Tensor, truth: Truth, log_prob: Tensor | None = None
+        self,
+        filled: Tensor,
+        truth: Truth,
+        log_prob: Tensor | None = None,
     ) -> dict:
         mask = self.problem.mask
         mse = scores.hole_mse(filled, truth.grey, mask).mean().item()

@@ -53,8 +53,9 @@ def sample_hmc(
         ValueError: if one of these two is not positive.
     """
     if min(moves, leapfrog) < 1:
-        given = f"{moves} and {leapfrog}"
-        raise ValueError(f"moves and leapfrog must be at least 1, not {given}")
+        raise ValueError(
+            f"moves and leapfrog must be at least 1, not {moves} and {leapfrog}"
+        )
 
     count, entries = y.shape[1:]
     log_p, grad = density.value_and_grad(y)

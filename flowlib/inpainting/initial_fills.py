@@ -20,7 +20,11 @@ LEAST_GAIN = 4.0  # nats, on average over an example's fills
 
 
 def nearest_images(
-    x: Tensor, mask: Tensor, references: Tensor, k: int, weight: Tensor | float = 1.0
+    x: Tensor,
+    mask: Tensor,
+    references: Tensor,
+    k: int,
+    weight: Tensor | float = 1.0,
 ) -> Tensor:
     """The k reference images nearest to each x in its observed pixels: (B, k, ...).
 
@@ -45,7 +49,11 @@ def similar_images(masked: Tensor, mask: Tensor, references: Tensor, k: int) -> 
     the hole says most about what is in it.
     """
     share = nn.functional.avg_pool2d(
-        mask.float(), 7, 1, padding=3, count_include_pad=False
+        mask.float(),
+        7,
+        1,
+        padding=3,
+        count_include_pad=False,
     )
     return nearest_images(masked, mask, references, k, weight=0.05 + share)
 
@@ -121,7 +129,10 @@ def cross_over(
 
 
 def random_patches(
-    hole: Tensor, count: int, shape: tuple[int, ...], streams: Streams
+    hole: Tensor,
+    count: int,
+    shape: tuple[int, ...],
+    streams: Streams,
 ) -> Tensor:
     """A box of missing entries for each fill: hole (B, 1, D) -> bool (B, count, D).
 

@@ -53,9 +53,16 @@ def run_engine(
     the refined fills can move, (B, C, D) -> (B, C, D). `tick` is called after each
     round, after the last ascent and after the moves.
     """
-    search = {"rounds": settings.rounds, "crossovers": settings.crossovers}
-    search |= {"steps": settings.ascent, "lr": lr}
-    for refined in refine_fills(density, y, similar, streams, **search):
+    for refined in refine_fills(
+        density,
+        y,
+        similar,
+        streams,
+        rounds=settings.rounds,
+        crossovers=settings.crossovers,
+        steps=settings.ascent,
+        lr=lr,
+    ):
         y = refined
         tick()
     y = climb(density, y, settings.last_ascent, lr)  # near to the top of its mode
@@ -63,8 +70,14 @@ def run_engine(
 
     width = widths(y) * density.hole
     y = y + width * streams.randn(*y.shape[1:])
-    moves = {"moves": settings.moves, "leapfrog": settings.leapfrog}
-    chains = sample_hmc(density, y, width, streams, **moves)
+    chains = sample_hmc(
+        density,
+        y,
+        width,
+        streams,
+        moves=settings.moves,
+        leapfrog=settings.leapfrog,
+    )
     tick()
     return y, chains
 
@@ -106,8 +119,12 @@ class Inpainter:
     def fill(self, problem: Problem, label: str | None = None) -> Fill:
         """Samples and the MAP estimate of each image; a `label` shows a bar."""
         total = self.settings.rounds + 3
-        look = {"desc": label, "bar_format": BAR, "disable": label is None}
-        with tqdm(total=total, **look) as bar:
+        with tqdm(
+            total=total,
+            desc=label,
+            bar_format=BAR,
+            disable=label is None,
+        ) as bar:
             fill = self.sample(problem, bar.update)
             v = self.find_map(problem, self.starts(fill))
             bar.update(total - bar.n)
@@ -127,7 +144,9 @@ class Inpainter:
         )
 
     def sample(
-        self, problem: Problem, tick: Callable[[], object] = lambda: None
+        self,
+        problem: Problem,
+        tick: Callable[[], object] = lambda: None,
     ) -> Fill:
         """Samples of the missing pixels given the observed ones; no MAP estimate yet.
 
@@ -156,7 +175,13 @@ class Inpainter:
             return self.pixel_widths[levels.long()]
 
         start, chains = run_engine(
-            density, y, similar, widths, streams, settings, tick=tick
+            density,
+            y,
+            similar,
+            widths,
+            streams,
+            settings,
+            tick=tick,
         )
         v = density.decode(chains.y)
         return Fill(

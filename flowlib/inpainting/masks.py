@@ -25,13 +25,18 @@ def draw_masks(kind: str, n: int, shape: tuple[int, int, int], seed: int) -> Ten
     except ValueError as error:
         raise UserError(str(error)) from None
     if not masks.flatten(1).any(1).all():
-        problem = "no pixel is missing, so there is nothing to fill"
-        raise UserError(f"--mask {kind}: {problem}")
+        raise UserError(
+            f"--mask {kind}: no pixel is missing, so there is nothing to fill"
+        )
     return masks
 
 
 def make_masks(
-    kind: str, n: int, height: int, width: int, generator: torch.Generator | None = None
+    kind: str,
+    n: int,
+    height: int,
+    width: int,
+    generator: torch.Generator | None = None,
 ) -> Tensor:
     """n masks of the kind "square:14" or "noise:0.5", or a missing half, say "left".
 
@@ -59,12 +64,15 @@ def make_masks(
 
 
 def _square_masks(
-    n: int, height: int, width: int, side: int, generator: torch.Generator | None
+    n: int,
+    height: int,
+    width: int,
+    side: int,
+    generator: torch.Generator | None,
 ) -> Tensor:
     largest = min(height, width)
     if not 1 <= side <= largest:
-        images = f"for images {height}x{width}"
-        raise ValueError(f"side must be 1 ... {largest} {images}")
+        raise ValueError(f"side must be 1 ... {largest} for images {height}x{width}")
 
     top = torch.randint(height - side + 1, (n, 1, 1, 1), generator=generator)
     left = torch.randint(width - side + 1, (n, 1, 1, 1), generator=generator)
@@ -74,7 +82,11 @@ def _square_masks(
 
 
 def _noise_masks(
-    n: int, height: int, width: int, share: float, generator: torch.Generator | None
+    n: int,
+    height: int,
+    width: int,
+    share: float,
+    generator: torch.Generator | None,
 ) -> Tensor:
     if not 0 <= share <= 1:
         raise ValueError("the fraction must be in [0, 1]")

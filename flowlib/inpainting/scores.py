@@ -54,7 +54,9 @@ def crps(samples: Tensor, truth: Tensor, mask: Tensor) -> Tensor:
 
 
 def ranks(
-    samples: Tensor, truth: Tensor, generator: torch.Generator | None = None
+    samples: Tensor,
+    truth: Tensor,
+    generator: torch.Generator | None = None,
 ) -> Tensor:
     """The truth's rank among samples, in (0, 1): (B, S, ...), (B, ...) -> (B, ...).
 

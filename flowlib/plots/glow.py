@@ -15,6 +15,7 @@ from flowlib.rng import rng
 TEMPERATURES = (0.6, 0.8, 1.0)
 SIDE = 6  # rows of each panel, and columns of samples
 NEAREST = 3
+STEPS = 11  # of a line between two images
 
 
 def sample_figure(glow: Glow, train: Tensor, seed: int = 0) -> Figure:
@@ -62,7 +63,9 @@ def _describe(glow: Glow) -> str:
 
 @torch.no_grad()
 def interpolation_figure(
-    glow: Glow, images: Tensor, seed: int = 0, steps: int = 11
+    glow: Glow,
+    images: Tensor,
+    seed: int = 0,
 ) -> Figure:
     """Straight lines between the latents of two images each, decoded.
 
@@ -72,11 +75,11 @@ def interpolation_figure(
     v = glow.dequantize(images[: 2 * SIDE].to(glow.device), noise)
     latents, _ = glow.encode(v)
     columns = []
-    for weight in torch.linspace(0, 1, steps).tolist():
+    for weight in torch.linspace(0, 1, STEPS).tolist():
         v, _ = glow.decode([torch.lerp(z[::2], z[1::2], weight) for z in latents])
         columns.append(glow.quantize(v).squeeze(1).cpu())  # (SIDE, H, W)
 
-    figure = Figure(figsize=(0.62 * steps, 0.62 * SIDE + 0.5), layout="constrained")
+    figure = Figure(figsize=(0.62 * STEPS, 0.62 * SIDE + 0.5), layout="constrained")
     title = "Straight lines in latent space between two test images"
     figure.suptitle(f"{title} (first and last column)", fontsize=10)
     draw_images(figure.subplots(), torch.stack(columns, 1), glow.levels)

@@ -1,5 +1,7 @@
 """The figures of inpaint.py and of its notebook: masks and what fills them."""
 
+from typing import Any
+
 import matplotlib
 import torch
 from matplotlib.axes import Axes
@@ -40,8 +42,13 @@ def plot_fills(fills: dict[str, Fill], title: str = "") -> Figure:
     panels = figure.subplots(len(tables), 1, squeeze=False, height_ratios=heights)
     for panel, (name, table) in zip(panels[:, 0], tables.items()):
         draw_table(panel, table)
-        style = {"fontsize": FONT + 2, "pad": 22, "fontweight": "bold"}
-        panel.set_title(name, parse_math=False, **style)  # a name may have a $ in it
+        panel.set_title(
+            name,
+            fontsize=FONT + 2,
+            fontweight="bold",
+            pad=22,
+            parse_math=False,  # a name may have a $ in it
+        )
     return figure
 
 
@@ -50,14 +57,17 @@ def describe_fill(fill: Fill) -> list[Cell]:
     problem = fill.problem
     truth = problem.truth
     masked = torch.where(problem.mask, MASK_COLOR, fill.grey(problem.masked))
-    cells = [("masked", masked[0], "")]
+    cells = []
     gap = f"log p {fill.map_log_prob[0]:,.0f}"
     if truth is not None:
-        cells.insert(0, ("truth", truth.grey[0], ""))
+        cells.append(("truth", truth.grey[0], ""))
         gap = f"{fill.map_log_prob[0] - truth.log_prob[0]:+,.0f} nats"
 
-    cells.append(("MAP", fill.grey(fill.map)[0], gap))
-    cells.append(("mean", fill.mean()[0], fill.describe_digits(0)))
+    cells += [
+        ("masked", masked[0], ""),
+        ("MAP", fill.grey(fill.map)[0], gap),
+        ("mean", fill.mean()[0], fill.describe_digits(0)),
+    ]
     for k, sample in enumerate(fill.grey(fill.samples)[0, :SAMPLES], 1):
         cells.append((f"sample {k}", sample, ""))
 
@@ -82,16 +92,22 @@ def draw_table(panel: Axes, table: list[list[Cell]]) -> None:
             top = i * (height + line)
             left = j * (width + gap)
             canvas[:, top : top + height, left : left + width] = picture
-            place = {"x": left + width / 2 - 0.5, "ha": "center", "fontsize": FONT}
-            panel.text(y=top + height, s=caption, va="top", **place)
+            middle = left + width / 2 - 0.5
+            style: dict[str, Any] = {"ha": "center", "fontsize": FONT}
+            panel.text(middle, top + height, caption, va="top", **style)
             if i == 0:
-                panel.text(y=-1, s=heading, va="bottom", **place)
+                panel.text(middle, -1, heading, va="bottom", **style)
     panel.imshow(canvas.movedim(0, 2).numpy(), interpolation="nearest")
     panel.set_axis_off()
 
 
 def show_mask(
-    inpainter: Inpainter, images: Tensor, image: int, side: int, top: int, left: int
+    inpainter: Inpainter,
+    images: Tensor,
+    image: int,
+    side: int,
+    top: int,
+    left: int,
 ) -> Figure:
     """One of the images (N, 1, H, W), with a square of missing pixels."""
     problem = _mask_square(images, image, side, top, left)
@@ -105,7 +121,12 @@ def show_mask(
 
 
 def show_fill(
-    inpainter: Inpainter, images: Tensor, image: int, side: int, top: int, left: int
+    inpainter: Inpainter,
+    images: Tensor,
+    image: int,
+    side: int,
+    top: int,
+    left: int,
 ) -> Figure:
     """The same, and what fills it."""
     problem = _mask_square(images, image, side, top, left)

@@ -17,7 +17,11 @@ def show_temperature(glow: Glow, temperature: float = 1.0) -> Figure:
 
 @torch.no_grad()
 def show_line(
-    glow: Glow, images: Tensor, first: int = 0, last: int = 1, place: float = 0.5
+    glow: Glow,
+    images: Tensor,
+    first: int = 0,
+    last: int = 1,
+    place: float = 0.5,
 ) -> Figure:
     """A point on the line between the latents of two of the images (N, 1, H, W).
 
