@@ -104,9 +104,16 @@ def make_file_points(path: Path, columns: list[str], seed: int) -> Points:
         held_out=held_out,
         test=test,
         train=train,
-        gaussian=MultivariateNormal(train.double().mean(0), train.double().T.cov()),
+        gaussian=fit_gaussian(train),
         made_from=made_from,
     )
+
+
+def fit_gaussian(points: Tensor) -> MultivariateNormal:
+    """The Gaussian with the mean and the covariance of points (N, D), in float64."""
+    points = points.double()
+    covariance = points.T.cov().reshape(points.shape[1], -1)  # a number if D is 1
+    return MultivariateNormal(points.mean(0), covariance)
 
 
 def score_points(flow, train: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:

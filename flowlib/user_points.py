@@ -166,29 +166,32 @@ def _check(points: np.ndarray, names: list[str], path: Path, note: str) -> list[
     count, dim = points.shape
     if count < LEAST:
         raise UserError(f"{path} holds {count} points; at least {LEAST} are needed")
-    if not 2 <= dim <= MOST_COLUMNS:
-        few = " (in one column these flows are a Gaussian)" if dim == 1 else ""
-        found = (
-            f"{path} has {dim} columns to fit, and 2 to {MOST_COLUMNS} are needed{few}"
-        )
+    if not 1 <= dim <= MOST_COLUMNS:
+        found = f"{path} has {dim} columns to fit, and 1 to {MOST_COLUMNS} are needed"
         raise UserError(found + (f"; {note}" if note else ""))
+    if dim == 1 and note:  # other columns were left out, perhaps against expectation
+        meant = f"if only {names[0]} is meant, --columns says so"
+        raise UserError(f"{path} has one column to fit; {note}; {meant}")
 
-    standard, notes = (points - points.mean(0)) / points.std(0), []
-    for i in range(1, dim):  # a column that the ones before it determine
-        before, column = standard[:, :i], standard[:, i]
+    # A column that the ones before it determine has no density beside them.
+    standard = (points - points.mean(0)) / points.std(0)
+    for i in range(1, dim):
+        before = standard[:, :i]
+        column = standard[:, i]
         weights = np.linalg.lstsq(before, column, rcond=None)[0]
         if (column - before @ weights).std() < 1e-5:
-            others = ", ".join(names[:i])
-            raise UserError(
-                f"{path}: {names[i]} follows from {others}: leave it out (--columns)"
-            )
+            follows = f"{names[i]} follows from {', '.join(names[:i])}"
+            raise UserError(f"{path}: {follows}: leave it out (--columns)")
 
-    if (repeated := count - len(np.unique(points, axis=0))) > count / 100:
-        notes.append(
-            f"{repeated} of {count} points are repetitions: their density has no limit"
-        )
+    notes = []
+    repeated = count - len(np.unique(points, axis=0))
+    if repeated > count / 100:
+        what = f"{repeated} of {count} points are repetitions"
+        notes.append(f"{what}: their density has no limit")
     if count < FEW:
         notes.append(
             f"only {count} points: the flows may do no better than the Gaussian"
         )
+    if dim == 1:
+        notes.append("one column: a flow is a Gaussian, with --modes a mixture of them")
     return notes

@@ -220,6 +220,27 @@ def test_a_flow_that_does_not_say_its_data_is_not_used_to_score(
     )
 
 
+def test_a_single_column_is_fitted_by_a_mixture_and_scored(tmp_path):
+    """Two far modes, one of a quarter of the points: the entropy is known."""
+    generator = np.random.default_rng(0)
+    first = generator.random(4000) < 0.25
+    points = np.where(first, -5.0, 5.0) + generator.normal(size=4000)
+    write_table(tmp_path / "t.csv", "a", points[:, None])
+    argv = ["--data", tmp_path / "t.csv", "--modes", 2]
+    metrics = run(tmp_path / "out", *argv, "--epochs", 10, "--steps-per-epoch", 25)
+    entropy = 0.5 * np.log(2 * np.pi * np.e) - 0.25 * np.log(0.25) - 0.75 * np.log(0.75)
+    assert metrics["models"]["realnvp"]["test_nll"] == pytest.approx(entropy, abs=0.15)
+    names = files_in(tmp_path / "out")
+    assert "t_2_modes_pairs.png" in names
+    assert "t_2_modes.gif" not in names
+    train_moons.main(
+        [str(word) for word in argv]
+        + ["--score", str(tmp_path / "t.csv"), "--checkpoint", str(tmp_path / "out")]
+        + ["--figures", str(tmp_path / "out")]
+    )
+    assert "t_scores.csv" in files_in(tmp_path / "out")
+
+
 def test_too_few_layers_for_many_columns_are_one_line(tmp_path, one_line_error):
     np.save(tmp_path / "t.npy", np.random.default_rng(0).normal(size=(200, 30)))
     argv = [

@@ -129,11 +129,12 @@ def plot_pairs(flows: dict[str, Flow], points, seed: int = 0) -> Figure:
     """Each pair of the first six columns: the points, and a flow's samples over them.
 
     Below the diagonal the first flow's samples, above it the second one's, on it the
-    histograms.
+    histograms. A single column has its histogram alone.
     """
     count = min(6, len(points.columns))
-    figure = Figure(figsize=(10, 10), layout="constrained")
-    panels = figure.subplots(count, count, sharex="col")
+    side = 10 if count > 1 else 6
+    figure = Figure(figsize=(side, side), layout="constrained")
+    panels: Any = figure.subplots(count, count, sharex="col", squeeze=False)
     data = points.draw(2000).cpu().numpy()
     noise = rng(seed, "pairs figure")
     samples = {}
@@ -167,6 +168,8 @@ def plot_pairs(flows: dict[str, Flow], points, seed: int = 0) -> Figure:
     below, above = (TITLES[name] for name in flows)
     more = "" if count == len(points.columns) else f", the first {count} of its columns"
     colors = f"points in gray; samples of {below} below, {above} above"
+    if count == 1:
+        colors = f"points in gray\nsamples of {below} in blue, {above} in orange"
     figure.suptitle(f"{points.title}{more}: {colors}")
     return figure
 
