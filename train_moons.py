@@ -19,8 +19,8 @@ Writes   figures/loss_plot.png              negative log-likelihood over epochs
          checkpoints/moons_realnvp.pt, checkpoints/moons_permutation.pt
          (of other data, --noise and --modes the names start with theirs; files have no
          known density to compare, and pairs.png unless they have two columns)
-Takes    about 4 minutes on one CPU core (AMD EPYC without AVX-512), less for a short
-         file; ends at KL(truth || flow) = 0.0057 nats (RealNVP), 0.0041 (permutation)
+Takes    about 45 seconds on one CPU core (AMD EPYC); ends at KL(truth || flow) = 0.0040
+         nats (both flows, medians of three seeds), with --modes 2 at 0.0022 and 0.0013
 """
 
 import math

@@ -258,6 +258,11 @@ def find(rows: list[dict], **wanted) -> list[dict]:
     return [row for row in rows if wanted.items() <= row.items()]
 
 
+def nats(value: float) -> str:
+    """A divergence as the table has it; what has exploded needs no decimals."""
+    return f"{value:.4f}" if value < 100 else f"{value:.0e}"
+
+
 def moons_table() -> str:
     """Ours and the peers at equal CPU time: medians over the seeds, the KL's range."""
     moons = load("moons")
@@ -271,7 +276,8 @@ def moons_table() -> str:
     def spread(values: list) -> str:
         if not values:
             return ""
-        return f"{middle(values):.4f} ({min(values):.4f} to {max(values):.4f})"
+        low, mid, high = map(nats, (min(values), middle(values), max(values)))
+        return f"{mid} ({low} to {high})"
 
     def cells(key: tuple) -> list[str]:
         kl = column(key, "kl_truth_flow")
