@@ -482,17 +482,13 @@ def realnvp(
         modes: of the base; N(0, I) for one, otherwise a `MixtureBase`.
     """
     transforms = _start(dim, layers, mean, std)
-    # In one dimension there is nothing to pass through.
-    masks = (
-        [(torch.arange(dim) + i) % 2 == 0 for i in range(2)]
-        if dim > 1
-        else [torch.zeros(1)]
-    )
     for i in range(layers):
         if i > 0:
             # It starts as the identity, because the alternating masks mix already.
             transforms.append(InvertibleLinear(dim, torch.eye(dim)))
-        transforms.append(AffineCoupling(masks[i % len(masks)], hidden))
+        # In one dimension there is nothing to pass through.
+        mask = (torch.arange(dim) + i) % 2 == 0 if dim > 1 else torch.zeros(1)
+        transforms.append(AffineCoupling(mask, hidden))
     return _require_all_transformed(Flow(transforms, dim, _base(dim, modes)))
 
 
