@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -74,22 +75,24 @@ def kl_flow_truth(
         base: one of flows2d.py.
             The other arguments and the None are those of `kl_truth_flow`.
     """
+
+    def to_data(mode: int, noise: Tensor) -> Tensor:
+        z = base.from_noise(noise, mode)
+        x, log_det = inverse(z)
+        return torch.column_stack([x, base.log_prob(z) - log_det])
+
+    def integrand(mode: int, noise: Tensor) -> tuple[Tensor, Tensor]:
+        both = evaluate(partial(to_data, mode), noise, like)  # (N, 3): x and log q(x)
+        x = both[:, :2]
+        log_ratio = both[:, 2] - truth.log_prob(x)
+        log_n = -0.5 * noise.square().sum(1) - math.log(2 * math.pi)
+        return log_n.exp() * log_ratio, x
+
     total = 0.0
+    far = 8 * truth.noise
     for mode, weight in enumerate(base.weights().tolist()):
-
-        def integrand(noise: Tensor, mode: int = mode) -> tuple[Tensor, Tensor]:
-            def push(noise: Tensor) -> Tensor:
-                z = base.from_noise(noise, mode)
-                x, log_det = inverse(z)
-                return torch.column_stack([x, base.log_prob(z) - log_det])
-
-            both = evaluate(push, noise, like)  # (N, 3): x and log q(x)
-            x = both[:, :2]
-            log_ratio = both[:, 2] - truth.log_prob(x)
-            log_n = -0.5 * noise.square().sum(1) - math.log(2 * math.pi)
-            return log_n.exp() * log_ratio, x
-
-        total += weight * _integrate(integrand, 8 * truth.noise, spacing, parts)
+        part = _integrate(partial(integrand, mode), far, spacing, parts)
+        total += weight * part
     return finite(total)
 
 
