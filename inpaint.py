@@ -69,8 +69,10 @@ EXPLANATION = """\
 
 def find_references(glow: Glow, data_dir: Path, seed: int) -> Tensor:
     """The Glow's training images, if they are on this disk; otherwise its samples."""
+    # A name that no data set has stands for a model that does not say its data.
+    source = glow.metrics.get("data", "unknown data")
     try:
-        images = load_images(glow.metrics.get("data", ""), data_dir, download=False)
+        images = load_images(source, data_dir, download=False)
         if images.made_from == glow.made_from:
             return images.train
     except UserError:
