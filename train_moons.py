@@ -39,9 +39,10 @@ from flowlib import files
 from flowlib.cli import Parser, number, one_line_errors, threads
 from flowlib.files import CHECKPOINTS, UserError
 from flowlib.grids import evaluate, kl_flow_truth, kl_truth_flow
-from flowlib.points import NOISE, Points, make_file_points, make_shape, score_points
+from flowlib.points import NOISE, Points, make_shape
+from flowlib.tables.points import make_file_points, score_points
+from flowlib.tables.reader import read_points
 from flowlib.toy2d import SHAPES
-from flowlib.user_points import read_points
 from flows2d import Flow, InvertibleLinear, permutation_flow, realnvp
 
 ARCHITECTURES: dict[str, Callable[..., Flow]]

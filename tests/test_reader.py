@@ -3,8 +3,8 @@ import pytest
 import torch
 
 from flowlib.files import UserError
-from flowlib.points import score_points
-from flowlib.user_points import read_points
+from flowlib.tables.points import score_points
+from flowlib.tables.reader import read_points
 from flows2d import realnvp
 
 POINTS = np.random.default_rng(0).normal([3, -1], [1, 2], size=(150, 2)).round(4)

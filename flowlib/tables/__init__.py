@@ -1,0 +1,1 @@
+"""The user's tables: read, started from a mixture, their gaps filled."""
