@@ -1,18 +1,53 @@
-"""Points of one's own: from a .npy file, or a table as spreadsheets export it."""
+"""The user's points: from a .npy file, or a table as other programs write it.
+
+pandas cuts a table into cells. What they say is decided here, and strictly: each column
+by its own cells alone. Where two readings are possible an error names the flag that
+decides.
+"""
 
 import io
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from flowlib.files import UserError
+from flowlib.files import UserError, reason
+from flowlib.tables.checks import LEAST, check_density, why_not_continuous
+
+if TYPE_CHECKING:
+    from pandas import DataFrame, Series
 
 TABLES = (".csv", ".tsv", ".txt")
-LEAST, FEW = 100, 500  # points to fit; fewer than the second come with a word
-MOST_COLUMNS = 64
+MISSING = {"", "?", "NA", "na", "N/A", "n/a", "#N/A", "<NA>", "NaN", "nan", "NAN"}
+MISSING |= {"null", "NULL", "None", "none"}
+SPACES = r"\s+"
+# What groups thousands, beside the one of "." and "," that is no decimal mark.
+GROUP_MARKS = "'’ \u00a0\u202f"
+
+
+def _numbers(decimal: str, other: str) -> re.Pattern:
+    """Matches each number with this decimal mark, its thousands grouped or not."""
+    grouped = rf"[1-9]\d{{0,2}}([{other}{GROUP_MARKS}])\d{{3}}(?:\1\d{{3}})*"
+    plain = rf"(?:\d+(?:[{decimal}]\d*)?|[{decimal}]\d+)(?:e[-+−]?\d+)?"
+    number = rf"[-+−]?(?:{grouped}(?:[{decimal}]\d*)?|{plain}|inf(?:inity)?)"
+    return re.compile(number, re.IGNORECASE | re.ASCII)
+
+
+NUMBERS = {".": _numbers(".", ","), ",": _numbers(",", ".")}
+
+
+class Format(NamedTuple):
+    """How a table is written; what is None is decided from its cells."""
+
+    separator: str | None = None
+    decimal: str | None = None
+    thousands: str | None = None
+    header: bool | None = None
+
+
+AS_FOUND = Format()
 
 
 class Table(NamedTuple):
@@ -23,175 +58,305 @@ class Table(NamedTuple):
     notes: list[str]
 
 
-def read_points(path: Path, columns: Sequence[str] = (), to_fit: bool = True) -> Table:
+class Cells(NamedTuple):
+    """A file's columns: of text as it stands there, or of float64 from an array."""
+
+    columns: list
+    names: list[str]
+    notes: list[str]
+    row_numbers: bool = False  # whether the first column has no name
+    # If a column's cells leave two readings: the decimal mark, for each mark in them.
+    decimals: dict[str, str] = {}
+
+
+def read_points(
+    path: Path,
+    columns: Sequence[str] = (),
+    format: Format = AS_FOUND,
+    to_fit: bool = True,
+    gaps: bool = False,
+) -> Table:
     """The points in a file, and what was noticed.
 
     Args:
-        path: a .npy file; or a table, columns separated by commas, semicolons or tabs,
-            numbers with a decimal point or comma, with or without a header.
-        columns: the names, or numbers from 1, of the columns to take. Without them
-            every column of continuous numbers is taken, and the notes say which ones
-            are left out.
-        to_fit: also test that the points can be fitted: there are enough, and they have
-            a density.
+        path: a .npy file; or a table as spreadsheets, R, numpy and pandas write it.
+        columns: the names of the columns to take; to fit also their numbers, from 1.
+            Without them every column of continuous numbers is taken, and the notes say
+            which ones are left out.
+        format: what the table's cells cannot decide.
+        to_fit: leave rows with missing cells out, and test that the points can be
+            fitted: there are enough, and they have a density.
+        gaps: keep missing cells, as NaN.
     Raises:
-        UserError: if the file does not hold such points.
+        UserError: if the file does not hold such points, or can be read in two ways.
     """
+    read = _read_array if path.suffix.lower() == ".npy" else _read_table
     try:
-        points, names = (
-            _read_array(path) if path.suffix.lower() == ".npy" else _read_table(path)
-        )
+        cells = read(path, format)
+        if columns or not to_fit:
+            points, names, note = _take(cells, columns, to_fit)
+        else:
+            points, names, note = _take_continuous(cells)
     except (OSError, ValueError, EOFError) as error:
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise UserError(f"cannot read points from {path}: {reason}") from None
+        why = getattr(error, "strerror", None) or reason(error)
+        raise UserError(f"cannot read points from {path}: {why}") from None
 
-    # Which columns: those that are asked for, or all that are continuous.
-    numbers = [str(i) for i in range(1, len(names) + 1)]
-    notes, reasons = [], [_why_not_continuous(column) for column in points.T]
-    if columns:
-        if unknown := [name for name in columns if name not in [*names, *numbers]]:
-            raise UserError(
-                f"{path} has no column {unknown[0]!r}, only {', '.join(names)}"
-            )
-        places = [(names if name in names else numbers).index(name) for name in columns]
-    else:
-        places = [place for place, reason in enumerate(reasons) if not reason]
-        left_out = [
-            f"{name} ({reason})" for name, reason in zip(names, reasons) if reason
-        ]
-        notes += [f"left out: {', '.join(left_out)}"] if left_out else []
-    taken = [names[place] for place in places]
-    for name in taken:
-        if names.count(name) > 1 or taken.count(name) > 1:
-            raise UserError(
-                f"{path}: two columns are called {name!r}: give each a name of its own"
-            )
-    points, names = points[:, places], taken
+    notes = cells.notes + [note] * bool(note)
+    for name in names:
+        if cells.names.count(name) > 1 or names.count(name) > 1:
+            raise UserError(f"{path}: two columns are called {name!r}: rename one")
+    missing = np.isnan(points)
+    refused = np.isinf(points) | (missing & (not to_fit and not gaps))
+    for row, column in np.argwhere(refused)[:1]:
+        where = f"{path}: row {row + 1} of the data has no finite {names[column]}"
+        raise UserError(f"{where}: correct it, or remove the row")
 
-    if len(bad := np.flatnonzero(~np.isfinite(points).all(1))):
-        where = f"first in row {bad[0] + 1} of the data"
-        raise UserError(
-            f"{path} holds missing, NaN or infinite values, {where}: remove them"
-        )
+    complete = points[~missing.any(1)]
+    less = len(points) - len(complete)
+    if less and not gaps:
+        notes.append(f"{less} of {len(points)} rows left out: a cell is missing")
+        points = complete
     if to_fit:
-        for place, name in zip(places, names):
-            if reasons[place]:
-                raise UserError(
-                    f"{path}: {name} cannot be fitted: it has {reasons[place]}"
-                )
-        notes += _check(points, names, path, "; ".join(notes))
+        notes += check_density(complete, names, path, note)
     return Table(points, names, notes)
 
 
-def _read_array(path: Path) -> tuple[np.ndarray, list[str]]:
+def describe(table: Table) -> list[str]:
+    """What was read, in lines: rows and columns, each column's mean and range."""
+    rows, dim = table.points.shape
+    lines = [f"rows: {rows}, columns: {dim}"]
+    for name, column in zip(table.names, table.points.T):
+        known = column[~np.isnan(column)]
+        if len(known) == 0:
+            lines.append(f"{name}: no numbers")
+            continue
+
+        # Rounded to what the range makes visible.
+        digits = 4 - int(np.log10(np.ptp(known) or 1))
+        numbers = (known.mean(), known.min(), known.max())
+        texts = [f"{round(float(number), digits):.15g}" for number in numbers]
+        lines.append("{}: mean {}, from {} to {}".format(name, *texts))
+    return lines
+
+
+# ---------------------------------------------------------------- files into cells
+
+
+def _read_array(path: Path, format: Format) -> Cells:
     try:
         array = np.load(path, allow_pickle=False)
     except OSError:
         raise
     # a damaged header can fail anywhere inside Python's own parser
     except Exception as error:
-        raise ValueError(str(error) or type(error).__name__) from None
-    if (
-        not isinstance(array, np.ndarray)
-        or array.dtype.kind not in "fiu"
-        or array.ndim != 2
-    ):
+        raise ValueError(reason(error)) from None
+    is_table = isinstance(array, np.ndarray) and array.ndim == 2 and array.size > 0
+    if not is_table or array.dtype.kind not in "fiu":
         raise ValueError("it must hold one array of numbers, one point a row")
-    return array.astype(np.float64), [f"column {i + 1}" for i in range(array.shape[1])]
+
+    columns = list(array.astype(np.float64).T)
+    return Cells(columns, _numbered(columns), [])
 
 
-def _read_table(path: Path) -> tuple[np.ndarray, list[str]]:
-    """All columns as float64, and their names; what is no number becomes NaN."""
+def _read_table(path: Path, format: Format) -> Cells:
     import pandas  # here, for it takes half a second to import
 
     if path.suffix.lower() not in TABLES:
-        raise UserError(f"{path}: --data takes a .npy or .csv file")
-    content = path.read_bytes()
+        raise ValueError("--data takes a .npy or .csv file")
     # a byte-order mark, as Excel writes it
-    wide = content[:2] in (b"\xff\xfe", b"\xfe\xff")
-    lines = content.decode("utf-16" if wide else "utf-8-sig").strip().splitlines()
-    separator = (
-        next((mark for mark in "\t;" if mark in lines[0]), ",") if lines else ","
+    wide = path.read_bytes()[:2] in (b"\xff\xfe", b"\xfe\xff")
+    # Numbers are the same in older encodings; letters of names may become "�".
+    text = path.read_text("utf-16" if wide else "utf-8-sig", errors="replace")
+    start = re.match(r'((?:#.*\n|\n)*)(?:"?sep=(.)"?\n)?', text)
+    text = text[start.end() :].strip(" \n")
+    lines = text.split("\n", 2)[:2]
+    given = format.separator or start[2]
+    separator = given or _find_separator(lines[-1], format)
+    separator = {" ": SPACES, r"\t": "\t"}.get(separator, separator)
+
+    def read(**rows: int) -> "DataFrame":
+        like = {"sep": separator, "header": None, "dtype": str, "na_filter": False}
+        table = pandas.read_csv(io.StringIO(text), **like, **rows)
+        return table.apply(lambda column: column.str.strip())
+
+    names = read(nrows=1).iloc[0].tolist()
+    table = read(skiprows=1) if len(lines) > 1 else read(nrows=1)[:0]
+    # R does not name the row names. But a bare comma may also be a decimal one.
+    if separator != "," or lines[-1].startswith('"'):
+        names = [""] * (len(table.columns) - len(names) == 1) + names
+    if len(names) != len(table.columns):
+        found = f"{len(names)} cells in the first row, {len(table.columns)} in the next"
+        raise ValueError(f"{found}: name each column, or give --separator")
+
+    header = format.header
+    if header is None:
+        header = _has_header(names, table)
+    if not header:
+        table = pandas.concat([pandas.DataFrame([names]), table], ignore_index=True)
+        names = _numbered(names)
+        numbers = re.sub(r"(?i)nan?|null|none|\?", "", text)
+        other = re.search(r"[^\d\s,+-]|,[-+]", numbers)
+        if separator == "," and len(names) % 2 == 0 and not other and not given:
+            ask = "one number or two? Give --decimal , or --separator ,"
+            raise ValueError(f"is {lines[0]} {ask}")
+    if separator == SPACES and table.eq("").any(axis=None):
+        raise ValueError("a row is too short: write NaN where a number is missing")
+
+    comments = start[1].count("#")
+    notes = [f"lines before the table left out: {comments}"] if comments else []
+    # Where commas separate the columns, a point groups no thousands.
+    decimals = {".": "."} if separator == "," and len(names) > 1 else {}
+    if decimal := format.decimal or {".": ",", ",": "."}.get(format.thousands):
+        decimals = {".": decimal, ",": decimal}
+    columns = [table[i] for i in table]
+    row_numbers = len(names) > 1 and names[0] in ("", "Unnamed: 0")
+    names = [name or number for name, number in zip(names, _numbered(names))]
+    return Cells(columns, names, notes, row_numbers, decimals)
+
+
+def _numbered(columns: Sequence) -> list[str]:
+    """The names of columns without a header: column 1, column 2, ..."""
+    return [f"column {i}" for i in range(1, len(columns) + 1)]
+
+
+def _find_separator(line: str, format: Format) -> str:
+    """What separates the columns, by the second line of a table."""
+    # In quotation marks stands what is no separator.
+    bare = re.sub(" *, *", ",", re.sub('"[^"]*"', "0", line))
+    taken = () if '"' in line else (format.decimal, format.thousands)
+    marks = [mark for mark in "\t;,|" if mark in bare and mark not in taken]
+    if marks == [","] and " " in bare and all(map(_is_number, bare.split())):
+        raise ValueError(f"do commas or spaces separate {line}? Give --separator")
+    return [*marks, SPACES][0]
+
+
+def _has_header(names: list[str], table: "DataFrame") -> bool:
+    """Whether the first row has names: words, where the column has numbers."""
+    pairs = [
+        (name, table[i])
+        for name, i in zip(names, table)
+        if name and not _is_text(table[i])
+    ]
+    kinds = {_is_number(name) for name, _ in pairs if name not in MISSING}
+    if kinds == {False}:
+        return True
+
+    # Names can be numbers too: wavelengths, years, the 0, 1, ... that pandas writes.
+    # No other row looks like them, or they count. (NA and Infinity are no names.)
+    alike = any(
+        name.isalpha() or name == "?" or _shape(name) in map(_shape, column)
+        for name, column in pairs
     )
-    table = pandas.read_csv(
-        io.StringIO("\n".join(lines)),
-        sep=separator,
-        header=None,
-        dtype=str,
-        na_filter=False,
-    ).apply(lambda column: column.str.strip())
-    first = table.iloc[0].tolist()
-    # A header is a row with a word in it, or the 0, 1, ... that pandas writes.
-    if not all(map(_is_number, first)) or first == [str(i) for i in range(len(first))]:
-        table, names = table.iloc[1:], first
-    else:
-        names = [f"column {i + 1}" for i in range(len(first))]
-    if names[0] == "" and len(names) > 2:  # the row numbers that pandas writes
-        table, names = table.iloc[:, 1:], names[1:]
-    text = "".join(table.to_numpy().ravel())
-    whole, last = "." not in text, table.iloc[:, -1]
-    same = last.str.len().nunique() == 1 and last.str.fullmatch(r"\d{2,}").all()
-    # as if the same number of decimals were written
-    if separator == "," and whole and same:
-        raise UserError(
-            f"{path}: is 1,25 one number or two? Write ; between the columns"
-        )
-    # A comma is a decimal comma where there is no point; otherwise it groups thousands.
-    mark = "." if separator != "," and whole else ""
-    table = table.apply(lambda column: column.str.replace(",", mark))
-    return table.apply(pandas.to_numeric, errors="coerce").to_numpy(np.float64), names
+    start = int(names[0]) if names[0].isdecimal() else 0
+    counted = names == [str(start + i) for i in range(len(names))]
+    if counted and start == 0 and not alike:
+        return len(table) > 0
+    odd = pairs and not alike and len(table) >= LEAST
+    if odd or len(kinds) == 2 or counted and len(names) > 1:
+        ask = "a header? Give --header or --no-header"
+        raise ValueError(f"is the first row, {', '.join(names)[:99]}, {ask}")
+    return False
 
 
-def _is_number(text: str) -> bool:
-    """Whether a cell stands for a number, be it a missing one."""
-    missing = {"", "na", "nan", "null", "none", "inf", "infinity", "-inf", "-infinity"}
-    return text.lower() in missing or bool(
-        re.fullmatch(r"[-+]?[\d.,]+(e[-+]?\d+)?", text.lower())
-    )
+def _shape(number: str) -> str:
+    """The places of a number before and after its mark: 00.000 for -12.345."""
+    return re.sub(r"\d", "0", number.lstrip("+-−"))
 
 
-def _why_not_continuous(column: np.ndarray) -> str:
-    """What speaks against fitting a density to a column (N,), "" if nothing."""
-    found = column[~np.isnan(column)]
-    count = len(np.unique(found))
-    if count == 0:
-        return "no numbers"
-    # A point mass has no density; so few values are a class or a grade.
-    few = count < min(30, len(column) / 10) or count == 1 < len(column)
-    return f"only {count} value{'s' if count > 1 else ''}" if few else ""
+# ---------------------------------------------------------------- cells into numbers
 
 
-def _check(points: np.ndarray, names: list[str], path: Path, note: str) -> list[str]:
-    """Notes on the points; UserError if they are too few or have no density."""
-    count, dim = points.shape
-    if count < LEAST:
-        raise UserError(f"{path} holds {count} points; at least {LEAST} are needed")
-    if not 1 <= dim <= MOST_COLUMNS:
-        found = f"{path} has {dim} columns to fit, and 1 to {MOST_COLUMNS} are needed"
-        raise UserError(found + (f"; {note}" if note else ""))
-    if dim == 1 and note:  # other columns were left out, perhaps against expectation
-        meant = f"if only {names[0]} is meant, --columns says so"
-        raise UserError(f"{path} has one column to fit; {note}; {meant}")
+def _is_number(cell: str) -> bool:
+    return any(pattern.fullmatch(cell) for pattern in NUMBERS.values())
 
-    # A column that the ones before it determine has no density beside them.
-    standard = (points - points.mean(0)) / points.std(0)
-    for i in range(1, dim):
-        before = standard[:, :i]
-        column = standard[:, i]
-        weights = np.linalg.lstsq(before, column, rcond=None)[0]
-        if (column - before @ weights).std() < 1e-5:
-            follows = f"{names[i]} follows from {', '.join(names[:i])}"
-            raise UserError(f"{path}: {follows}: leave it out (--columns)")
 
-    notes = []
-    repeated = count - len(np.unique(points, axis=0))
-    if repeated > count / 100:
-        what = f"{repeated} of {count} points are repetitions"
-        notes.append(f"{what}: their density has no limit")
-    if count < FEW:
-        notes.append(
-            f"only {count} points: the flows may do no better than the Gaussian"
-        )
-    if dim == 1:
-        notes.append("one column: a flow is a Gaussian, with --modes a mixture of them")
-    return notes
+def _is_text(column: "np.ndarray | Series") -> bool:
+    """Whether the first cells of a column are mostly words."""
+    if isinstance(column, np.ndarray):
+        return False
+    present = column[~column.isin(MISSING)][:1000]
+    return 2 * sum(map(_is_number, present)) < len(present)
+
+
+def _to_numbers(cells: Cells, place: int) -> np.ndarray:
+    """A column as float64, NaN where a cell is missing.
+
+    ValueError names a cell that is no number, or that can be read in two ways.
+    """
+    column = cells.columns[place]
+    if isinstance(column, np.ndarray):
+        return column
+
+    missing = column.isin(MISSING)
+    present = column[~missing]
+    fits = {mark: present.map(NUMBERS[mark].fullmatch).notna() for mark in ".,"}
+    mark = max(fits, key=lambda mark: fits[mark].sum())
+    for row, cell in present[~fits[mark]].items():
+        where = f"row {row + 1} of the data, {cells.names[place]}"
+        raise ValueError(f"{where}: {cell!r} is no number: correct it")
+
+    # Where both readings fit all cells, as they do 1,234 and 10.026, nobody knows.
+    marks = {*".,"} & {*"".join(present)}
+    if marks and fits["."].all() and fits[","].all():
+        chosen = {cells.decimals.get(mark) for mark in marks}
+        if None in chosen:
+            cell = next(cell for cell in present if marks & {*cell})
+            mark = min(marks & {*cell})
+            either = f"{cell.replace(mark, '.')} or {cell.replace(mark, '')}"
+            ask = f"{either}? Give --decimal {mark} or --thousands {mark}"
+            raise ValueError(f"{cells.names[place]}: is {cell} {ask}")
+        mark = chosen.pop()
+
+    ignored = GROUP_MARKS + ".,".replace(mark, "")
+    as_python = str.maketrans(mark + "−", ".-", ignored)
+    texts = column.mask(missing, "nan")
+    return np.array([float(text.translate(as_python)) for text in texts])
+
+
+# ---------------------------------------------------------------- which columns
+
+
+def _take(
+    cells: Cells, columns: Sequence[str], to_fit: bool
+) -> tuple[np.ndarray, list[str], str]:
+    """The columns that are asked for, their names, and a note; by default all."""
+    names = cells.names
+    wanted = list(columns) or names
+    known = names
+    note = ""
+    if to_fit:
+        known = names + [str(i) for i in range(1, len(names) + 1)]
+    elif names == _numbered(wanted) and not set(wanted) <= set(names):
+        # Points to score are found by name; without a header by place.
+        known = wanted
+        note = f"no header: the columns are taken as {', '.join(wanted)}"
+    for name in wanted:
+        if name not in known:
+            raise ValueError(f"it has no column {name!r}, only {', '.join(names)}")
+
+    places = [known.index(name) % len(names) for name in wanted]
+    points = np.column_stack([_to_numbers(cells, place) for place in places])
+    return points, wanted if note else [names[place] for place in places], note
+
+
+def _take_continuous(cells: Cells) -> tuple[np.ndarray, list[str], str]:
+    """The columns of continuous numbers, their names, and what is left out."""
+    taken = {}
+    left_out = []
+    for i, name in enumerate(cells.names):
+        if i == 0 and cells.row_numbers:
+            why = "no name: row numbers"
+        elif _is_text(cells.columns[i]):
+            why = "no numbers"
+        else:
+            column = _to_numbers(cells, i)
+            why = why_not_continuous(column)
+        if why:
+            left_out.append(f"{name} ({why})")
+        else:
+            taken[name] = column
+
+    note = f"left out: {', '.join(left_out)}" if left_out else ""
+    if not taken:
+        raise ValueError(f"it has no column to fit; {note}")
+    return np.column_stack(list(taken.values())), list(taken), note

@@ -1,0 +1,88 @@
+"""What speaks against fitting a density to points: errors, and notes on the rest."""
+
+from pathlib import Path
+
+import numpy as np
+
+from flowlib.files import UserError
+
+LEAST = 100  # points to fit
+FEW = 500  # fewer points come with a word
+MOST_COLUMNS = 64
+# The least share of the rows, for a value to be a point mass.
+POINT_MASS = 0.03
+
+
+def why_not_continuous(column: np.ndarray) -> str:
+    """What speaks against fitting a density to a column (N,), "" if nothing."""
+    found = column[~np.isnan(column)]
+    count = len(np.unique(found))
+    if count == 0:
+        return "no numbers"
+
+    # A point mass has no density; so few values are a class or a grade.
+    few = count < min(30, len(column) / 10) or count == 1 < len(column)
+    return f"only {count} value{'s' if count > 1 else ''}" if few else ""
+
+
+def check_density(
+    points: np.ndarray, names: list[str], path: Path, note: str
+) -> list[str]:
+    """Notes on points (N, D) without gaps.
+
+    UserError if they are too few or have no density. `note` says which columns were
+    left out, "" if none.
+    """
+    count, dim = points.shape
+    if count < LEAST:
+        raise UserError(f"{path} holds {count} points; at least {LEAST} are needed")
+    if dim > MOST_COLUMNS:
+        many = f"{path} has {dim} columns to fit, {MOST_COLUMNS} are the most"
+        raise UserError(f"{many}: choose some by --columns")
+    if dim == 1 and note:  # other columns were left out, perhaps against expectation
+        meant = f"if only {names[0]} is meant, --columns says so"
+        raise UserError(f"{path} has one column to fit; {note}; {meant}")
+    for name, column in zip(names, points.T):
+        if why := why_not_continuous(column):
+            raise UserError(f"{path}: {name} cannot be fitted: it has {why}")
+
+    _refuse_dependent(points, names, path)
+    notes = []
+    for name, column in zip(names, points.T):
+        notes += [f"{name} is {mass}" for mass in point_masses(column)]
+    repeated = count - len(np.unique(points, axis=0))
+    if repeated > count / 100:
+        what = f"{repeated} of {count} points are repetitions"
+        notes.append(f"{what}: their density has no limit")
+    if count < FEW:
+        notes.append(f"only {count} points")
+    if dim == 1:
+        notes.append("one column: a flow is a Gaussian, with --modes a mixture of them")
+    return notes
+
+
+def point_masses(column: np.ndarray) -> list[str]:
+    """The values that hold many rows of a column (N,) of otherwise continuous ones."""
+    values, counts = np.unique(column, return_counts=True)
+    # Up to three may be point masses. Of whole or rounded numbers the fourth is as
+    # frequent as they are.
+    usual = np.sort(counts)[-4:][0]
+    masses = []
+    for i in np.flatnonzero(counts > max(POINT_MASS * len(column), 4 * usual)):
+        share = f"{values[i]:g} in {counts[i] / len(column):.0%} of the rows"
+        masses.append(f"{share}, a point mass: no density describes it")
+    return masses
+
+
+def _refuse_dependent(points: np.ndarray, names: list[str], path: Path) -> None:
+    """UserError if a column follows from those before it: no density beside them."""
+    # By powers of two, which is exact, so that units of 1e-300 or 1e300 are harmless.
+    _, exponents = np.frexp(np.abs(points).max(0))
+    scaled = np.ldexp(points, -exponents)
+    standard = (scaled - scaled.mean(0)) / scaled.std(0)
+
+    # The diagonal has what the columns before leave of each, √N times its deviation.
+    left = np.diag(np.linalg.qr(standard).R) / np.sqrt(len(points))
+    for i in np.flatnonzero(np.abs(left) < 1e-5)[:1]:
+        follows = f"{names[i]} follows from {', '.join(names[:i])}"
+        raise UserError(f"{path}: {follows}: leave it out (--columns)")
