@@ -20,8 +20,8 @@ from flowlib.files import UserError, load_model, save_model
 from flowlib.images.classifier import Classifier
 from flowlib.images.glow import Glow
 from flowlib.images.user_images import read_picture
-from flowlib.training import TrainingState, load_resume, save_resume
 from flowlib.tables.reader import read_points
+from flowlib.training import TrainingState, load_resume, save_resume
 from flows2d import Flow, permutation_flow, realnvp
 
 KINDS = {"flow": Flow, "permutations": Flow, "glow": Glow, "classifier": Classifier}
