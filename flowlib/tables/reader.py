@@ -169,7 +169,7 @@ def _read_table(path: Path, format: Format) -> Cells:
     text = path.read_text("utf-16" if wide else "utf-8-sig", errors="replace")
     start = re.match(r'((?:#.*\n|\n)*)(?:"?sep=(.)"?\n)?', text)
     text = text[start.end() :].strip(" \n")
-    lines = text.split("\n", 2)[:2]
+    lines = re.split(r"\n+", text, maxsplit=2)[:2]
     given = format.separator or start[2]
     separator = given or _find_separator(lines[-1], format)
     separator = {" ": SPACES, r"\t": "\t"}.get(separator, separator)
