@@ -48,7 +48,7 @@ def read(tmp_path):
         ("semicolon.csv", table("{};{}")),
         ("decimal_comma.csv", decimal_commas(table("{};{}", "x;y\n"))),
         ("tabs.tsv", table("{}\t{}")),
-        ("bars.txt", table("{}|{}")),
+        ("bars.txt", decimal_commas(table("{}|{}"))),
         ("UPPER.CSV", table()),
         ("quoted.csv", table('"{}","{}"')),
         ("quoted_header.csv", table(header='"a, in m","b; in s"\n')),
@@ -203,9 +203,13 @@ def test_each_column_is_decided_by_its_own_cells(read):
         decimal_commas(table("{0}", points=np.abs(POINTS))),
         decimal_commas(table("{0}", points=np.abs(POINTS))) + "NA\n7,5\n",
         "".join(f"{i % 7},{100 + i}\n" for i in range(150)),
+        "".join(f"{i % 7},{100 + i},{i % 9},{200 + i}\n" for i in range(150)),
+        "".join(f"{1 + i},{100 + i}.25\n" for i in range(150)),
+        "".join(f"{1 + i}'234,{100 + i}\n" for i in range(150)),
+        "".join(f"{1 + i} {100 + i}.25\n" for i in range(150)),
     ],
 )
-def test_two_whole_numbers_can_be_one(content, read):
+def test_two_numbers_can_be_one(content, read):
     with pytest.raises(UserError, match="one number or two"):
         read(content)
 
@@ -218,10 +222,25 @@ def test_the_flags_say_whether_a_comma_separates(read):
     text = table(points=np.column_stack([range(150), range(500, 650)]) ** 2)
     found = read(text, format=Format(separator=","))
     np.testing.assert_array_equal(found.points[2], [4, 502**2])
-    with pytest.raises(UserError, match="do commas or spaces separate .* --separator"):
-        read(decimal_commas(table("{} {}")))
+    for row in ("{} {}", "{} 2024-01-01 {}"):
+        with pytest.raises(UserError, match="do commas or spaces separate"):
+            read(decimal_commas(table(row)))
     found = read(decimal_commas(table("{} {}")), format=Format(separator=" "))
     np.testing.assert_array_equal(found.points, POINTS)
+
+
+def test_an_index_is_told_from_a_number_whose_thousands_a_space_groups(read):
+    text = "".join(f"{1 + i % 9} {100 + i}.25 {y}\n" for i, y in enumerate(Y))
+    with pytest.raises(UserError, match="2 cells in the first row, 3 in the next"):
+        read("x y\n" + text)
+
+
+def test_beside_quoted_decimal_commas_a_point_can_group_thousands(read):
+    text = "x,y\n" + "".join(
+        f'"{decimal_commas(str(x))}",{i + 1}.{i + 100}\n' for i, x in enumerate(X)
+    )
+    with pytest.raises(UserError, match="y: " + ASKS):
+        read(text)
 
 
 # ---------------------------------------------------------------- headers

@@ -182,7 +182,7 @@ def _read_table(path: Path, format: Format) -> Cells:
     names = read(nrows=1).iloc[0].tolist()
     table = read(skiprows=1) if len(lines) > 1 else read(nrows=1)[:0]
     # R does not name the row names. But a bare comma may also be a decimal one.
-    if separator != "," or lines[-1].startswith('"'):
+    if table[0].is_unique and (separator != "," or lines[-1].startswith('"')):
         names = [""] * (len(table.columns) - len(names) == 1) + names
     if len(names) != len(table.columns):
         found = f"{len(names)} cells in the first row, {len(table.columns)} in the next"
@@ -194,18 +194,17 @@ def _read_table(path: Path, format: Format) -> Cells:
     if not header:
         table = pandas.concat([pandas.DataFrame([names]), table], ignore_index=True)
         names = _numbered(names)
-        numbers = re.sub(r"(?i)nan?|null|none|\?", "", text)
-        other = re.search(r"[^\d\s,+-]|,[-+]", numbers)
-        if separator == "," and len(names) % 2 == 0 and not other and not given:
-            ask = "one number or two? Give --decimal , or --separator ,"
-            raise ValueError(f"is {lines[0]} {ask}")
+        if not given and separator in (",", SPACES):
+            _refuse_pairs(table, "," if separator == "," else " ")
     if separator == SPACES and table.eq("").any(axis=None):
         raise ValueError("a row is too short: write NaN where a number is missing")
 
     comments = start[1].count("#")
     notes = [f"lines before the table left out: {comments}"] if comments else []
-    # Where commas separate the columns, a point groups no thousands.
-    decimals = {".": "."} if separator == "," and len(names) > 1 else {}
+    decimals = {}
+    # Where commas separate the columns, and are in no number, a point is a decimal one.
+    if separator == "," and names[1:] and not re.search(r'"[-+]?[\d.]+,\d+"', text):
+        decimals = {".": "."}
     if decimal := format.decimal or {".": ",", ",": "."}.get(format.thousands):
         decimals = {".": decimal, ",": decimal}
     columns = [table[i] for i in table]
@@ -219,13 +218,27 @@ def _numbered(columns: Sequence) -> list[str]:
     return [f"column {i}" for i in range(1, len(columns) + 1)]
 
 
+def _refuse_pairs(table: "DataFrame", mark: str) -> None:
+    """ValueError if each two cells of a row can be one number, with `mark` inside."""
+    if len(table.columns) % 2:
+        return
+    cells = table.to_numpy().ravel()
+    pairs = [f"{one}{mark}{other}" for one, other in zip(cells[::2], cells[1::2])]
+    pairs = [pair for pair in pairs if not MISSING & {*pair.split(mark)}]
+    for pattern in NUMBERS.values():
+        if pairs and all(map(pattern.fullmatch, pairs)):
+            ask = f"Give --separator '{mark}' for two, --separator ';' for one"
+            raise ValueError(f"is {pairs[0]} one number or two? {ask}")
+
+
 def _find_separator(line: str, format: Format) -> str:
     """What separates the columns, by the second line of a table."""
     # In quotation marks stands what is no separator.
     bare = re.sub(" *, *", ",", re.sub('"[^"]*"', "0", line))
     taken = () if '"' in line else (format.decimal, format.thousands)
-    marks = [mark for mark in "\t;,|" if mark in bare and mark not in taken]
-    if marks == [","] and " " in bare and all(map(_is_number, bare.split())):
+    marks = [mark for mark in "\t;|," if mark in bare and mark not in taken]
+    commas = [cell for cell in bare.split() if "," in cell and _is_number(cell)]
+    if marks == [","] and " " in bare and commas:
         raise ValueError(f"do commas or spaces separate {line}? Give --separator")
     return [*marks, SPACES][0]
 
@@ -242,16 +255,17 @@ def _has_header(names: list[str], table: "DataFrame") -> bool:
         return True
 
     # Names can be numbers too: wavelengths, years, the 0, 1, ... that pandas writes.
-    # No other row looks like them, or they count. (NA and Infinity are no names.)
-    alike = any(
-        name.isalpha() or name == "?" or _shape(name) in map(_shape, column)
+    # Few other rows look like them, or they count. (NA and Infinity are no names.)
+    unlike = [
+        name
         for name, column in pairs
-    )
+        if not name.isalpha() and _shape(name) not in map(_shape, column)
+    ]
     start = int(names[0]) if names[0].isdecimal() else 0
     counted = names == [str(start + i) for i in range(len(names))]
-    if counted and start == 0 and not alike:
+    if counted and start == 0 and len(unlike) == len(pairs):
         return len(table) > 0
-    odd = pairs and not alike and len(table) >= LEAST
+    odd = len(table) >= LEAST and 2 * len(unlike) > len(pairs)
     if odd or len(kinds) == 2 or counted and len(names) > 1:
         ask = "a header? Give --header or --no-header"
         raise ValueError(f"is the first row, {', '.join(names)[:99]}, {ask}")
