@@ -17,7 +17,7 @@ from flowlib.files import UserError, reason
 from flowlib.tables.checks import LEAST, check_density, why_not_continuous
 
 if TYPE_CHECKING:
-    from pandas import DataFrame, Series
+    from pandas import DataFrame
 
 TABLES = (".csv", ".tsv", ".txt")
 MISSING = {"", "?", "NA", "na", "N/A", "n/a", "#N/A", "<NA>", "NaN", "nan", "NAN"}
@@ -207,7 +207,7 @@ def _read_table(path: Path, format: Format) -> Cells:
         decimals = {".": "."}
     if decimal := format.decimal or {".": ",", ",": "."}.get(format.thousands):
         decimals = {".": decimal, ",": decimal}
-    columns = [table[i] for i in table]
+    columns = [table[i].tolist() for i in table]
     row_numbers = len(names) > 1 and names[0] in ("", "Unnamed: 0")
     names = [name or number for name, number in zip(names, _numbered(names))]
     return Cells(columns, names, notes, row_numbers, decimals)
@@ -246,9 +246,9 @@ def _find_separator(line: str, format: Format) -> str:
 def _has_header(names: list[str], table: "DataFrame") -> bool:
     """Whether the first row has names: words, where the column has numbers."""
     pairs = [
-        (name, table[i])
-        for name, i in zip(names, table)
-        if name and not _is_text(table[i])
+        (name, column)
+        for name, column in zip(names, table[:1000].to_numpy().T)
+        if name and not _is_text(column)
     ]
     kinds = {_is_number(name) for name, _ in pairs if name not in MISSING}
     if kinds == {False}:
@@ -284,11 +284,9 @@ def _is_number(cell: str) -> bool:
     return any(pattern.fullmatch(cell) for pattern in NUMBERS.values())
 
 
-def _is_text(column: "np.ndarray | Series") -> bool:
-    """Whether the first cells of a column are mostly words."""
-    if isinstance(column, np.ndarray):
-        return False
-    present = column[~column.isin(MISSING)][:1000]
+def _is_text(column: Sequence[str]) -> bool:
+    """Whether a column starts with more words than numbers."""
+    present = [cell for cell in column if cell not in MISSING][:1000]
     return 2 * sum(map(_is_number, present)) < len(present)
 
 
@@ -301,30 +299,35 @@ def _to_numbers(cells: Cells, place: int) -> np.ndarray:
     if isinstance(column, np.ndarray):
         return column
 
-    missing = column.isin(MISSING)
-    present = column[~missing]
-    fits = {mark: present.map(NUMBERS[mark].fullmatch).notna() for mark in ".,"}
-    mark = max(fits, key=lambda mark: fits[mark].sum())
-    for row, cell in present[~fits[mark]].items():
-        where = f"row {row + 1} of the data, {cells.names[place]}"
+    name = cells.names[place]
+    present = [cell for cell in column if cell not in MISSING]
+    fits = [mark for mark in ".," if all(map(NUMBERS[mark].fullmatch, present))]
+    if not fits:
+        strange = [
+            [cell for cell in present if not pattern.fullmatch(cell)]
+            for pattern in NUMBERS.values()
+        ]
+        cell = min(strange, key=len)[0]
+        where = f"row {column.index(cell) + 1} of the data, {name}"
         raise ValueError(f"{where}: {cell!r} is no number: correct it")
 
     # Where both readings fit all cells, as they do 1,234 and 10.026, nobody knows.
+    mark = fits[0]
     marks = {*".,"} & {*"".join(present)}
-    if marks and fits["."].all() and fits[","].all():
+    if marks and len(fits) == 2:
         chosen = {cells.decimals.get(mark) for mark in marks}
         if None in chosen:
             cell = next(cell for cell in present if marks & {*cell})
             mark = min(marks & {*cell})
             either = f"{cell.replace(mark, '.')} or {cell.replace(mark, '')}"
             ask = f"{either}? Give --decimal {mark} or --thousands {mark}"
-            raise ValueError(f"{cells.names[place]}: is {cell} {ask}")
+            raise ValueError(f"{name}: is {cell} {ask}")
         mark = chosen.pop()
 
     ignored = GROUP_MARKS + ".,".replace(mark, "")
     as_python = str.maketrans(mark + "−", ".-", ignored)
-    texts = column.mask(missing, "nan")
-    return np.array([float(text.translate(as_python)) for text in texts])
+    texts = ["nan" if cell in MISSING else cell.translate(as_python) for cell in column]
+    return np.array([float(text) for text in texts])
 
 
 # ---------------------------------------------------------------- which columns
@@ -360,7 +363,7 @@ def _take_continuous(cells: Cells) -> tuple[np.ndarray, list[str], str]:
     for i, name in enumerate(cells.names):
         if i == 0 and cells.row_numbers:
             why = "no name: row numbers"
-        elif _is_text(cells.columns[i]):
+        elif isinstance(cells.columns[i], list) and _is_text(cells.columns[i]):
             why = "no numbers"
         else:
             column = _to_numbers(cells, i)
