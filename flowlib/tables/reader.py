@@ -222,13 +222,15 @@ def _refuse_pairs(table: "DataFrame", mark: str) -> None:
     """ValueError if each two cells of a row can be one number, with `mark` inside."""
     if len(table.columns) % 2:
         return
-    cells = table.to_numpy().ravel()
-    pairs = [f"{one}{mark}{other}" for one, other in zip(cells[::2], cells[1::2])]
-    pairs = [pair for pair in pairs if not MISSING & {*pair.split(mark)}]
+    cells = table.to_numpy().ravel().tolist()
     for pattern in NUMBERS.values():
-        if pairs and all(map(pattern.fullmatch, pairs)):
+        if all(
+            MISSING & {one, other} or pattern.fullmatch(f"{one}{mark}{other}")
+            for one, other in zip(cells[::2], cells[1::2])
+        ):
+            found = mark.join(cells[:2])
             ask = f"Give --separator '{mark}' for two, --separator ';' for one"
-            raise ValueError(f"is {pairs[0]} one number or two? {ask}")
+            raise ValueError(f"is {found} one number or two? {ask}")
 
 
 def _find_separator(line: str, format: Format) -> str:
