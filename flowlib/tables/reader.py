@@ -377,5 +377,5 @@ def _take_continuous(cells: Cells) -> tuple[np.ndarray, list[str], str]:
 
     note = f"left out: {', '.join(left_out)}" if left_out else ""
     if not taken:
-        raise ValueError(f"it has no column to fit; {note}")
+        raise ValueError(f"it has 0 columns to fit; {note}")
     return np.column_stack(list(taken.values())), list(taken), note
