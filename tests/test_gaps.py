@@ -6,6 +6,7 @@ import pytest
 import torch
 from sklearn.mixture import GaussianMixture
 
+from benchmarks.table_gaps import fair_crps
 from flowlib.tables.gaps import ENOUGH, POPULATION, check_gaps, fill_gaps
 from flowlib.toy2d import TwoMoons
 from flows2d import Flow, MixtureBase
@@ -209,3 +210,12 @@ def test_a_density_that_is_not_a_number_somewhere_gets_no_fill_there():
 def test_rows_that_do_not_fit_are_one_line(shape):
     with pytest.raises(ValueError, match=r"rows must be of shape \(N, 2\), not \("):
         fill_gaps(Flow([], 2), gaussian(2), torch.zeros(shape), 0)
+
+
+def test_the_fair_crps_does_not_depend_on_how_many_samples_there_are():
+    truth = torch.randn(40_000).double()
+    few = fair_crps(torch.randn(40_000, 3).double(), truth)
+    many = fair_crps(torch.randn(40_000, 60).double(), truth)
+    exact = 1 / math.sqrt(math.pi)  # of a standard normal under itself
+    for scores in (few, many):
+        assert scores.mean() == pytest.approx(exact, abs=4 * scores.std().item() / 200)

@@ -186,7 +186,7 @@ def move(log_prob: Callable, cells: Tensor, width: Tensor, streams: Streams) -> 
         chunk=POPULATION,
     )
     start = torch.full_like(v, START)
-    chains = sample_hmc(density, v, start, streams, moves=4, leapfrog=4)
+    chains = sample_hmc(density, v, start, streams, moves=2, leapfrog=3)
     return chains.y[0] @ width.mT
 
 
