@@ -23,10 +23,13 @@ Takes    about 45 seconds on one CPU core (AMD EPYC); ends at KL(truth || flow) 
          nats (both flows, medians of three seeds), with --modes 2 at 0.0022 and 0.0013
 """
 
+import copy
 import math
 import time
+from argparse import BooleanOptionalAction
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,13 +43,24 @@ from flowlib.cli import Parser, number, one_line_errors, threads
 from flowlib.files import CHECKPOINTS, UserError
 from flowlib.grids import evaluate, kl_flow_truth, kl_truth_flow
 from flowlib.points import NOISE, Points, make_shape
-from flowlib.tables.points import make_file_points, score_points
-from flowlib.tables.reader import read_points
+from flowlib.tables.fit import Fit, fit_table
+from flowlib.tables.mixture import MODES, Choice, choose_mixture, start_flow
+from flowlib.tables.new_rows import (
+    fill_rows,
+    score_rows,
+    table_of_means,
+    table_of_samples,
+    write_table,
+)
+from flowlib.tables.points import make_file_points
+from flowlib.tables.reader import Format, read_points
 from flowlib.toy2d import SHAPES
 from flows2d import Flow, InvertibleLinear, permutation_flow, realnvp
 
 ARCHITECTURES: dict[str, Callable[..., Flow]]
 ARCHITECTURES = {"realnvp": realnvp, "permutation": permutation_flow}
+LAYERS = 20  # couplings of a shape's flow
+TABLE_LAYERS = 8
 # The largest gradient norm, and the linear layers' share of the learning rate. Each of
 # them moves everything: clipped at 1, or at a tenth of the rate, they slow the others.
 CLIP = 10.0
@@ -62,9 +76,10 @@ class Training:
     steps_per_epoch: int = 50
     batch: int = 512
     lr: float = 8e-3  # the highest
-    patience: float = (
-        math.inf
-    )  # epochs without a lower held-out NLL after which it ends
+
+
+# Rows are few, so each epoch is a small step away from the mixture.
+TABLE = Training(epochs=60, batch=256, lr=3e-4)
 
 
 class Step(NamedTuple):
@@ -80,30 +95,48 @@ class Step(NamedTuple):
 # ---------------------------------------------------------------- train
 
 
-def load_points(data: str, columns: list[str], noise: float, seed: int) -> Points:
+def load_points(args, seed: int) -> Points:
     """The points that --data names: a shape's, or those of a file."""
-    if data in SHAPES:
-        return make_shape(data, noise, seed)
-    return make_file_points(Path(data), columns, seed)
+    if args.data in SHAPES:
+        return make_shape(args.data, args.noise or NOISE, seed)
+    return make_file_points(Path(args.data), args.columns, seed, table_format(args))
+
+
+def table_format(args) -> Format:
+    """How the flags say that a table is written."""
+    return Format(args.separator, args.decimal, args.thousands, args.header)
 
 
 def build_flow(
     name: str, points: Points, layers: int, hidden: int, modes: int, seed: int
 ) -> Flow:
-    """An untrained flow that standardizes these points; the seed decides its weights.
-
-    Raises UserError if it would leave a column as it is.
-    """
+    """An untrained flow that standardizes a shape; the seed decides its weights."""
     torch.manual_seed(seed)  # the first weights and the permutations
     sample = points.draw(10_000)
     mean, std = sample.mean(0), sample.std(0)
     build = ARCHITECTURES[name]
-    widths = (hidden, hidden)
-    try:
-        flow = build(sample.shape[1], layers, widths, mean, std, modes)
-    except ValueError as error:  # a few layers can miss some of many columns
-        raise UserError(f"the {name} flow: {error}") from None
-    return flow.to(sample.dtype)
+    return build(2, layers, (hidden, hidden), mean, std, modes)
+
+
+def make_start(
+    name: str, layers: int, hidden: int, choice: Choice, seed: int
+) -> Callable[[Tensor], Flow]:
+    """A function: rows of a table (N, D) -> an untrained flow, which is their mixture.
+
+    The seed decides the flow's first weights.
+    """
+
+    def build(dim: int) -> Flow:
+        return ARCHITECTURES[name](dim, layers, (hidden, hidden))
+
+    def start(rows: Tensor) -> Flow:
+        torch.manual_seed(seed)
+        try:
+            return start_flow(build, rows, choice.modes, choice.added)
+        except ValueError as error:
+            raise UserError(f"the {name} flow: {error}") from None
+
+    return start
 
 
 def make_optimizer(flow: Flow, lr: float) -> torch.optim.Optimizer:
@@ -120,26 +153,26 @@ def make_optimizer(flow: Flow, lr: float) -> torch.optim.Optimizer:
 
 
 def train_flow(
-    flow: Flow, draw: Callable[[int], Tensor], held_out: Tensor, training: Training
+    flow: Flow,
+    draw: Callable[[int], Tensor],
+    held_out: Tensor | None,
+    training: Training,
 ) -> Iterator[Step]:
     """Fits the flow by maximum likelihood; yields a `Step` each step.
 
     Adam with the gradient norm clipped at CLIP; the learning rate rises for 2 % of the
     steps, then falls along a cosine to zero. The flow ends with the weights of the
-    epoch that was best on the held-out points. `training.patience` ends the training
-    soon after that epoch, so that few points are not learned by heart. Raises UserError
-    if the loss stops being a number.
+    epoch that was best on the held-out points, or the last ones if there are none.
+    Raises UserError if the loss stops being a number.
     """
     steps = training.epochs * training.steps_per_epoch
     optimizer = make_optimizer(flow, training.lr)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda i: min(1, 50 * (i + 1) / steps) * cosine(i / steps)
     )
-    held_out = held_out.to(flow.device)
     losses = []
     best_nll = math.inf
-    best_epoch = 0
-    best_weights = flow.state_dict()
+    best_weights = None
 
     for i in range(1, steps + 1):
         loss = -flow.log_prob(draw(training.batch).to(flow.device)).mean()
@@ -157,19 +190,18 @@ def train_flow(
             yield Step(i, epoch, losses[-1])
             continue
 
-        with torch.no_grad():
-            nll = -flow.log_prob(held_out).mean().item()
-        if nll < best_nll:
-            best_nll = nll
-            best_epoch = epoch
-            weights = flow.state_dict()
-            best_weights = {name: value.clone() for name, value in weights.items()}
+        nll = None
+        if held_out is not None:
+            with torch.no_grad():
+                nll = -flow.log_prob(held_out.to(flow.device)).mean().item()
+            if nll < best_nll:
+                best_nll = nll
+                best_weights = copy.deepcopy(flow.state_dict())
         yield Step(i, epoch, losses[-1], float(np.mean(losses)), nll)
         losses.clear()
-        if epoch - best_epoch >= training.patience:
-            break
 
-    flow.load_state_dict(best_weights)
+    if best_weights is not None:
+        flow.load_state_dict(best_weights)
 
 
 def cosine(share: float) -> float:
@@ -177,16 +209,8 @@ def cosine(share: float) -> float:
     return (1 + math.cos(math.pi * share)) / 2
 
 
-class Fit(NamedTuple):
-    """A trained flow, the last `Step` of each epoch, and its metrics."""
-
-    flow: Flow
-    history: list[Step]
-    metrics: dict
-
-
 def fit_flow(flow: Flow, points: Points, training: Training, name: str) -> Fit:
-    """Trains and evaluates a flow, with a progress bar."""
+    """Trains and evaluates a flow of a shape, with a progress bar."""
     start = time.perf_counter()
     history = []
     steps = training.epochs * training.steps_per_epoch
@@ -222,14 +246,10 @@ def evaluate_flow(flow: Flow, points: Points) -> dict[str, float | None]:
 
 def report_run(metrics: dict[str, dict], points: Points, seed: int) -> None:
     """Prints the metrics of one seed, a row a model."""
+    floor = ""
     if points.floor is not None:
-        beside = f"entropy of the truth, the least test NLL: {points.floor:.4f}"
-    else:
-        nll = -points.gaussian.log_prob(points.test.double()).mean().item()
-        beside = f"test NLL of a fitted Gaussian: {nll:.4f}"
-        if nll < min(row["test_nll"] for row in metrics.values()):
-            beside += ", better than either flow: more points would help"
-    print(f"seed {seed}, all in nats; {beside}")
+        floor = f"; entropy of the truth, the least test NLL: {points.floor:.4f}"
+    print(f"seed {seed}, all in nats{floor}")
 
     for name, row in metrics.items():
         texts = [f"test NLL {row['test_nll']:.4f}"]
@@ -239,6 +259,22 @@ def report_run(metrics: dict[str, dict], points: Points, seed: int) -> None:
                 texts.append(f"{KL[key]} {value:.4f}")
         texts.append(f"{row['steps']} steps, {row['seconds']:.0f} s")
         print(f"{name:12}", *texts, sep="   ")
+        if "gain_over_mixture" in row:
+            print(f"{'':12}", describe_gain(row), sep="   ")
+
+
+def describe_gain(row: dict) -> str:
+    """What a flow of a table gained over what is simpler, on its test rows."""
+    gains = []
+    simpler = {"gaussian": "a Gaussian", "mixture": f"a mixture of {row['modes']}"}
+    for name, words in simpler.items():
+        gain = row[f"gain_over_{name}"]
+        gains.append(f"{gain:.2f} ± {row[f'gain_over_{name}_se']:.2f} over {words}")
+    if row["steps"] == 0:
+        gains[1] = (
+            f"it is the mixture of {row['modes']}, which training did not improve"
+        )
+    return f"gained {'; '.join(gains)}"
 
 
 def summarize_runs(runs: list[dict[str, dict]]) -> dict[str, dict]:
@@ -265,9 +301,9 @@ def summarize_runs(runs: list[dict[str, dict]]) -> dict[str, dict]:
 # ---------------------------------------------------------------- save and score
 
 
-def run_name(points: Points, modes: int) -> str:
+def run_name(points: Points, modes: int | None) -> str:
     """What the files of a run start with; the default run's are those of the README."""
-    return points.name if modes == 1 else f"{points.name}_{modes}_modes"
+    return f"{points.name}_{modes}_modes" if modes else points.name
 
 
 def save_run(
@@ -295,7 +331,8 @@ def save_run(
     metrics = {name: fit.metrics for name, fit in fits.items()}
     histories = {name: fit.history for name, fit in fits.items()}
     prefix = "" if name == "moons" else f"{name}_"
-    losses = plots.plot_losses(histories, points)
+    gaussian_nll = next(iter(metrics.values())).get("gaussian_nll")
+    losses = plots.plot_losses(histories, points, gaussian_nll)
     files.save_figure(losses, figures, f"{prefix}loss_plot.png")
     if len(points.columns) != 2:
         pairs = plots.plot_pairs(flows, points, seed)
@@ -306,38 +343,56 @@ def save_run(
         plots.save_animation(flows, points, figures / f"{name}.gif", seed)
 
 
-def score_file(
-    path: Path, name: str, points: Points, folder: Path, figures: Path
-) -> None:
-    """Writes the log p of a file's points under both flows, the least likely first.
-
-    `name` is that of the run that fitted the flows to `points`.
-    """
-    import pandas  # here, for it takes half a second to import
-
-    fit_first = "fit it with the same command without --score"
+def load_fitted(name: str, points: Points, folder: Path) -> dict[str, Flow]:
+    """The flows that the run of this name fitted to these points."""
+    fit_first = "fit it with the same command without --score and --fill"
     flows = {}
     for architecture in ARCHITECTURES:
         file = folder / f"{name}_{architecture}.pt"
         flow = files.load_model(file, Flow, hint=fit_first)
         files.require_same_data(file, flow.made_from, points.made_from, fit_first)
+        if "held_out_log_p" not in flow.metrics:
+            raise UserError(f"{file} is of an earlier version: {fit_first}")
         print(f"{files.short(file)}: test NLL {flow.metrics['test_nll']:.4f} nats")
         flows[architecture] = flow
+    return flows
 
-    table = read_points(path, points.columns, to_fit=False)
-    rows = torch.from_numpy(table.points)
-    columns: dict[str, Any] = {"row": range(1, len(rows) + 1)}
-    for architecture, flow in flows.items():
-        log_p, share = score_points(flow, points.train, rows)
-        columns[f"log_p_{architecture}"] = log_p.numpy()
-        columns[f"less_likely_{architecture}"] = share.numpy()
-    scores = pandas.DataFrame(columns).sort_values(f"log_p_{architecture}")
 
-    file = figures / f"{path.stem}_scores.csv"
-    files.write_atomically(file, lambda part: scores.to_csv(part, index=False))
+def score_file(args, flows: dict[str, Flow], points: Points) -> None:
+    """Writes the log p of a file's rows under both flows, the least likely first."""
+    table = read_points(args.score, points.columns, table_format(args), to_fit=False)
+    scores = score_rows(flows, torch.from_numpy(table.points))
     print(scores.head(10).to_string(index=False, float_format="{:,.3f}".format))
-    what = "log p in nats, and the share of the training points with less"
-    print(f"wrote {file}: {what}")
+    what = "log p in nats, and the share of held-out rows with less"
+    write_table(args.figures / f"{args.score.stem}_scores.csv", scores, what)
+
+
+def fill_file(args, flows: dict[str, Flow], points: Points) -> None:
+    """Writes a file's rows with their gaps filled by the better flow: means and draws.
+
+    The better flow has the lower held-out NLL.
+    """
+    style = table_format(args)
+    table = read_points(args.fill, points.columns, style, to_fit=False, gaps=True)
+    rows = torch.from_numpy(table.points)
+    best = min(flows, key=lambda name: flows[name].metrics["held_out_nll"])
+    filled = fill_rows(flows[best], points.train, points.test, rows, args.seed)
+
+    gaps = rows.isnan()
+    print(f"{gaps.sum()} gaps in {gaps.any(1).sum()} of {len(rows)} rows, by {best}")
+    check = filled.check
+    covered = f"{check['coverage_90']:.0%} ± {check['coverage_90_se']:.0%}"
+    print(
+        f"checked on {check['cells']} hidden cells of test rows: the 90 % intervals "
+        f"hold {covered}; in standard deviations of a column "
+        f"RMSE {check['rmse']:.3f}, CRPS {check['crps']:.3f}"
+    )
+    means = table_of_means(filled.mean, table.names)
+    name = args.fill.stem
+    write_table(args.figures / f"{name}_filled.csv", means, "the means of the fills")
+    samples = table_of_samples(filled.samples, table.names)
+    what = f"{filled.samples.shape[1]} samples of each row"
+    write_table(args.figures / f"{name}_samples.csv", samples, what)
 
 
 # ---------------------------------------------------------------- command line
@@ -352,15 +407,26 @@ def parse_args(argv: list[str] | None = None):
     add("--noise", type=number(float, 0.02, 1), help=noise)
     columns = "columns of the file to take (default: all with numbers)"
     add("--columns", nargs="+", metavar="NAME", default=[], help=columns)
-    score = "only score this file's points, with the flows of --data"
+    score = "only score this file's rows, with the flows of --data"
     add("--score", type=Path, metavar="FILE", help=score)
+    fill = "only fill the gaps of this file's rows, with the better flow of --data"
+    add("--fill", type=Path, metavar="FILE", help=fill)
+    separator = "what separates a table's columns, '\\t' for tabs (default: found)"
+    add("--separator", metavar="MARK", help=separator)
+    decimal = "a table's decimal mark (default: found in each column)"
+    add("--decimal", choices=(".", ","), help=decimal)
+    thousands = "what groups a table's thousands (default: found in each column)"
+    add("--thousands", metavar="MARK", help=thousands)
+    header = "whether a table's first row has the columns' names (default: found)"
+    add("--header", action=BooleanOptionalAction, help=header)
 
     add = parser.add_argument_group("model").add_argument
-    add("--layers", type=number(int, 2, 1000), default=20, help="couplings in a flow")
+    layers = f"couplings in a flow (default: {LAYERS}; of a table {TABLE_LAYERS})"
+    add("--layers", type=number(int, 2, 1000), help=layers)
     hidden = "width of the couplings' networks"
     add("--hidden", type=number(int, 1, 4096), default=32, help=hidden)
-    modes = "Gaussians in the base; 1 is the standard normal"
-    add("--modes", type=number(int, 1, 100), default=1, help=modes)
+    modes = "Gaussians in the base (default: 1; of a table those that fit best)"
+    add("--modes", type=number(int, 1, 100), help=modes)
 
     add = parser.add_argument_group("training").add_argument
     for name, low, text in (
@@ -369,9 +435,11 @@ def parse_args(argv: list[str] | None = None):
         ("batch", 1, "points in a step"),
         ("lr", 1e-8, "highest learning rate"),
     ):
-        default = getattr(Training(), name.replace("-", "_"))
-        kind = number(type(default), low, 1_000_000)
-        add(f"--{name}", type=kind, default=default, help=text)
+        field = name.replace("-", "_")
+        default = getattr(Training(), field)
+        other = getattr(TABLE, field)
+        text += f" (default: {default:g}; of a table {other:g})"
+        add(f"--{name}", type=number(type(default), low, 1_000_000), help=text)
     seeds = "number of runs, from --seed on"
     add("--seeds", type=number(int, 1, 1000), default=1, metavar="N", help=seeds)
     parser.add_common_flags("folder of the two checkpoints (default: checkpoints/)")
@@ -387,19 +455,47 @@ def check_flags(parser: Parser, args) -> None:
     if args.noise is not None and args.data not in ("moons", "spirals"):
         parser.error(f"--noise has no meaning with --data {args.data}")
     if args.data in SHAPES:
-        parser.refuse(args, f"with --data {args.data}", "columns", "score")
+        of_tables = ("separator", "decimal", "thousands", "header", "columns")
+        parser.refuse(args, f"with --data {args.data}", *of_tables, "score", "fill")
+    if args.decimal and args.decimal == args.thousands:
+        parser.error("--decimal and --thousands must differ")
 
+    sizes = ("layers", "hidden", "epochs", "steps_per_epoch", "batch", "lr", "seeds")
     if args.score:
-        sizes = (
-            "layers",
-            "hidden",
-            "epochs",
-            "steps_per_epoch",
-            "batch",
-            "lr",
-            "seeds",
-        )
-        parser.refuse(args, "with --score", *sizes, "metrics")
+        parser.refuse(args, "with --score", *sizes, "metrics", "fill")
+    if args.fill:
+        parser.refuse(args, "with --fill", *sizes, "metrics")
+
+
+def make_training(args) -> Training:
+    """How long and how fast to train: the flags, otherwise the data's defaults."""
+    training = Training() if args.data in SHAPES else TABLE
+    given = {
+        field.name: value
+        for field in fields(Training)
+        if (value := getattr(args, field.name)) is not None
+    }
+    return replace(training, **given)
+
+
+def fit_flows(args, points: Points, seed: int) -> dict[str, Fit]:
+    """Both architectures, fitted to a shape or to a table."""
+    training = make_training(args)
+    fits = {}
+    if points.truth is not None:
+        sizes = (args.layers or LAYERS, args.hidden, args.modes or 1)
+        for name in ARCHITECTURES:
+            flow = build_flow(name, points, *sizes, seed).to(args.device)
+            fits[name] = fit_flow(flow, points, training, name)
+        return fits
+
+    choice = choose_mixture(points.folds, (args.modes,) if args.modes else MODES)
+    layers = args.layers or TABLE_LAYERS
+    for name in ARCHITECTURES:
+        start = make_start(name, layers, args.hidden, choice, seed)
+        train = partial(train_flow, held_out=None, training=training)
+        fits[name] = fit_table(start, train, points, choice, name)
+    return fits
 
 
 @one_line_errors()
@@ -407,26 +503,20 @@ def check_flags(parser: Parser, args) -> None:
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     start = time.perf_counter()
-    # A shape's points are always new, so nothing can be learned by heart.
-    patience = math.inf if args.data in SHAPES else 10
-    training = Training(
-        args.epochs, args.steps_per_epoch, args.batch, args.lr, patience
-    )
+    places = (args.checkpoint, args.figures)
 
     runs = []
     for seed in range(args.seed, args.seed + args.seeds):
-        points = load_points(args.data, args.columns, args.noise or NOISE, seed)
+        points = load_points(args, seed)
         name = run_name(points, args.modes)
-        places = (args.checkpoint, args.figures)
-        if args.score:
-            return score_file(args.score, name, points, *places)
+        if args.score or args.fill:
+            flows = load_fitted(name, points, args.checkpoint)
+            use = score_file if args.score else fill_file
+            return use(args, flows, points)
+
         files.require_writable(*places, files=[args.metrics])
         with files.lock(args.checkpoint / f"{name}_realnvp.pt"):
-            fits = {}
-            for architecture in ARCHITECTURES:
-                sizes = (args.layers, args.hidden, args.modes)
-                flow = build_flow(architecture, points, *sizes, seed).to(args.device)
-                fits[architecture] = fit_flow(flow, points, training, architecture)
+            fits = fit_flows(args, points, seed)
             if seed == args.seed:
                 save_run(name, fits, points, seed, *places)
         runs.append({name: fit.metrics for name, fit in fits.items()})

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from torch.distributions import MultivariateNormal
 
 from flowlib.rng import rng
 from flowlib.toy2d import SHAPES, Truth
@@ -23,13 +22,13 @@ class Points:
     draw: Callable[[int], Tensor]
     held_out: Tensor  # (N, D)
     test: Tensor  # (N, D)
-    train: Tensor | None = None  # (N, D), the user's points
+    made_from: dict  # a fingerprint, plain types
     # Where it is known: the exact distribution, and its entropy in nats.
     truth: Truth | None = None
     floor: float | None = None
-    # Where it is not: a Gaussian with the points' mean and covariance.
-    gaussian: MultivariateNormal | None = None
-    made_from: dict = field(default_factory=dict)  # a fingerprint, plain types
+    # Of a table: all rows but those to test on, and parts of them, to fit and held out.
+    train: Tensor | None = None  # (N, D)
+    folds: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
     @property
     def labels(self) -> list[str]:

@@ -1,64 +1,84 @@
-"""The user's points: shuffled, split, and scored by a flow."""
+"""The user's points: split, with parts for cross-validation, and scored by a flow."""
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.distributions import MultivariateNormal
 
 from flowlib.files import readable
-from flowlib.grids import evaluate
 from flowlib.points import Points
 from flowlib.rng import rng
-from flowlib.tables.reader import read_points
+from flowlib.tables.mixture import standardize
+from flowlib.tables.reader import AS_FOUND, Format, describe, read_points
 from flowlib.toy2d import SHAPES
 
+MANY = 2000  # rows, from which on one held-out part is enough
+FOLDS = 5
 
-def make_file_points(path: Path, columns: list[str], seed: int) -> Points:
-    """The user's points, shuffled: 80 % to train on, 10 % held out, 10 % to test on."""
-    table = read_points(path, columns)
-    print("; ".join([f"{path.name}: columns {', '.join(table.names)}", *table.notes]))
-    points = torch.from_numpy(table.points)
-    values = hashlib.sha256(table.points.tobytes()).hexdigest()[:16]
-    made_from = {"columns": table.names, "rows": len(points), "values": values}
-    # float32 is twice as fast, but beside a large offset its rounding would show.
-    if (points.abs().amax(0) / points.std(0)).max() < 1000:
-        points = points.float()
 
-    order = torch.randperm(len(points), generator=rng(seed, "file shuffle"))
-    tenth = len(points) // 10
-    sizes = [tenth, tenth, len(points) - 2 * tenth]
-    held_out, test, train = points[order].split(sizes)
-    generator = rng(seed, "file train")
-
-    def draw(n: int) -> Tensor:
-        return train[torch.randint(len(train), (n,), generator=generator)]
-
+def make_file_points(
+    path: Path, columns: list[str], seed: int, format: Format = AS_FOUND
+) -> Points:
+    """The points of a user's file; what was read is printed."""
+    table = read_points(path, columns, format)
+    print(f"{path.name}:", *describe(table), *table.notes, sep="\n  ")
     # Files of a shape's name would otherwise be taken for the shape's.
     name = readable(path.stem)
+    name = f"points_{name}" if name.lower() in SHAPES else name
+    title = readable(path.name).replace("$", r"\$")
+    return make_table_points(
+        torch.from_numpy(table.points), seed, table.names, name, title
+    )
+
+
+def make_table_points(
+    rows: Tensor, seed: int, columns: list[str], name: str, title: str
+) -> Points:
+    """Rows (N, D), float64, shuffled: 10 % to test on, the others to fit.
+
+    With few rows each fifth of those to fit is held out once, for what is chosen; from
+    MANY on a tenth is.
+    """
+    values = hashlib.sha256(rows.numpy().tobytes()).hexdigest()[:16]
+    made_from = {"columns": columns, "rows": len(rows), "values": values}
+    rows = with_fewer_digits(rows)
+
+    order = torch.randperm(len(rows), generator=rng(seed, "file shuffle"))
+    tenth = len(rows) // 10
+    test, train = rows[order].split([tenth, len(rows) - tenth])
+    parts = train.tensor_split(FOLDS if len(train) < MANY else 10)
+    folds = []
+    for i in range(FOLDS if len(train) < MANY else 1):
+        others = torch.cat([*parts[:i], *parts[i + 1 :]])
+        folds.append((others, parts[i]))
+
     return Points(
-        name=f"points_{name}" if name.lower() in SHAPES else name,
-        title=readable(path.name).replace("$", r"\$"),
-        columns=table.names,
-        draw=draw,
-        held_out=held_out,
+        name=name,
+        title=title,
+        columns=columns,
+        draw=drawing_from(train, rng(seed, "file train")),
+        held_out=folds[0][1],
         test=test,
         train=train,
-        gaussian=fit_gaussian(train),
+        folds=folds,
         made_from=made_from,
     )
 
 
-def fit_gaussian(points: Tensor) -> MultivariateNormal:
-    """The Gaussian with the mean and the covariance of points (N, D), in float64."""
-    points = points.double()
-    covariance = points.T.cov().reshape(points.shape[1], -1)  # a number if D is 1
-    return MultivariateNormal(points.mean(0), covariance)
+def with_fewer_digits(rows: Tensor) -> Tensor:
+    """Rows in float32, twice as fast, where its rounding and range do no harm."""
+    reach = rows.abs().amax(0)
+    std = standardize(rows).std
+    harmless = (reach < 1000 * std) & (reach < 1e30) & (std > 1e-30)
+    return rows.float() if harmless.all() else rows
 
 
-def score_points(flow, train: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
-    """log p of each point in nats, (N,), and the share of training points with less."""
-    log_p = evaluate(flow.log_prob, points, flow)
-    of_train = evaluate(flow.log_prob, train, flow).sort().values
-    return log_p, torch.searchsorted(of_train, log_p) / len(train)
+def drawing_from(rows: Tensor, generator: torch.Generator) -> Callable[[int], Tensor]:
+    """n -> n of the rows (N, D), drawn with replacement."""
+
+    def draw(n: int) -> Tensor:
+        return rows[torch.randint(len(rows), (n,), generator=generator)]
+
+    return draw

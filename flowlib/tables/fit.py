@@ -1,0 +1,129 @@
+"""Fits a flow to a table: for as many epochs as cross-validation finds useful."""
+
+import time
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from flowlib.grids import evaluate
+from flowlib.points import Points
+from flowlib.rng import rng
+from flowlib.tables.mixture import Choice, Folds, mixture_flow
+from flowlib.tables.points import drawing_from
+from flows2d import Flow
+
+PATIENCE = 5  # epochs without a lower held-out NLL after which training ends
+
+Start = Callable[[Tensor], Flow]  # rows (N, D) -> the flow that is their mixture
+# Flow, draw -> a record of each step; an epoch's last one has `train_nll`.
+Train = Callable[[Flow, Callable[[int], Tensor]], Iterator]
+
+
+class Epoch(NamedTuple):
+    """NLLs after an epoch, in nats: means over the held-out parts."""
+
+    step: int
+    epoch: int
+    train_nll: float
+    held_out_nll: float
+
+
+class Fit(NamedTuple):
+    """A trained flow, a record of each epoch, and its metrics."""
+
+    flow: Flow
+    history: list
+    metrics: dict
+
+
+def fit_table(
+    start: Start, train: Train, points: Points, choice: Choice, name: str
+) -> Fit:
+    """A flow that starts as a mixture and is trained as long as that is useful.
+
+    The number of epochs, 0 included, is that of the least mean NLL of the held-out rows
+    of `points.folds`. Then a flow is fitted to all of `points.train`, as long.
+    """
+    began = time.perf_counter()
+    history, held_out = choose_epochs(start, train, points.folds, name)
+    best = min(history, key=lambda epoch: epoch.held_out_nll)
+
+    flow = start(points.train)
+    steps = islice(train(flow, points.draw), best.step)
+    for _ in tqdm(steps, f"{name}, all rows", best.step, unit="step", mininterval=1):
+        pass
+
+    shares = torch.linspace(0, 1, 501, dtype=torch.float64)
+    metrics = {
+        "held_out_nll": best.held_out_nll,
+        "held_out_log_p": held_out.quantile(shares).tolist(),
+        "parameters": sum(p.numel() for p in flow.parameters()),
+        "epochs": best.epoch,
+        "steps": best.step,
+        **choice._asdict(),
+        **evaluate_table(flow, points, choice),
+        "seconds": time.perf_counter() - began,
+    }
+    return Fit(flow, history, metrics)
+
+
+def choose_epochs(
+    start: Start, train: Train, folds: Folds, name: str
+) -> tuple[list[Epoch], Tensor]:
+    """The epochs from 0 on, and the held-out rows' log p after the best one.
+
+    Flows are fitted to the parts side by side. It ends PATIENCE epochs after the best.
+    """
+    flows = []
+    runs = []
+    for i, (rows, _) in enumerate(folds):
+        flows.append(start(rows))
+        runs.append(train(flows[-1], drawing_from(rows, rng(0, "fold", i))))
+
+    def held_out_log_p(of_train: bool = False) -> Tensor:
+        parts = []
+        for flow, (rows, held_out) in zip(flows, folds):
+            parts.append(evaluate(flow.log_prob, rows if of_train else held_out, flow))
+        return torch.cat(parts)
+
+    best = held_out_log_p()
+    start_nll = -held_out_log_p(of_train=True).mean().item()
+    history = [Epoch(0, 0, start_nll, -best.mean().item())]
+    kept = 0
+    for steps in tqdm(zip(*runs), name, unit="step", mininterval=1):
+        last = steps[0]
+        if last.train_nll is None:
+            continue
+
+        log_p = held_out_log_p()
+        losses = [step.train_nll for step in steps]
+        nll = sum(losses) / len(losses)
+        history.append(Epoch(last.step, last.epoch, nll, -log_p.mean().item()))
+        if log_p.mean() > best.mean():
+            best = log_p
+            kept = last.epoch
+        elif last.epoch == kept + PATIENCE:
+            break
+    return history, best
+
+
+def evaluate_table(flow: Flow, points: Points, choice: Choice) -> dict[str, float]:
+    """Test NLL, and the gains over a Gaussian and the mixture; each with its error."""
+    log_p = evaluate(flow.log_prob, points.test, flow)
+    found = {"test_nll": -log_p}
+    gaussian = mixture_flow(points.train)
+    mixture = mixture_flow(points.train, choice.modes, choice.added)
+    for name, other in (("gaussian", gaussian), ("mixture", mixture)):
+        found[f"gain_over_{name}"] = log_p - evaluate(
+            other.log_prob, points.test, other
+        )
+
+    metrics = {}
+    for name, values in found.items():
+        metrics[name] = values.mean().item()
+        metrics[f"{name}_se"] = (values.std() / len(values) ** 0.5).item()
+    return metrics
