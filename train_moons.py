@@ -28,7 +28,7 @@ import math
 import time
 from argparse import BooleanOptionalAction
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -44,12 +44,13 @@ from flowlib.files import CHECKPOINTS, UserError
 from flowlib.grids import evaluate, kl_flow_truth, kl_truth_flow
 from flowlib.points import NOISE, Points, make_shape
 from flowlib.tables.fit import Fit, fit_table
-from flowlib.tables.mixture import MODES, Choice, choose_mixture, start_flow
+from flowlib.tables.mixture import MODES, choose_mixture, start_flow
 from flowlib.tables.new_rows import (
+    as_table,
+    check_fills,
     fill_rows,
+    fit_proposal,
     score_rows,
-    table_of_means,
-    table_of_samples,
     write_table,
 )
 from flowlib.tables.points import make_file_points
@@ -61,6 +62,7 @@ ARCHITECTURES: dict[str, Callable[..., Flow]]
 ARCHITECTURES = {"realnvp": realnvp, "permutation": permutation_flow}
 LAYERS = 20  # couplings of a shape's flow
 TABLE_LAYERS = 8
+CHECKED = 200  # test rows, at most, in which --fill hides cells to check itself
 # The largest gradient norm, and the linear layers' share of the learning rate. Each of
 # them moves everything: clipped at 1, or at a tenth of the rate, they slow the others.
 CLIP = 10.0
@@ -76,10 +78,15 @@ class Training:
     steps_per_epoch: int = 50
     batch: int = 512
     lr: float = 8e-3  # the highest
+    decay: float = 0.0  # of the couplings' weights, in a step of rate 1
+    patience: int = 5  # of a table: epochs without a gain after which training ends
 
 
-# Rows are few, so each epoch is a small step away from the mixture.
-TABLE = Training(epochs=60, batch=256, lr=3e-4)
+# Few rows, cross-validated: a slow way from the best mixture. Many: a mixture of few
+# modes is enough to start, and what the couplings learn generalizes better.
+FEW_ROWS = Training(epochs=60, batch=256, lr=3e-4, decay=1.0)
+MANY_ROWS = Training(20, steps_per_epoch=100, lr=3e-3, decay=1.0, patience=20)
+FIRST_MODES = 5  # the most to start with where rows are many
 
 
 class Step(NamedTuple):
@@ -119,9 +126,9 @@ def build_flow(
 
 
 def make_start(
-    name: str, layers: int, hidden: int, choice: Choice, seed: int
-) -> Callable[[Tensor], Flow]:
-    """A function: rows of a table (N, D) -> an untrained flow, which is their mixture.
+    name: str, layers: int, hidden: int, seed: int
+) -> Callable[[Tensor, int, float], Flow]:
+    """A function: a table's rows (N, D), modes, added -> a flow that is their mixture.
 
     The seed decides the flow's first weights.
     """
@@ -129,27 +136,35 @@ def make_start(
     def build(dim: int) -> Flow:
         return ARCHITECTURES[name](dim, layers, (hidden, hidden))
 
-    def start(rows: Tensor) -> Flow:
+    def start(rows: Tensor, modes: int, added: float) -> Flow:
         torch.manual_seed(seed)
         try:
-            return start_flow(build, rows, choice.modes, choice.added)
+            return start_flow(build, rows, modes, added)
         except ValueError as error:
             raise UserError(f"the {name} flow: {error}") from None
 
     return start
 
 
-def make_optimizer(flow: Flow, lr: float) -> torch.optim.Optimizer:
-    """Adam; the linear layers learn at LINEAR_SHARE of the rate."""
+def make_optimizer(flow: Flow, training: Training) -> torch.optim.Optimizer:
+    """AdamW; the linear layers learn at LINEAR_SHARE of the rate.
+
+    The couplings' weights decay (Loshchilov and Hutter 2019, arXiv:1711.05101).
+    """
     linear: list[nn.Parameter] = []
-    others: list[nn.Parameter] = []
+    couplings: list[nn.Parameter] = []
     for transform in flow.transforms:
-        group = linear if isinstance(transform, InvertibleLinear) else others
+        group = linear if isinstance(transform, InvertibleLinear) else couplings
         group.extend(transform.parameters())
-    others.extend(flow.base.parameters())
-    groups: list[dict[str, Any]] = [{"params": others}]
-    groups.append({"params": linear, "lr": LINEAR_SHARE * lr})
-    return torch.optim.Adam(groups, lr=lr, betas=(0.9, 0.99), fused=True)
+
+    groups: list[dict[str, Any]] = [
+        {"params": couplings, "weight_decay": training.decay},
+        {"params": list(flow.base.parameters())},
+        {"params": linear, "lr": LINEAR_SHARE * training.lr},
+    ]
+    return torch.optim.AdamW(
+        groups, lr=training.lr, betas=(0.9, 0.99), weight_decay=0, fused=True
+    )
 
 
 def train_flow(
@@ -166,7 +181,7 @@ def train_flow(
     Raises UserError if the loss stops being a number.
     """
     steps = training.epochs * training.steps_per_epoch
-    optimizer = make_optimizer(flow, training.lr)
+    optimizer = make_optimizer(flow, training)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda i: min(1, 50 * (i + 1) / steps) * cosine(i / steps)
     )
@@ -368,31 +383,42 @@ def score_file(args, flows: dict[str, Flow], points: Points) -> None:
 
 
 def fill_file(args, flows: dict[str, Flow], points: Points) -> None:
-    """Writes a file's rows with their gaps filled by the better flow: means and draws.
+    """Writes a file's rows with their gaps filled: means, and samples.
 
-    The better flow has the lower held-out NLL.
+    The flow with the lower held-out NLL fills them.
     """
     style = table_format(args)
     table = read_points(args.fill, points.columns, style, to_fit=False, gaps=True)
     rows = torch.from_numpy(table.points)
-    best = min(flows, key=lambda name: flows[name].metrics["held_out_nll"])
-    filled = fill_rows(flows[best], points.train, points.test, rows, args.seed)
-
     gaps = rows.isnan()
-    print(f"{gaps.sum()} gaps in {gaps.any(1).sum()} of {len(rows)} rows, by {best}")
-    check = filled.check
-    covered = f"{check['coverage_90']:.0%} ± {check['coverage_90_se']:.0%}"
-    print(
-        f"checked on {check['cells']} hidden cells of test rows: the 90 % intervals "
-        f"hold {covered}; in standard deviations of a column "
-        f"RMSE {check['rmse']:.3f}, CRPS {check['crps']:.3f}"
-    )
-    means = table_of_means(filled.mean, table.names)
+    with_gaps = gaps.any(1)
+    name = min(flows, key=lambda name: flows[name].metrics["held_out_nll"])
+    flow = flows[name]
+    print(f"{gaps.sum()} gaps in {with_gaps.sum()} of {len(rows)} rows, by {name}")
+
+    proposal = fit_proposal(flow, points.train)
+    check = check_fills(flow, proposal, points.test[:CHECKED], args.seed)
+    print(describe_check(check))
+    filled = fill_rows(flow, proposal, rows, args.seed)
+
     name = args.fill.stem
+    means = as_table(filled.mean, table.names, range(1, len(rows) + 1))
     write_table(args.figures / f"{name}_filled.csv", means, "the means of the fills")
-    samples = table_of_samples(filled.samples, table.names)
-    what = f"{filled.samples.shape[1]} samples of each row"
-    write_table(args.figures / f"{name}_samples.csv", samples, what)
+    samples = filled.samples[with_gaps]
+    numbers = (1 + with_gaps.nonzero()[:, 0]).tolist()
+    several = as_table(samples, table.names, numbers)
+    what = f"{samples.shape[1]} samples of each row with gaps"
+    write_table(args.figures / f"{name}_samples.csv", several, what)
+
+
+def describe_check(check: dict[str, float]) -> str:
+    """How good the fills of hidden cells are, in a line."""
+    covered = f"{check['coverage_90']:.0%} ± {check['coverage_90_se']:.0%}"
+    errors = f"RMSE {check['rmse']:.2f}, CRPS {check['crps']:.2f}"
+    return (
+        f"checked on {check['cells']} cells of test rows that were hidden: 90 % "
+        f"intervals hold {covered} of them; {errors} standard deviations of the column"
+    )
 
 
 # ---------------------------------------------------------------- command line
@@ -437,8 +463,8 @@ def parse_args(argv: list[str] | None = None):
     ):
         field = name.replace("-", "_")
         default = getattr(Training(), field)
-        other = getattr(TABLE, field)
-        text += f" (default: {default:g}; of a table {other:g})"
+        others = [f"{getattr(one, field):g}" for one in (FEW_ROWS, MANY_ROWS)]
+        text += f" (default: {default:g}; of a table {' or '.join(others)})"
         add(f"--{name}", type=number(type(default), low, 1_000_000), help=text)
     seeds = "number of runs, from --seed on"
     add("--seeds", type=number(int, 1, 1000), default=1, metavar="N", help=seeds)
@@ -467,34 +493,45 @@ def check_flags(parser: Parser, args) -> None:
         parser.refuse(args, "with --fill", *sizes, "metrics")
 
 
-def make_training(args) -> Training:
-    """How long and how fast to train: the flags, otherwise the data's defaults."""
-    training = Training() if args.data in SHAPES else TABLE
-    given = {
-        field.name: value
-        for field in fields(Training)
-        if (value := getattr(args, field.name)) is not None
-    }
-    return replace(training, **given)
+def make_training(args, defaults: Training) -> Training:
+    """How long and how fast to train: the defaults, or what the flags say."""
+    flags = ("epochs", "steps_per_epoch", "batch", "lr")
+    given = {name: getattr(args, name) for name in flags}
+    return replace(
+        defaults, **{name: value for name, value in given.items() if value is not None}
+    )
 
 
-def fit_flows(args, points: Points, seed: int) -> dict[str, Fit]:
-    """Both architectures, fitted to a shape or to a table."""
-    training = make_training(args)
+def fit_shape_flows(args, points: Points, seed: int) -> dict[str, Fit]:
+    """Both architectures, fitted to a shape."""
+    sizes = (args.layers or LAYERS, args.hidden, args.modes or 1)
     fits = {}
-    if points.truth is not None:
-        sizes = (args.layers or LAYERS, args.hidden, args.modes or 1)
-        for name in ARCHITECTURES:
-            flow = build_flow(name, points, *sizes, seed).to(args.device)
-            fits[name] = fit_flow(flow, points, training, name)
-        return fits
-
-    choice = choose_mixture(points.folds, (args.modes,) if args.modes else MODES)
-    layers = args.layers or TABLE_LAYERS
     for name in ARCHITECTURES:
-        start = make_start(name, layers, args.hidden, choice, seed)
-        train = partial(train_flow, held_out=None, training=training)
-        fits[name] = fit_table(start, train, points, choice, name)
+        flow = build_flow(name, points, *sizes, seed).to(args.device)
+        fits[name] = fit_flow(flow, points, make_training(args, Training()), name)
+    return fits
+
+
+def fit_table_flows(args, points: Points, seed: int) -> dict[str, Fit]:
+    """Both architectures, fitted to a table from a mixture on."""
+    modes = (args.modes,) if args.modes else MODES
+    choice = choose_mixture(points.folds, modes)
+    first = choice
+    defaults = FEW_ROWS
+    if len(points.folds) == 1:
+        defaults = MANY_ROWS
+        fewer = [count for count in modes if count <= FIRST_MODES] or modes
+        first = choose_mixture(points.folds, fewer)
+
+    layers = args.layers or TABLE_LAYERS
+    training = make_training(args, defaults)
+    train = partial(train_flow, held_out=None, training=training)
+    fits = {}
+    for name in ARCHITECTURES:
+        start = make_start(name, layers, args.hidden, seed)
+        fits[name] = fit_table(
+            start, train, points, choice, first, training.patience, name
+        )
     return fits
 
 
@@ -516,7 +553,8 @@ def main(argv: list[str] | None = None) -> None:
 
         files.require_writable(*places, files=[args.metrics])
         with files.lock(args.checkpoint / f"{name}_realnvp.pt"):
-            fits = fit_flows(args, points, seed)
+            fit = fit_table_flows if points.truth is None else fit_shape_flows
+            fits = fit(args, points, seed)
             if seed == args.seed:
                 save_run(name, fits, points, seed, *places)
         runs.append({name: fit.metrics for name, fit in fits.items()})

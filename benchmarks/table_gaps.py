@@ -2,159 +2,117 @@
 
     python -m benchmarks.table_gaps
 
-Four tables, each split anew several times: 80 % of the rows are fitted, and of the
+Four tables, each split anew five times: nine tenths of the rows are fitted, and of the
 others 20 % of the cells are hidden at random. Seven methods fill them. Three give a
 number a cell, so their CRPS is their absolute error. Four give draws, equally many. All
 scores are over the hidden cells, in standard deviations of the rows that were fitted;
 the seconds are those of fit and fills together.
 
-Writes   benchmarks/results/table_gaps.json
-Takes    about ten minutes on one CPU core, most of it for scikit-learn's draws
+Writes   benchmarks/results/table_gaps.json after each split. Run again with the same
+         settings, it goes on where it stopped
+Takes    about half an hour on one CPU core
 """
 
 import math
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
-from torch.distributions import MultivariateNormal
-from tqdm import tqdm
 
 from benchmarks.about import add_output_flag, command_of, provenance
 from benchmarks.markdown import load, measured_on, table
-from flowlib.cli import Parser, number, one_line_errors, threads
+from benchmarks.moons_peers import find, load_earlier, use_one_core
+from benchmarks.table_density import in_words, split_table
+from flowlib.cli import Parser, number, one_line_errors
 from flowlib.files import write_json
 from flowlib.inpainting.scores import inside, ranks
+from flowlib.points import Points
 from flowlib.rng import rng
-from flowlib.tables.gaps import fill_gaps
-from flowlib.tables.points import fit_gaussian
-from flows2d import Flow, MixtureBase
+from flowlib.tables.mixture import choose_mixture, mixture_flow
+from flowlib.tables.new_rows import fill_rows, fit_proposal
+from train_moons import fit_table_flows
+from train_moons import parse_args as parse_script
 
 DRAWS = 50
 HIDDEN = 0.2
 TABLES = ("iris", "wine", "diabetes", "breast_cancer")
-
-# ---------------------------------------------------------------- the tables
-
-
-def load_table(name: str) -> Tensor:
-    """A table's columns of continuous numbers, (N, D), float64."""
-    from sklearn import datasets
-
-    points = torch.from_numpy(getattr(datasets, f"load_{name}")().data).double()
-    if name == "diabetes":  # its second column is the sex
-        points = torch.cat([points[:, :1], points[:, 2:]], dim=1)
-    return points
-
-
-def split_table(points: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows to fit, (N, D), rows to fill, (M, D), and which of these cells are hidden.
-
-    Both are in standard deviations of the rows to fit, from their mean.
-    """
-    order = torch.randperm(len(points), generator=rng(seed, "split"))
-    fifth = len(points) // 5
-    test, train = points[order].split([fifth, len(points) - fifth])
-    mean = train.mean(0)
-    std = train.std(0)
-    hidden = torch.rand(test.shape, generator=rng(seed, "hidden")) < HIDDEN
-    return (train - mean) / std, (test - mean) / std, hidden
-
+OURS = "ours"
 
 # ---------------------------------------------------------------- the methods
-# Each is (train (N, D), holes (M, D), seed) -> fills (M, S, D), S = 1 for a number.
+# Each is (points, holes (M, D), seed) -> fills (M, S, D), S = 1 for a number.
 
 
-def fit_table(points: Tensor, seed: int) -> tuple[Flow, MixtureBase]:
-    """A flow of points (N, D), and a mixture that is close to it."""
-    from sklearn.mixture import GaussianMixture
-
-    found = []
-    for modes in range(1, 6):
-        fitted = GaussianMixture(modes, reg_covar=1e-2, random_state=seed)
-        fitted.fit(points.numpy())
-        found.append((fitted.bic(points.numpy()), fitted))
-    best = min(found, key=lambda pair: pair[0])[1]
-    parts = (best.means_, best.covariances_, best.weights_)
-    mixture = MixtureBase(*(torch.from_numpy(part) for part in parts))
-    return Flow([], points.shape[1], mixture), mixture
+def ours(points: Points, holes: Tensor, seed: int) -> Tensor:
+    """Those of our flow with the lower held-out NLL, as train_moons.py fills gaps."""
+    args = parse_script(["--data", "table.csv", "--seed", str(seed)])
+    fits = fit_table_flows(args, points, seed)
+    best = min(fits.values(), key=lambda fit: fit.metrics["held_out_nll"])
+    best.flow.metrics = best.metrics
+    proposal = fit_proposal(best.flow, points.train)
+    return fill_rows(best.flow, proposal, holes, seed, DRAWS).samples
 
 
-def ours(train: Tensor, holes: Tensor, seed: int) -> Tensor:
-    """The flow's."""
-    flow, mixture = fit_table(train, seed)
-    return fill_gaps(flow, mixture, holes, seed, draws=DRAWS).samples
+def only_mixture(points: Points, holes: Tensor, seed: int) -> Tensor:
+    """Draws from the conditional of the mixture that our flows start as."""
+    choice = choose_mixture(points.folds)
+    flow = mixture_flow(points.train, choice.modes, choice.added)
+    return fill_rows(flow, flow.base, holes, seed, DRAWS).samples
 
 
-def only_mixture(train: Tensor, holes: Tensor, seed: int) -> Tensor:
-    """The mixture's that the flow starts from."""
-    _, mixture = fit_table(train, seed)
-    flow = Flow([], train.shape[1], mixture)
-    return fill_gaps(flow, mixture, holes, seed, draws=DRAWS).samples
-
-
-def gaussian(train: Tensor, holes: Tensor, seed: int) -> Tensor:
+def gaussian(points: Points, holes: Tensor, seed: int) -> Tensor:
     """Draws from the conditional of the Gaussian that fits all rows."""
-    fitted = fit_gaussian(train)
-    precision = fitted.precision_matrix
-    torch.manual_seed(seed)
-    fills = holes[:, None].repeat(1, DRAWS, 1)
-    for row, fill in zip(holes, fills):
-        hole = row.isnan()
-        if not hole.any():
-            continue
-        inner = precision[hole][:, hole]
-        away = row[~hole] - fitted.loc[~hole]
-        pull = precision[hole][:, ~hole] @ away
-        mean = fitted.loc[hole] - torch.linalg.solve(inner, pull)
-        given = MultivariateNormal(mean, precision_matrix=inner)
-        fill[:, hole] = given.sample((DRAWS,))
-    return fills
+    flow = mixture_flow(points.train)
+    return fill_rows(flow, flow.base, holes, seed, DRAWS).samples
 
 
-def column_mean(train: Tensor, holes: Tensor, seed: int) -> Tensor:
+def column_mean(points: Points, holes: Tensor, seed: int) -> Tensor:
     """The mean of the column."""
-    return torch.where(holes.isnan(), train.mean(0), holes)[:, None]
+    return torch.where(holes.isnan(), points.train.double().mean(0), holes)[:, None]
 
 
-def nearest(train: Tensor, holes: Tensor, seed: int) -> Tensor:
-    """scikit-learn's KNNImputer."""
+def nearest(points: Points, holes: Tensor, seed: int) -> Tensor:
+    """scikit-learn's KNNImputer, in standardized columns as its distances need."""
     from sklearn.impute import KNNImputer
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
 
-    imputer = KNNImputer().fit(train.numpy())
-    return torch.from_numpy(imputer.transform(holes.numpy()))[:, None]
+    scaler = StandardScaler()
+    imputer = make_pipeline(scaler, KNNImputer()).fit(points.train.double().numpy())
+    filled = scaler.inverse_transform(imputer.transform(holes.numpy()))
+    return torch.from_numpy(filled)[:, None]
 
 
-def iterative(train: Tensor, holes: Tensor, seed: int) -> Tensor:
+def iterative(points: Points, holes: Tensor, seed: int) -> Tensor:
     """scikit-learn's IterativeImputer."""
-    return _iterative(train, holes, seed, draws=1)
+    return _iterative(points, holes, seed, draws=1)
 
 
-def iterative_draws(train: Tensor, holes: Tensor, seed: int) -> Tensor:
+def iterative_draws(points: Points, holes: Tensor, seed: int) -> Tensor:
     """The same with `sample_posterior`, fitted once and applied DRAWS times."""
-    return _iterative(train, holes, seed, draws=DRAWS, sample_posterior=True)
+    return _iterative(points, holes, seed, draws=DRAWS, sample_posterior=True)
 
 
-def _iterative(train: Tensor, holes: Tensor, seed: int, draws: int, **more) -> Tensor:
+def _iterative(points: Points, holes: Tensor, seed: int, draws: int, **more) -> Tensor:
     from sklearn.experimental import enable_iterative_imputer  # noqa: F401
     from sklearn.impute import IterativeImputer
 
     # Fitted to complete rows alone it would stop after one round, for nothing changes.
     imputer = IterativeImputer(random_state=seed, **more)
-    imputer.fit(torch.cat([train, holes]).numpy())
+    imputer.fit(torch.cat([points.train.double(), holes]).numpy())
     found = [torch.from_numpy(imputer.transform(holes.numpy())) for _ in range(draws)]
     return torch.stack(found, dim=1)
 
 
-METHODS: dict[str, Callable[[Tensor, Tensor, int], Tensor]] = {
+METHODS = {
     "column mean": column_mean,
     "KNNImputer": nearest,
     "IterativeImputer": iterative,
     "IterativeImputer, draws": iterative_draws,
     "Gaussian": gaussian,
     "mixture": only_mixture,
-    "ours": ours,
+    OURS: ours,
 }
 
 # ---------------------------------------------------------------- measure
@@ -194,45 +152,50 @@ def score(fills: Tensor, truth: Tensor, hidden: Tensor, seed: int) -> dict:
 
 def measure(name: str, seed: int) -> Iterator[dict]:
     """A row for each method on one split of a table."""
-    train, test, hidden = split_table(load_table(name), seed)
-    holes = torch.where(hidden, math.nan, test)
+    points, _ = split_table(name, seed)
+    truth = points.test.double()
+    std = points.train.double().std(0)
+    hidden = torch.rand(truth.shape, generator=rng(seed, "hidden")) < HIDDEN
+    holes = torch.where(hidden, math.nan, truth)
     for method, fill in METHODS.items():
         start = time.perf_counter()
-        fills = fill(train, holes, seed)
+        fills = fill(points, holes, seed)
         seconds = time.perf_counter() - start
         row = {"table": name, "method": method, "seed": seed, "seconds": seconds}
-        yield row | score(fills, test, hidden, seed)
+        yield row | score(fills / std, truth / std, hidden, seed)
 
 
 # ---------------------------------------------------------------- table
 
 
-def mean_and_error(rows: list[dict], key: str) -> tuple[float, float]:
-    """The mean of a column and its standard error; nan where there is nothing."""
-    if rows[0][key] is None:
-        return math.nan, math.nan
-    values = torch.tensor([row[key] for row in rows]).double()
-    return values.mean().item(), (values.std() / len(values) ** 0.5).item()
+def column(rows: list[dict], name: str, method: str, key: str) -> Tensor:
+    """A method's scores on the splits of a table, in their order."""
+    found = sorted(find(rows, table=name, method=method), key=lambda row: row["seed"])
+    values = [row[key] for row in found if row[key] is not None]
+    return torch.tensor(values, dtype=torch.float64)
 
 
 def table_gaps_table() -> str:
     """Four tables' hidden cells, filled by seven methods."""
     results = load("table_gaps")
-    rows = []
+    rows = results["rows"]
+    lines = []
     for name in TABLES:
+        our_crps = column(rows, name, OURS, "crps")
         for method in METHODS:
-            key = (name, method)
-            of_this = [r for r in results["rows"] if (r["table"], r["method"]) == key]
-            crps = "{:.3f} ± {:.3f}".format(*mean_and_error(of_this, "crps"))
-            rmse = "{:.3f} ± {:.3f}".format(*mean_and_error(of_this, "rmse"))
-            coverage = "{:.1%} ± {:.1%}".format(*mean_and_error(of_this, "coverage_90"))
-            seconds = f"{mean_and_error(of_this, 'seconds')[0]:.2f}"
-            coverage = "-" if of_this[0]["coverage_90"] is None else coverage
-            rows.append([name, method, crps, rmse, coverage, seconds])
+            crps = column(rows, name, method, "crps")
+            coverage = column(rows, name, method, "coverage_90")
+            behind = in_words(crps - our_crps, 3) if method != OURS else ""
+            cells = [name, method, f"{crps.mean():.3f}", behind]
+            cells.append(f"{column(rows, name, method, 'rmse').mean():.3f}")
+            cells.append(f"{coverage.mean():.0%}" if len(coverage) else "")
+            cells.append(f"{column(rows, name, method, 'seconds').median():.2f}")
+            lines.append(cells)
 
-    header = ["table", "method", "CRPS", "RMSE", "90 % interval", "seconds"]
-    splits = f"{1 + max(row['seed'] for row in results['rows'])} splits"
-    return table(header, rows) + measured_on(results["about"], splits, "1 thread")
+    header = ["table", "method", "CRPS", "more than ours, paired", "RMSE"]
+    header += ["90 % intervals hold", "seconds"]
+    splits = f"{1 + max(row['seed'] for row in rows)} splits"
+    return table(header, lines) + measured_on(results["about"], splits)
 
 
 # ---------------------------------------------------------------- command line
@@ -241,34 +204,31 @@ def table_gaps_table() -> str:
 def parse_args(argv=None):
     parser = Parser(__doc__)
     add = parser.add_argument
-    add("--splits", type=number(int, 2), default=10, help="splits of each table")
+    add("--splits", type=number(int, 2), default=5, help="splits of each table")
     add("--tables", nargs="+", choices=TABLES, default=TABLES, help="which tables")
+    add("--core", type=number(int, 0), default=0, help="CPU core to run on")
     add_output_flag(parser, "table_gaps")
     return parser.parse_args(argv)
 
 
 @one_line_errors()
-@threads(1)
 def main(argv=None) -> None:
     args = parse_args(argv)
-    rows = []
-    pairs = [(name, seed) for name in args.tables for seed in range(args.splits)]
-    for name, seed in tqdm(pairs, unit="split"):
-        rows += measure(name, seed)
+    use_one_core(args.core)
+    command = command_of("table_gaps", *(sys.argv[1:] if argv is None else argv))
+    about = provenance(command, torch.device("cpu"))
+    rows = load_earlier(args.output, about)["rows"]
 
-    about = provenance(
-        command_of("table_gaps", "--splits", args.splits), torch.device("cpu")
-    )
-    write_json(args.output, {"about": about, "rows": rows})
-    for name in args.tables:
-        for method in METHODS:
-            key = (name, method)
-            of_this = [row for row in rows if (row["table"], row["method"]) == key]
-            cells = []
-            for column in ("crps", "rmse", "coverage_90", "seconds"):
-                mean, error = mean_and_error(of_this, column)
-                cells.append(f"{column} {mean:.3f} ± {error:.3f}")
-            print(f"{name:14}{method:24}", *cells, sep="  ")
+    for seed in range(args.splits):
+        for name in args.tables:
+            if find(rows, table=name, seed=seed):
+                continue
+            found = list(measure(name, seed))
+            rows += found
+            write_json(args.output, {"about": about, "rows": rows})
+            texts = [f"{row['method']} {row['crps']:.3f}" for row in found]
+            print(f"split {seed}  {name:14}", *texts, sep="  ", flush=True)
+    print(f"wrote {args.output}")
 
 
 if __name__ == "__main__":

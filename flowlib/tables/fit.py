@@ -1,5 +1,6 @@
 """Fits a flow to a table: for as many epochs as cross-validation finds useful."""
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -16,9 +17,8 @@ from flowlib.tables.mixture import Choice, Folds, mixture_flow
 from flowlib.tables.points import drawing_from
 from flows2d import Flow
 
-PATIENCE = 5  # epochs without a lower held-out NLL after which training ends
-
-Start = Callable[[Tensor], Flow]  # rows (N, D) -> the flow that is their mixture
+# Rows (N, D), modes, added -> the flow that is their mixture.
+Start = Callable[[Tensor, int, float], Flow]
 # Flow, draw -> a record of each step; an epoch's last one has `train_nll`.
 Train = Callable[[Flow, Callable[[int], Tensor]], Iterator]
 
@@ -41,19 +41,42 @@ class Fit(NamedTuple):
 
 
 def fit_table(
-    start: Start, train: Train, points: Points, choice: Choice, name: str
+    start: Start,
+    train: Train,
+    points: Points,
+    choice: Choice,
+    first: Choice,
+    patience: int,
+    name: str,
 ) -> Fit:
     """A flow that starts as a mixture and is trained as long as that is useful.
 
-    The number of epochs, 0 included, is that of the least mean NLL of the held-out rows
-    of `points.folds`. Then a flow is fitted to all of `points.train`, as long.
+    The number of epochs is that of the least mean NLL of the held-out rows of
+    `points.folds`. Then a flow is fitted to all of `points.train`, as long. Where no
+    number is as good as the mixture `choice`, the flow is this mixture, untrained.
+
+    The rows get noise, of half the width of what was best to be added to the mixture. A
+    flow that tells rows apart which the mixture cannot has learned them by heart.
+
+    Args:
+        start, train: as the types say.
+        choice: the best mixture.
+        first: the mixture that flows start as.
+        patience: epochs without a lower NLL after which the search for the best ends.
+        name: of the progress bars.
     """
     began = time.perf_counter()
-    history, held_out = choose_epochs(start, train, points.folds, name)
+    history, held_out = choose_epochs(start, train, points.folds, first, patience, name)
     best = min(history, key=lambda epoch: epoch.held_out_nll)
+    if choice.nll <= best.held_out_nll:
+        best = Epoch(0, 0, math.nan, choice.nll)
+        first = choice
+        flows = [start(rows, choice.modes, choice.added) for rows, _ in points.folds]
+        held_out = held_out_log_p(flows, points.folds)
 
-    flow = start(points.train)
-    steps = islice(train(flow, points.draw), best.step)
+    flow = start(points.train, first.modes, first.added)
+    draw = drawing_from(points.train, rng(0, "all rows"), first.added / 4)
+    steps = islice(train(flow, draw), best.step)
     for _ in tqdm(steps, f"{name}, all rows", best.step, unit="step", mininterval=1):
         pass
 
@@ -72,26 +95,22 @@ def fit_table(
 
 
 def choose_epochs(
-    start: Start, train: Train, folds: Folds, name: str
+    start: Start, train: Train, folds: Folds, first: Choice, patience: int, name: str
 ) -> tuple[list[Epoch], Tensor]:
     """The epochs from 0 on, and the held-out rows' log p after the best one.
 
-    Flows are fitted to the parts side by side. It ends PATIENCE epochs after the best.
+    Flows are fitted to the parts side by side, at most `patience` epochs further.
     """
     flows = []
     runs = []
     for i, (rows, _) in enumerate(folds):
-        flows.append(start(rows))
-        runs.append(train(flows[-1], drawing_from(rows, rng(0, "fold", i))))
+        flows.append(start(rows, first.modes, first.added))
+        draw = drawing_from(rows, rng(0, "fold", i), first.added / 4)
+        runs.append(train(flows[-1], draw))
 
-    def held_out_log_p(of_train: bool = False) -> Tensor:
-        parts = []
-        for flow, (rows, held_out) in zip(flows, folds):
-            parts.append(evaluate(flow.log_prob, rows if of_train else held_out, flow))
-        return torch.cat(parts)
-
-    best = held_out_log_p()
-    start_nll = -held_out_log_p(of_train=True).mean().item()
+    best = held_out_log_p(flows, folds)
+    fitted = [(rows, rows) for rows, _ in folds]
+    start_nll = -held_out_log_p(flows, fitted).mean().item()
     history = [Epoch(0, 0, start_nll, -best.mean().item())]
     kept = 0
     for steps in tqdm(zip(*runs), name, unit="step", mininterval=1):
@@ -99,16 +118,24 @@ def choose_epochs(
         if last.train_nll is None:
             continue
 
-        log_p = held_out_log_p()
+        log_p = held_out_log_p(flows, folds)
         losses = [step.train_nll for step in steps]
         nll = sum(losses) / len(losses)
         history.append(Epoch(last.step, last.epoch, nll, -log_p.mean().item()))
         if log_p.mean() > best.mean():
             best = log_p
             kept = last.epoch
-        elif last.epoch == kept + PATIENCE:
+        elif last.epoch == kept + patience:
             break
     return history, best
+
+
+def held_out_log_p(flows: list[Flow], folds: Folds) -> Tensor:
+    """log p of each held-out row under the flow that has not seen it, (N,)."""
+    parts = []
+    for flow, (_, held_out) in zip(flows, folds):
+        parts.append(evaluate(flow.log_prob, held_out, flow))
+    return torch.cat(parts)
 
 
 def evaluate_table(flow: Flow, points: Points, choice: Choice) -> dict[str, float]:

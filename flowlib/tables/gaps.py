@@ -12,7 +12,6 @@ Sources: Neal (2001), arXiv:physics/9803008 (annealed importance sampling); Del 
 Doucet and Jasra (2006), doi:10.1111/j.1467-9868.2006.00553.x (with resampling).
 """
 
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -23,8 +22,7 @@ from tqdm import tqdm
 
 from flowlib.inpainting.density import HoleDensity
 from flowlib.inpainting.hmc import sample_hmc
-from flowlib.inpainting.scores import crps, inside, ranks
-from flowlib.rng import Streams, rng
+from flowlib.rng import Streams
 from flows2d import Flow, MixtureBase
 
 PROPOSALS = 1024  # fills of a row that are weighted
@@ -188,34 +186,3 @@ def move(log_prob: Callable, cells: Tensor, width: Tensor, streams: Streams) -> 
     start = torch.full_like(v, START)
     chains = sample_hmc(density, v, start, streams, moves=2, leapfrog=3)
     return chains.y[0] @ width.mT
-
-
-def check_gaps(
-    flow: Flow, proposal: MixtureBase, rows: Tensor, seed: int, share: float = 0.2
-) -> dict[str, float]:
-    """How good the fills of cells are that are hidden here: a share of (N, D).
-
-    `coverage_90` is how often a central 90 % interval has the truth in it, with the
-    standard error over rows; `rmse` of the means and `crps` of the fills are in
-    standard deviations of the columns.
-    """
-    rows = rows.double()
-    generator = rng(seed, "hidden cells")
-    hidden = torch.rand(rows.shape, generator=generator) < share
-    holes = torch.where(hidden, math.nan, rows)
-    filled = fill_gaps(flow, proposal, holes, seed, draws=POPULATION)
-
-    cells = hidden.sum(1)
-    total = int(cells.sum())
-    covered = inside(ranks(filled.samples, rows, generator), 0.9) & hidden
-    coverage = covered.sum() / total
-    std = rows.std(0)
-    error = ((filled.mean - rows) / std)[hidden]
-    scores = crps(filled.samples / std, rows / std, hidden)  # NaN without cells
-    return {
-        "cells": total,
-        "coverage_90": coverage.item(),
-        "coverage_90_se": (covered.sum(1) - coverage * cells).norm().item() / total,
-        "rmse": error.square().mean().sqrt().item(),
-        "crps": (scores * cells).nansum().item() / total,
-    }

@@ -1,22 +1,23 @@
 """What fitted flows say of other rows: their log p, and what their gaps may hold."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from flowlib.files import write_atomically
 from flowlib.grids import evaluate
-from flowlib.tables.gaps import check_gaps, fill_gaps
+from flowlib.inpainting.scores import crps, inside, ranks
+from flowlib.rng import rng
+from flowlib.tables.gaps import POPULATION, Filled, fill_gaps
 from flowlib.tables.mixture import fit_mixture
-from flows2d import Flow
+from flows2d import Flow, MixtureBase
 
 if TYPE_CHECKING:
     from pandas import DataFrame
-
-CHECKED = 200  # test rows, at most, some of whose cells are hidden to be filled
 
 
 def score_rows(flows: dict[str, Flow], rows: Tensor) -> "DataFrame":
@@ -37,54 +38,79 @@ def score_rows(flows: dict[str, Flow], rows: Tensor) -> "DataFrame":
     return pandas.DataFrame(columns).sort_values(f"log_p_{next(iter(flows))}")
 
 
-class Filling(NamedTuple):
-    """Rows whose gaps are filled; observed cells are as given."""
+def fit_proposal(flow: Flow, train: Tensor) -> MixtureBase:
+    """The mixture of standardized columns that a flow of `fit_table` started as.
 
-    mean: Tensor  # (N, D), float64
-    samples: Tensor  # (N, S, D)
-    check: dict[str, float]  # of cells that were hidden, as `check_gaps` returns it
+    `train` are the rows (N, D) that it was fitted to.
+    """
+    standardized = flow.transforms[0](train.double())[0]
+    return fit_mixture(standardized, flow.metrics["modes"], flow.metrics["added"])
 
 
 def fill_rows(
-    flow: Flow, train: Tensor, test: Tensor, rows: Tensor, seed: int
-) -> Filling:
-    """Rows (N, D) with their gaps filled, and how good that is in the test rows.
+    flow: Flow, proposal: MixtureBase, rows: Tensor, seed: int, draws: int = 12
+) -> Filled:
+    """Rows (N, D) with their gaps, NaN, filled: what `fill_gaps` returns, in any units.
 
-    `flow` was fitted to the rows `train`, by `fit_table`.
+    Args:
+        flow: its first transform is `Standardize`.
+        proposal: of the standardized columns; see `fit_proposal`.
     """
-    # The gaps are filled in standardized columns, where units do not matter.
     scale = flow.transforms[0]
     inner = Flow(flow.transforms[1:], flow.dim, flow.base)
-    choice = (flow.metrics["modes"], flow.metrics["added"])
-    mixture = fit_mixture(scale(train.double())[0], *choice)
-    tested = scale(test[:CHECKED].double())[0]
-    check = check_gaps(inner, mixture, tested, seed)
+    filled = fill_gaps(inner, proposal, scale(rows.double())[0], seed, draws)
 
-    filled = fill_gaps(inner, mixture, scale(rows.double())[0], seed)
     # Back and forth can cost a cell its last digit: the observed ones are copied.
     mean = torch.where(rows.isnan(), scale.inverse(filled.mean)[0], rows)
     samples = scale.inverse(filled.samples.flatten(0, 1))[0].view_as(filled.samples)
     samples = torch.where(rows[:, None].isnan(), samples, rows[:, None])
-    return Filling(mean, samples, check)
+    return Filled(mean, samples, filled.effective)
 
 
-def table_of_means(mean: Tensor, names: Sequence[str]) -> "DataFrame":
-    """A table of the rows (N, D)."""
+def check_fills(
+    flow: Flow, proposal: MixtureBase, rows: Tensor, seed: int, share: float = 0.2
+) -> dict[str, float]:
+    """How good the fills of cells are that are hidden here: a share of (N, D).
+
+    `coverage_90` is how often a central 90 % interval has the truth in it, with the
+    standard error over rows; `rmse` of the means and `crps` of the fills are in
+    standard deviations of the columns.
+    """
+    rows = rows.double()
+    generator = rng(seed, "hidden cells")
+    hidden = torch.rand(rows.shape, generator=generator) < share
+    holes = torch.where(hidden, math.nan, rows)
+    filled = fill_rows(flow, proposal, holes, seed, draws=POPULATION)
+
+    cells = hidden.sum(1)
+    total = int(cells.sum())
+    covered = inside(ranks(filled.samples, rows, generator), 0.9) & hidden
+    coverage = covered.sum() / total
+    std = flow.transforms[0].std.double()
+    error = ((filled.mean - rows) / std)[hidden]
+    scores = crps(filled.samples / std, rows / std, hidden)  # NaN without cells
+    return {
+        "cells": total,
+        "coverage_90": coverage.item(),
+        "coverage_90_se": (covered.sum(1) - coverage * cells).norm().item() / total,
+        "rmse": error.square().mean().sqrt().item(),
+        "crps": (scores * cells).nansum().item() / total,
+    }
+
+
+def as_table(rows: Tensor, names: Sequence[str], numbers: Sequence[int]) -> "DataFrame":
+    """A table of rows (N, D), or of S samples of each, (N, S, D), one below the other.
+
+    `numbers` are those of the rows in the user's file, from 1.
+    """
     import pandas
 
-    table = pandas.DataFrame(mean.numpy(), columns=names)
-    table.insert(0, "row", range(1, len(mean) + 1))
-    return table
-
-
-def table_of_samples(samples: Tensor, names: Sequence[str]) -> "DataFrame":
-    """A table of the samples (N, S, D) of each row, one below the other."""
-    import pandas
-
-    count, draws, dim = samples.shape
-    table = pandas.DataFrame(samples.reshape(-1, dim).numpy(), columns=names)
-    table.insert(0, "sample", list(range(1, draws + 1)) * count)
-    table.insert(0, "row", [row for row in range(1, count + 1) for _ in range(draws)])
+    samples = rows.reshape(len(rows), -1, len(names))
+    count = samples.shape[1]
+    table = pandas.DataFrame(samples.flatten(0, 1).numpy(), columns=list(names))
+    if rows.ndim == 3:
+        table.insert(0, "sample", list(range(1, count + 1)) * len(rows))
+    table.insert(0, "row", [number for number in numbers for _ in range(count)])
     return table
 
 

@@ -27,20 +27,19 @@ def make_file_points(
     # Files of a shape's name would otherwise be taken for the shape's.
     name = readable(path.stem)
     name = f"points_{name}" if name.lower() in SHAPES else name
-    title = readable(path.name).replace("$", r"\$")
-    return make_table_points(
-        torch.from_numpy(table.points), seed, table.names, name, title
-    )
+    rows = torch.from_numpy(table.points)
+    return make_table_points(rows, seed, name, table.names)
 
 
 def make_table_points(
-    rows: Tensor, seed: int, columns: list[str], name: str, title: str
+    rows: Tensor, seed: int, name: str, columns: list[str] | None = None
 ) -> Points:
     """Rows (N, D), float64, shuffled: 10 % to test on, the others to fit.
 
     With few rows each fifth of those to fit is held out once, for what is chosen; from
     MANY on a tenth is.
     """
+    columns = columns or [f"column {i + 1}" for i in range(rows.shape[1])]
     values = hashlib.sha256(rows.numpy().tobytes()).hexdigest()[:16]
     made_from = {"columns": columns, "rows": len(rows), "values": values}
     rows = with_fewer_digits(rows)
@@ -56,7 +55,7 @@ def make_table_points(
 
     return Points(
         name=name,
-        title=title,
+        title=name.replace("$", r"\$"),
         columns=columns,
         draw=drawing_from(train, rng(seed, "file train")),
         held_out=folds[0][1],
@@ -75,10 +74,18 @@ def with_fewer_digits(rows: Tensor) -> Tensor:
     return rows.float() if harmless.all() else rows
 
 
-def drawing_from(rows: Tensor, generator: torch.Generator) -> Callable[[int], Tensor]:
-    """n -> n of the rows (N, D), drawn with replacement."""
+def drawing_from(
+    rows: Tensor, generator: torch.Generator, added: float = 0.0
+) -> Callable[[int], Tensor]:
+    """n -> n of the rows (N, D), drawn with replacement, each with noise.
+
+    `added` is the noise's variance, as a share of the columns' variances.
+    """
+    width = standardize(rows).std.to(rows.dtype) * added**0.5
 
     def draw(n: int) -> Tensor:
-        return rows[torch.randint(len(rows), (n,), generator=generator)]
+        chosen = rows[torch.randint(len(rows), (n,), generator=generator)]
+        noise = torch.randn(chosen.shape, generator=generator, dtype=rows.dtype)
+        return chosen + width * noise
 
     return draw
