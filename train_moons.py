@@ -126,7 +126,7 @@ def build_flow(
 
 
 def make_start(
-    name: str, layers: int, hidden: int, seed: int
+    name: str, layers: int, hidden: int, seed: int, device: torch.device
 ) -> Callable[[Tensor, int, float], Flow]:
     """A function: a table's rows (N, D), modes, added -> a flow that is their mixture.
 
@@ -139,7 +139,7 @@ def make_start(
     def start(rows: Tensor, modes: int, added: float) -> Flow:
         torch.manual_seed(seed)
         try:
-            return start_flow(build, rows, modes, added)
+            return start_flow(build, rows, modes, added).to(device)
         except ValueError as error:
             raise UserError(f"the {name} flow: {error}") from None
 
@@ -279,17 +279,22 @@ def report_run(metrics: dict[str, dict], points: Points, seed: int) -> None:
 
 
 def describe_gain(row: dict) -> str:
-    """What a flow of a table gained over what is simpler, on its test rows."""
-    gains = []
-    simpler = {"gaussian": "a Gaussian", "mixture": f"a mixture of {row['modes']}"}
-    for name, words in simpler.items():
-        gain = row[f"gain_over_{name}"]
-        gains.append(f"{gain:.2f} ± {row[f'gain_over_{name}_se']:.2f} over {words}")
+    """How far a flow of a table is ahead of what is simpler, on its test rows."""
+    names = {"gaussian": "a Gaussian"}
+    if row["modes"] > 1:
+        names["mixture"] = f"a mixture of {row['modes']} Gaussians"
+    simplest = list(names.values())[-1]
     if row["steps"] == 0:
-        gains[1] = (
-            f"it is the mixture of {row['modes']}, which training did not improve"
-        )
-    return f"gained {'; '.join(gains)}"
+        names.pop("mixture", None)
+
+    gains = []
+    for name, words in names.items():
+        error = row[f"gain_over_{name}_se"]
+        gains.append(f"{words} by {row[f'gain_over_{name}']:.2f} ± {error:.2f}")
+    text = f"ahead of {', of '.join(gains)}"
+    if row["steps"] == 0:
+        text += f"; it is {simplest}, which training did not improve"
+    return text
 
 
 def summarize_runs(runs: list[dict[str, dict]]) -> dict[str, dict]:
@@ -528,7 +533,7 @@ def fit_table_flows(args, points: Points, seed: int) -> dict[str, Fit]:
     train = partial(train_flow, held_out=None, training=training)
     fits = {}
     for name in ARCHITECTURES:
-        start = make_start(name, layers, args.hidden, seed)
+        start = make_start(name, layers, args.hidden, seed, args.device)
         fits[name] = fit_table(
             start, train, points, choice, first, training.patience, name
         )

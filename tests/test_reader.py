@@ -1,11 +1,8 @@
 import numpy as np
 import pytest
-import torch
 
 from flowlib.files import UserError
-from flowlib.tables.points import score_points
 from flowlib.tables.reader import Format, Table, describe, read_points
-from flows2d import realnvp
 
 POINTS = np.random.default_rng(0).normal([3, -1], [1, 2], size=(150, 2)).round(4)
 X, Y = POINTS.T
@@ -380,22 +377,6 @@ def test_points_to_be_scored_go_by_name_or_without_a_header_by_place(read):
         read("x,y\n1.5,2\n", ["1", "2"], to_fit=False)
     swapped = read("1.5,2\n", ["column 2", "column 1"], to_fit=False)
     assert swapped.points.tolist() == [[2.0, 1.5]]
-
-
-def test_scores_are_log_p_and_the_share_of_less_likely_points():
-    flow = realnvp(2, layers=2, hidden=(4,))  # starts as the standard normal
-    train, points = (
-        torch.randn(4000, 2),
-        torch.tensor([[0.0, 0.0], [2.0, 0.0], [9.0, 9.0]]),
-    )
-    log_p, share = score_points(flow, train, points)
-    expected = -0.5 * points.double().square().sum(1) - np.log(2 * np.pi)
-    torch.testing.assert_close(log_p, expected, rtol=1e-5, atol=1e-5)
-    # The squared distance of a standard normal in the plane is exponential, with mean
-    # 2.
-    torch.testing.assert_close(
-        share.double(), torch.tensor([1, np.exp(-2), 0]), rtol=0, atol=0.02
-    )
 
 
 # ---------------------------------------------------------------- no density

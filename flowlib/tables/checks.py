@@ -56,8 +56,6 @@ def check_density(
         notes.append(f"{what}: their density has no limit")
     if count < FEW:
         notes.append(f"only {count} points")
-    if dim == 1:
-        notes.append("one column: a flow is a Gaussian, with --modes a mixture of them")
     return notes
 
 

@@ -62,7 +62,7 @@ def fill_gaps(
     Example:
         >>> mixture = MixtureBase(torch.tensor([[0.0, 5.0]]).double())
         >>> flow = Flow([], dim=2, base=mixture)
-        >>> rows = torch.tensor([[1.0, math.nan]])
+        >>> rows = torch.tensor([[1.0, float("nan")]])
         >>> fill_gaps(flow, mixture, rows, seed=0).mean.round().tolist()
         [[1.0, 5.0]]
     """
