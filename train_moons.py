@@ -519,14 +519,12 @@ def fit_shape_flows(args, points: Points, seed: int) -> dict[str, Fit]:
 
 def fit_table_flows(args, points: Points, seed: int) -> dict[str, Fit]:
     """Both architectures, fitted to a table from a mixture on."""
-    modes = (args.modes,) if args.modes else MODES
-    choice = choose_mixture(points.folds, modes)
-    first = choice
+    choice = choose_mixture(points.folds, (args.modes,) if args.modes else MODES)
+    modes = choice.modes
     defaults = FEW_ROWS
     if len(points.folds) == 1:
         defaults = MANY_ROWS
-        fewer = [count for count in modes if count <= FIRST_MODES] or modes
-        first = choose_mixture(points.folds, fewer)
+        modes = args.modes or min(FIRST_MODES, modes)
 
     layers = args.layers or TABLE_LAYERS
     training = make_training(args, defaults)
@@ -535,7 +533,7 @@ def fit_table_flows(args, points: Points, seed: int) -> dict[str, Fit]:
     for name in ARCHITECTURES:
         start = make_start(name, layers, args.hidden, seed, args.device)
         fits[name] = fit_table(
-            start, train, points, choice, first, training.patience, name
+            start, train, points, choice, modes, training.patience, name
         )
     return fits
 

@@ -45,7 +45,7 @@ def fit_table(
     train: Train,
     points: Points,
     choice: Choice,
-    first: Choice,
+    modes: int,
     patience: int,
     name: str,
 ) -> Fit:
@@ -55,17 +55,18 @@ def fit_table(
     `points.folds`. Then a flow is fitted to all of `points.train`, as long. Where no
     number is as good as the mixture `choice`, the flow is this mixture, untrained.
 
-    The rows get noise, of half the width of what was best to be added to the mixture. A
-    flow that tells rows apart which the mixture cannot has learned them by heart.
+    While training the rows get noise, half as wide as what was best to be added to the
+    mixture: a flow that tells closer rows apart would have learned them by heart.
 
     Args:
         start, train: as the types say.
         choice: the best mixture.
-        first: the mixture that flows start as.
+        modes: of the mixture that flows start as.
         patience: epochs without a lower NLL after which the search for the best ends.
         name: of the progress bars.
     """
     began = time.perf_counter()
+    first = choice._replace(modes=modes)
     history, held_out = choose_epochs(start, train, points.folds, first, patience, name)
     best = min(history, key=lambda epoch: epoch.held_out_nll)
     if choice.nll <= best.held_out_nll:
