@@ -13,6 +13,7 @@ figures: .venv/ready
 	$(BIN)/python train_moons.py
 	$(BIN)/python train_moons.py --modes 2
 	$(BIN)/python -m benchmarks.moons_failures
+	$(BIN)/python -m benchmarks.draw_gaps
 	$(BIN)/python train_glow_mnist.py --figure-only --data-dir $(DATA_DIR)
 	$(BIN)/python inpaint.py --data-dir $(DATA_DIR)
 
@@ -53,6 +54,8 @@ ship:
 benchmarks: .venv/ready-dev
 	$(BIN)/python -m benchmarks.moons_peers
 	$(BIN)/python -m benchmarks.moons_steps
+	$(BIN)/python -m benchmarks.table_density
+	$(BIN)/python -m benchmarks.table_gaps
 	$(BIN)/python -m benchmarks.glow_speed
 	$(BIN)/python -m benchmarks.glow_bits --data-dir $(DATA_DIR)
 	$(BIN)/python -m benchmarks.inpainting_table --data-dir $(DATA_DIR)

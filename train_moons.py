@@ -8,19 +8,24 @@ likelihood: it minimizes -log p(x) = -(log p(z) + Σ log|det J|), z = f(x). The 
 of the moons is known exactly, so the printed KL divergences are absolute: 0 is perfect.
 
     python train_moons.py --data spirals      other shapes: spirals, checkerboard
-    python train_moons.py --data points.csv   your points (.npy, .csv), up to 64 columns
-    python train_moons.py --data points.csv --score new.csv  their log p, outliers first
     python train_moons.py --modes 2           a base of two Gaussians: no bridge
     python train_moons.py --seeds 3           mean and spread; figures of the first seed
+    python train_moons.py --data table.csv    a table (.csv, .npy), up to 64 columns
+    python train_moons.py --data table.csv --score new.csv    log p of other rows
+    python train_moons.py --data table.csv --fill gaps.csv    what gaps may hold
+
+A flow of a table starts as the mixture of Gaussians that cross-validation chooses, and
+is trained as long as held-out rows become likelier. It prints what that gained.
 
 Writes   figures/loss_plot.png              negative log-likelihood over epochs
          figures/density_contours.png       densities and samples
          figures/moons.gif                  noise becomes moons
          checkpoints/moons_realnvp.pt, checkpoints/moons_permutation.pt
-         (of other data, --noise and --modes the names start with theirs; files have no
-         known density to compare, and pairs.png unless they have two columns)
+         (of other data, --noise and --modes the names start with theirs; tables have
+         pairs.png unless they have two columns; --score and --fill write to figures/)
 Takes    about 45 seconds on one CPU core (AMD EPYC); ends at KL(truth || flow) = 0.0040
-         nats (both flows, medians of three seeds), with --modes 2 at 0.0022 and 0.0013
+         nats (both flows, medians of three seeds), with --modes 2 at 0.0022 and 0.0013;
+         a table takes one to four minutes
 """
 
 import copy
@@ -28,7 +33,7 @@ import math
 import time
 from argparse import BooleanOptionalAction
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -43,7 +48,8 @@ from flowlib.cli import Parser, number, one_line_errors, threads
 from flowlib.files import CHECKPOINTS, UserError
 from flowlib.grids import evaluate, kl_flow_truth, kl_truth_flow
 from flowlib.points import NOISE, Points, make_shape
-from flowlib.tables.fit import Fit, fit_table
+from flowlib.tables.fit import Fit, Training, fit_table
+from flowlib.tables.gaps import POPULATION
 from flowlib.tables.mixture import MODES, choose_mixture, start_flow
 from flowlib.tables.new_rows import (
     as_table,
@@ -62,24 +68,13 @@ ARCHITECTURES: dict[str, Callable[..., Flow]]
 ARCHITECTURES = {"realnvp": realnvp, "permutation": permutation_flow}
 LAYERS = 20  # couplings of a shape's flow
 TABLE_LAYERS = 8
+SAMPLES = 12  # of each row whose gaps are filled
 CHECKED = 200  # test rows, at most, in which --fill hides cells to check itself
 # The largest gradient norm, and the linear layers' share of the learning rate. Each of
 # them moves everything: clipped at 1, or at a tenth of the rate, they slow the others.
 CLIP = 10.0
 LINEAR_SHARE = 0.01
 KL = {"kl_truth_flow": "KL(truth || flow)", "kl_flow_truth": "KL(flow || truth)"}
-
-
-@dataclass(frozen=True)
-class Training:
-    """How long and how fast to train."""
-
-    epochs: int = 40
-    steps_per_epoch: int = 50
-    batch: int = 512
-    lr: float = 8e-3  # the highest
-    decay: float = 0.0  # of the couplings' weights, in a step of rate 1
-    patience: int = 5  # of a table: epochs without a gain after which training ends
 
 
 # Few rows, cross-validated: a slow way from the best mixture. Many: a mixture of few
@@ -392,6 +387,8 @@ def fill_file(args, flows: dict[str, Flow], points: Points) -> None:
 
     The flow with the lower held-out NLL fills them.
     """
+    from flowlib.plots.tables import plot_gaps
+
     style = table_format(args)
     table = read_points(args.fill, points.columns, style, to_fit=False, gaps=True)
     rows = torch.from_numpy(table.points)
@@ -404,16 +401,17 @@ def fill_file(args, flows: dict[str, Flow], points: Points) -> None:
     proposal = fit_proposal(flow, points.train)
     check = check_fills(flow, proposal, points.test[:CHECKED], args.seed)
     print(describe_check(check))
-    filled = fill_rows(flow, proposal, rows, args.seed)
+    filled = fill_rows(flow, proposal, rows, args.seed, draws=POPULATION)
 
     name = args.fill.stem
     means = as_table(filled.mean, table.names, range(1, len(rows) + 1))
     write_table(args.figures / f"{name}_filled.csv", means, "the means of the fills")
-    samples = filled.samples[with_gaps]
     numbers = (1 + with_gaps.nonzero()[:, 0]).tolist()
-    several = as_table(samples, table.names, numbers)
-    what = f"{samples.shape[1]} samples of each row with gaps"
-    write_table(args.figures / f"{name}_samples.csv", several, what)
+    samples = as_table(filled.samples[with_gaps, :SAMPLES], table.names, numbers)
+    what = f"{SAMPLES} samples of each row with gaps"
+    write_table(args.figures / f"{name}_samples.csv", samples, what)
+    figure = plot_gaps(filled.samples, gaps, points.train, table.names)
+    files.save_figure(figure, args.figures, f"{name}_gaps.png")
 
 
 def describe_check(check: dict[str, float]) -> str:
@@ -532,9 +530,7 @@ def fit_table_flows(args, points: Points, seed: int) -> dict[str, Fit]:
     fits = {}
     for name in ARCHITECTURES:
         start = make_start(name, layers, args.hidden, seed, args.device)
-        fits[name] = fit_table(
-            start, train, points, choice, modes, training.patience, name
-        )
+        fits[name] = fit_table(start, train, points, choice, modes, training, name)
     return fits
 
 

@@ -48,10 +48,9 @@ def ours(points: Points, holes: Tensor, seed: int) -> Tensor:
     """Those of our flow with the lower held-out NLL, as train_moons.py fills gaps."""
     args = parse_script(["--data", "table.csv", "--seed", str(seed)])
     fits = fit_table_flows(args, points, seed)
-    best = min(fits.values(), key=lambda fit: fit.metrics["held_out_nll"])
-    best.flow.metrics = best.metrics
-    proposal = fit_proposal(best.flow, points.train)
-    return fill_rows(best.flow, proposal, holes, seed, DRAWS).samples
+    best = min(fits.values(), key=lambda fit: fit.metrics["held_out_nll"]).flow
+    proposal = fit_proposal(best, points.train)
+    return fill_rows(best, proposal, holes, seed, DRAWS).samples
 
 
 def only_mixture(points: Points, holes: Tensor, seed: int) -> Tensor:

@@ -28,6 +28,8 @@ from benchmarks.markdown import duration, load, measured_on, run_on, table
 from benchmarks.moons_peers import moons_table
 from benchmarks.moons_steps import steps_table
 from benchmarks.processes import processes_table
+from benchmarks.table_density import table_density_table
+from benchmarks.table_gaps import table_gaps_table
 from benchmarks.torture.harness import WRONG
 from flowlib.cli import one_line_errors
 from flowlib.files import ROOT, write_atomically
@@ -129,6 +131,8 @@ TABLES = {
     "results": results_table,
     "moons": moons_table,
     "steps": steps_table,
+    "table_density": table_density_table,
+    "table_gaps": table_gaps_table,
     "glow_bits": glow_bits_table,
     "glow_race": glow_race_table,
     "glow_speed": glow_speed_table,

@@ -24,9 +24,8 @@ def fit(rows: torch.Tensor, choice: Choice, **training):
     points = make_table_points(rows, 0, "rows")
     settings = Training(batch=64, lr=5e-3, steps_per_epoch=20, **training)
     train = partial(train_flow, held_out=None, training=settings)
-    patience = settings.patience
     return points, fit_table(
-        START, train, points, choice, choice.modes, patience, "flow"
+        START, train, points, choice, choice.modes, settings, "flow"
     )
 
 
@@ -62,7 +61,7 @@ def test_a_better_mixture_than_the_one_to_start_with_is_kept():
     best = choose_mixture(points.folds)
     training = Training(epochs=1, batch=32, lr=1e-8, steps_per_epoch=1)
     train = partial(train_flow, held_out=None, training=training)
-    found = fit_table(START, train, points, best, 1, 1, "flow")
+    found = fit_table(START, train, points, best, 1, training, "flow")
     assert best.modes > 1
     assert found.metrics["held_out_nll"] == best.nll
     assert found.metrics["gain_over_mixture"] == pytest.approx(0, abs=1e-5)
@@ -72,8 +71,9 @@ def test_held_out_log_p_is_that_of_flows_which_have_not_seen_the_rows():
     rows = torch.randn(200, 2, dtype=torch.float64)
     points = make_table_points(rows, 0, "rows")
     choice = Choice(modes=15, added=1e-4, nll=0.0, gaussian_nll=0.0)
-    train = partial(train_flow, held_out=None, training=Training(epochs=1, lr=1e-8))
-    flow, _, metrics = fit_table(START, train, points, choice, 15, 1, "flow")
+    training = Training(epochs=1, lr=1e-8)
+    train = partial(train_flow, held_out=None, training=training)
+    flow, _, metrics = fit_table(START, train, points, choice, 15, training, "flow")
     held_out = torch.tensor(metrics["held_out_log_p"])
     # A mixture of 15 modes knows its own 180 rows too well.
     of_train = flow.log_prob(points.train).detach()

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from itertools import islice
 from typing import NamedTuple
 
@@ -21,6 +22,18 @@ from flows2d import Flow
 Start = Callable[[Tensor, int, float], Flow]
 # Flow, draw -> a record of each step; an epoch's last one has `train_nll`.
 Train = Callable[[Flow, Callable[[int], Tensor]], Iterator]
+
+
+@dataclass(frozen=True)
+class Training:
+    """How long and how fast to train."""
+
+    epochs: int = 40
+    steps_per_epoch: int = 50
+    batch: int = 512
+    lr: float = 8e-3  # the highest
+    decay: float = 0.0  # of the couplings' weights, in a step of rate 1
+    patience: int = 5  # of a table: epochs without a gain after which training ends
 
 
 class Epoch(NamedTuple):
@@ -46,7 +59,7 @@ def fit_table(
     points: Points,
     choice: Choice,
     modes: int,
-    patience: int,
+    training: Training,
     name: str,
 ) -> Fit:
     """A flow that starts as a mixture and is trained as long as that is useful.
@@ -62,12 +75,12 @@ def fit_table(
         start, train: as the types say.
         choice: the best mixture.
         modes: of the mixture that flows start as.
-        patience: epochs without a lower NLL after which the search for the best ends.
+        training: what `train` does; its patience ends the search for the best epoch.
         name: of the progress bars.
     """
     began = time.perf_counter()
     first = choice._replace(modes=modes)
-    history, held_out = choose_epochs(start, train, points.folds, first, patience, name)
+    history, held_out = choose_epochs(start, train, points.folds, first, training, name)
     best = min(history, key=lambda epoch: epoch.held_out_nll)
     if choice.nll <= best.held_out_nll:
         best = Epoch(0, 0, math.nan, choice.nll)
@@ -78,7 +91,7 @@ def fit_table(
     flow = start(points.train, first.modes, first.added)
     draw = drawing_from(points.train, rng(0, "all rows"), first.added / 4)
     steps = islice(train(flow, draw), best.step)
-    for _ in tqdm(steps, f"{name}, all rows", best.step, unit="step", mininterval=1):
+    for _ in tqdm(steps, f"{name}, all rows", best.step, unit="step", disable=None):
         pass
 
     shares = torch.linspace(0, 1, 501, dtype=torch.float64)
@@ -92,15 +105,21 @@ def fit_table(
         **evaluate_table(flow, points, choice),
         "seconds": time.perf_counter() - began,
     }
+    flow.metrics = metrics  # as a reloaded flow has them
     return Fit(flow, history, metrics)
 
 
 def choose_epochs(
-    start: Start, train: Train, folds: Folds, first: Choice, patience: int, name: str
+    start: Start,
+    train: Train,
+    folds: Folds,
+    first: Choice,
+    training: Training,
+    name: str,
 ) -> tuple[list[Epoch], Tensor]:
     """The epochs from 0 on, and the held-out rows' log p after the best one.
 
-    Flows are fitted to the parts side by side, at most `patience` epochs further.
+    Flows are fitted to the parts side by side. The patience of `training` ends it.
     """
     flows = []
     runs = []
@@ -114,7 +133,8 @@ def choose_epochs(
     start_nll = -held_out_log_p(flows, fitted).mean().item()
     history = [Epoch(0, 0, start_nll, -best.mean().item())]
     kept = 0
-    for steps in tqdm(zip(*runs), name, unit="step", mininterval=1):
+    total = training.epochs * training.steps_per_epoch  # unless it ends before
+    for steps in tqdm(zip(*runs), name, total, unit="step", disable=None):
         last = steps[0]
         if last.train_nll is None:
             continue
@@ -126,7 +146,7 @@ def choose_epochs(
         if log_p.mean() > best.mean():
             best = log_p
             kept = last.epoch
-        elif last.epoch == kept + patience:
+        elif last.epoch == kept + training.patience:
             break
     return history, best
 

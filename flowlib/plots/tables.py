@@ -1,0 +1,59 @@
+"""The figure of a table's gaps: what each missing cell may hold."""
+
+import numpy as np
+from matplotlib.figure import Figure
+from torch import Tensor
+
+BLUE = "#0072B2"
+ORANGE = "#D55E00"
+MOST = 12  # gaps in a figure
+
+
+def plot_gaps(
+    samples: Tensor,
+    gaps: Tensor,
+    train: Tensor,
+    names: list[str],
+    truth: Tensor | None = None,
+) -> Figure:
+    """Samples and 90 % intervals of the first gaps, over the range of their columns.
+
+    Args:
+        samples: (N, S, D), of rows with their gaps filled; twelve of each are shown.
+        gaps: (N, D) bool, True where a cell was missing.
+        train: (M, D), the rows that were fitted.
+        names: the columns'.
+        truth: (N, D), what was there, if it is known.
+    """
+    cells = gaps.nonzero()[:MOST].tolist()
+    mean = train.double().mean(0)
+    std = train.double().std(0)
+    height = 1.3 + 0.27 * len(cells)
+    figure = Figure(figsize=(7, height), layout="constrained")
+    panel = figure.subplots()
+
+    labels = []
+    for place, (row, column) in enumerate(cells):
+        found = ((samples[row, :, column] - mean[column]) / std[column]).numpy()
+        known = (train[:, column].double() - mean[column]) / std[column]
+        left, right = np.quantile(known, [0.05, 0.95])
+        panel.barh(place, right - left, 0.4, left, color="0.85")
+        left, right = np.quantile(found, [0.05, 0.95])
+        panel.barh(place, right - left, 0.06, left, color=BLUE)
+        panel.plot(found[:12], [place] * len(found[:12]), ".", color=BLUE, markersize=5)
+        if truth is not None:
+            exact = (truth[row, column] - mean[column]) / std[column]
+            panel.plot(exact, place, "x", color=ORANGE, markersize=7)
+        labels.append(f"row {row + 1}, {names[column]}".replace("$", r"\$"))
+
+    panel.set_yticks(range(len(cells)), labels, fontsize=9)
+    panel.invert_yaxis()
+    panel.set_xlabel("standard deviations of the column, from its mean")
+    cross = "" if truth is None else "; cross: what was there"
+    panel.set_title(
+        f"Missing cells: 12 samples and the 90 % interval{cross}\n"
+        "(gray: 90 % of the column, the rest of the row unknown)",
+        fontsize=10,
+    )
+    panel.grid(axis="x", alpha=0.3)
+    return figure
