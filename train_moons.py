@@ -49,18 +49,10 @@ from flowlib.files import CHECKPOINTS, UserError
 from flowlib.grids import evaluate, kl_flow_truth, kl_truth_flow
 from flowlib.points import NOISE, Points, make_shape
 from flowlib.tables.fit import Fit, Training, fit_table
-from flowlib.tables.gaps import POPULATION
 from flowlib.tables.mixture import MODES, choose_mixture, start_flow
-from flowlib.tables.new_rows import (
-    as_table,
-    check_fills,
-    fill_rows,
-    fit_proposal,
-    score_rows,
-    write_table,
-)
+from flowlib.tables.new_rows import fill_file, score_file
 from flowlib.tables.points import make_file_points
-from flowlib.tables.reader import Format, read_points
+from flowlib.tables.reader import Format
 from flowlib.toy2d import SHAPES
 from flows2d import Flow, InvertibleLinear, permutation_flow, realnvp
 
@@ -68,14 +60,11 @@ ARCHITECTURES: dict[str, Callable[..., Flow]]
 ARCHITECTURES = {"realnvp": realnvp, "permutation": permutation_flow}
 LAYERS = 20  # couplings of a shape's flow
 TABLE_LAYERS = 8
-SAMPLES = 12  # of each row whose gaps are filled
-CHECKED = 200  # test rows, at most, in which --fill hides cells to check itself
 # The largest gradient norm, and the linear layers' share of the learning rate. Each of
 # them moves everything: clipped at 1, or at a tenth of the rate, they slow the others.
 CLIP = 10.0
 LINEAR_SHARE = 0.01
 KL = {"kl_truth_flow": "KL(truth || flow)", "kl_flow_truth": "KL(flow || truth)"}
-
 
 # Few rows, cross-validated: a slow way from the best mixture. Many: a mixture of few
 # modes is enough to start, and what the couplings learn generalizes better.
@@ -318,7 +307,8 @@ def summarize_runs(runs: list[dict[str, dict]]) -> dict[str, dict]:
 
 def run_name(points: Points, modes: int | None) -> str:
     """What the files of a run start with; the default run's are those of the README."""
-    return f"{points.name}_{modes}_modes" if modes else points.name
+    usual = 1 if points.truth is not None else None
+    return points.name if modes in (usual, None) else f"{points.name}_{modes}_modes"
 
 
 def save_run(
@@ -346,8 +336,7 @@ def save_run(
     metrics = {name: fit.metrics for name, fit in fits.items()}
     histories = {name: fit.history for name, fit in fits.items()}
     prefix = "" if name == "moons" else f"{name}_"
-    gaussian_nll = next(iter(metrics.values())).get("gaussian_nll")
-    losses = plots.plot_losses(histories, points, gaussian_nll)
+    losses = plots.plot_losses(histories, points, next(iter(metrics.values())))
     files.save_figure(losses, figures, f"{prefix}loss_plot.png")
     if len(points.columns) != 2:
         pairs = plots.plot_pairs(flows, points, seed)
@@ -373,55 +362,17 @@ def load_fitted(name: str, points: Points, folder: Path) -> dict[str, Flow]:
     return flows
 
 
-def score_file(args, flows: dict[str, Flow], points: Points) -> None:
-    """Writes the log p of a file's rows under both flows, the least likely first."""
-    table = read_points(args.score, points.columns, table_format(args), to_fit=False)
-    scores = score_rows(flows, torch.from_numpy(table.points))
-    print(scores.head(10).to_string(index=False, float_format="{:,.3f}".format))
-    what = "log p in nats, and the share of held-out rows with less"
-    write_table(args.figures / f"{args.score.stem}_scores.csv", scores, what)
-
-
-def fill_file(args, flows: dict[str, Flow], points: Points) -> None:
-    """Writes a file's rows with their gaps filled: means, and samples.
-
-    The flow with the lower held-out NLL fills them.
-    """
+def use_flows(args, flows: dict[str, Flow], points: Points) -> None:
+    """Scores the rows of --score, or fills the gaps of --fill."""
     from flowlib.plots.tables import plot_gaps
 
-    style = table_format(args)
-    table = read_points(args.fill, points.columns, style, to_fit=False, gaps=True)
-    rows = torch.from_numpy(table.points)
-    gaps = rows.isnan()
-    with_gaps = gaps.any(1)
-    name = min(flows, key=lambda name: flows[name].metrics["held_out_nll"])
-    flow = flows[name]
-    print(f"{gaps.sum()} gaps in {with_gaps.sum()} of {len(rows)} rows, by {name}")
-
-    proposal = fit_proposal(flow, points.train)
-    check = check_fills(flow, proposal, points.test[:CHECKED], args.seed)
-    print(describe_check(check))
-    filled = fill_rows(flow, proposal, rows, args.seed, draws=POPULATION)
-
-    name = args.fill.stem
-    means = as_table(filled.mean, table.names, range(1, len(rows) + 1))
-    write_table(args.figures / f"{name}_filled.csv", means, "the means of the fills")
-    numbers = (1 + with_gaps.nonzero()[:, 0]).tolist()
-    samples = as_table(filled.samples[with_gaps, :SAMPLES], table.names, numbers)
-    what = f"{SAMPLES} samples of each row with gaps"
-    write_table(args.figures / f"{name}_samples.csv", samples, what)
-    figure = plot_gaps(filled.samples, gaps, points.train, table.names)
-    files.save_figure(figure, args.figures, f"{name}_gaps.png")
-
-
-def describe_check(check: dict[str, float]) -> str:
-    """How good the fills of hidden cells are, in a line."""
-    covered = f"{check['coverage_90']:.0%} ± {check['coverage_90_se']:.0%}"
-    errors = f"RMSE {check['rmse']:.2f}, CRPS {check['crps']:.2f}"
-    return (
-        f"checked on {check['cells']} cells of test rows that were hidden: 90 % "
-        f"intervals hold {covered} of them; {errors} standard deviations of the column"
-    )
+    where = (table_format(args), args.figures)
+    if args.score:
+        score_file(args.score, flows, points, *where)
+    else:
+        samples, gaps = fill_file(args.fill, flows, points, *where, args.seed)
+        figure = plot_gaps(samples, gaps, points.train, points.columns)
+        files.save_figure(figure, args.figures, f"{args.fill.stem}_gaps.png")
 
 
 # ---------------------------------------------------------------- command line
@@ -546,9 +497,7 @@ def main(argv: list[str] | None = None) -> None:
         points = load_points(args, seed)
         name = run_name(points, args.modes)
         if args.score or args.fill:
-            flows = load_fitted(name, points, args.checkpoint)
-            use = score_file if args.score else fill_file
-            return use(args, flows, points)
+            return use_flows(args, load_fitted(name, points, args.checkpoint), points)
 
         files.require_writable(*places, files=[args.metrics])
         with files.lock(args.checkpoint / f"{name}_realnvp.pt"):

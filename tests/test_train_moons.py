@@ -268,12 +268,15 @@ def test_gaps_of_a_table_are_filled(tmp_path, capsys, one_line_error):
     assert filled[3].tolist() == expected[3]
     text = (tmp_path / "out/gaps_samples.csv").read_text().splitlines()
     assert text[0] == "row,sample,x,y"
+    assert (tmp_path / "out/gaps_gaps.png").is_file()
     assert [line.split(",")[:2] for line in text[1:]] == [
         [str(row), str(sample)] for row in (1, 2, 3) for sample in range(1, 13)
     ]
 
     error = one_line_error(train_moons.main, *argv, "--score", tmp_path / "gaps.csv")
     assert "row 1 of the data has no finite x" in error
+    error = one_line_error(train_moons.main, *argv, "--fill", tmp_path / "t.csv")
+    assert "t.csv has no missing cells" in error
 
 
 def test_a_flow_of_an_earlier_version_neither_scores_nor_fills(

@@ -29,13 +29,13 @@ FRAMES = 56  # of the animation, while the points move
 
 
 def plot_losses(
-    histories: dict[str, list], points, gaussian_nll: float | None = None
+    histories: dict[str, list], points, metrics: dict | None = None
 ) -> Figure:
     """NLL over epochs and, where the truth is known, an estimate of KL(truth || flow).
 
     The estimate is the flow's NLL minus the truth's NLL on the same held-out points, so
-    that the sampling error which both share cancels. `histories` has the last Step of
-    each epoch.
+    that the sampling error which both share cancels. `histories` has a record of each
+    epoch. `metrics` are those of a flow of a table, with its mixtures' NLLs.
     """
     columns = 1 if points.truth is None else 2
     figure = Figure(figsize=(1 + 4.5 * columns, 4), layout="constrained")
@@ -59,18 +59,22 @@ def plot_losses(
             panels[1].semilogy(epochs, above, color=color)
 
     if points.truth is not None:
-        level = points.floor
-        label = f"entropy of the truth, {points.floor:.4f}"
+        levels = {f"entropy of the truth, {points.floor:.4f}": points.floor}
+        title = "Training (dot: the weights that are kept)"
         panels[1].set(xlabel="epoch", ylabel="NLL - NLL of the truth (nats per point)")
         panels[1].set_title("KL(truth || flow), estimated on held-out points")
     else:
-        level = gaussian_nll
-        label = "a fitted Gaussian, cross-validated"
-    panels[0].axhline(level, color="black", linestyle="--", linewidth=1, label=label)
+        levels = {"a Gaussian, held-out": metrics["gaussian_nll"]}
+        levels[f"the best mixture ({metrics['modes']}), held-out"] = metrics["nll"]
+        title = "Cross-validation (dot: the best epoch)"
+    for (label, level), dashes in zip(levels.items(), ("--", ":")):
+        style = {"color": "black", "linestyle": dashes, "linewidth": 1}
+        panels[0].axhline(level, label=label, **style)
+        seen.append(level)
     panels[0].set(xlabel="epoch", ylabel="negative log-likelihood (nats per point)")
-    panels[0].set_title("Training (dot: the weights that are kept)")
+    panels[0].set_title(title)
     # The panel leaves out where points were learned by heart.
-    low, high = min(*seen, level), max(*seen, level)
+    low, high = min(seen), max(seen)
     panels[0].set_ylim(low - 0.1 * (high - low), high + 0.1 * (high - low))
     for panel in panels:
         panel.grid(alpha=0.3)

@@ -8,16 +8,35 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from flowlib.files import write_atomically
+from flowlib.files import UserError, write_atomically
 from flowlib.grids import evaluate
 from flowlib.inpainting.scores import crps, inside, ranks
+from flowlib.points import Points
 from flowlib.rng import rng
 from flowlib.tables.gaps import POPULATION, Filled, fill_gaps
 from flowlib.tables.mixture import fit_mixture
+from flowlib.tables.reader import Format, read_points
 from flows2d import Flow, MixtureBase
 
 if TYPE_CHECKING:
     from pandas import DataFrame
+
+SAMPLES = 12  # of each row whose gaps are filled
+CHECKED = 200  # test rows, at most, in which cells are hidden
+
+
+def score_file(
+    path: Path, flows: dict[str, Flow], points: Points, format: Format, folder: Path
+) -> None:
+    """Writes the log p of a file's rows under each flow, the least likely first.
+
+    The flows were fitted to these points; the scores go to the folder.
+    """
+    table = read_points(path, points.columns, format, to_fit=False)
+    scores = score_rows(flows, torch.from_numpy(table.points))
+    print(scores.head(10).to_string(index=False, float_format="{:,.3f}".format))
+    what = "log p in nats, and the share of held-out rows with less"
+    write_table(folder / f"{path.stem}_scores.csv", scores, what)
 
 
 def score_rows(flows: dict[str, Flow], rows: Tensor) -> "DataFrame":
@@ -36,6 +55,54 @@ def score_rows(flows: dict[str, Flow], rows: Tensor) -> "DataFrame":
         share = torch.searchsorted(held_out, log_p) / len(held_out)
         columns[f"less_likely_{name}"] = share.numpy()
     return pandas.DataFrame(columns).sort_values(f"log_p_{next(iter(flows))}")
+
+
+def fill_file(
+    path: Path,
+    flows: dict[str, Flow],
+    points: Points,
+    format: Format,
+    folder: Path,
+    seed: int,
+) -> tuple[Tensor, Tensor]:
+    """Writes a file's rows with their gaps filled: means, and samples.
+
+    The flow with the lower held-out NLL fills them. First it fills cells of test rows
+    that are hidden from it, and prints how good that is. Returns all samples (N, S, D),
+    and which cells were missing (N, D).
+    """
+    table = read_points(path, points.columns, format, to_fit=False, gaps=True)
+    rows = torch.from_numpy(table.points)
+    gaps = rows.isnan()
+    with_gaps = gaps.any(1)
+    name = min(flows, key=lambda name: flows[name].metrics["held_out_nll"])
+    flow = flows[name]
+    print(f"{gaps.sum()} gaps in {with_gaps.sum()} of {len(rows)} rows, by {name}")
+    if not gaps.any():
+        raise UserError(f"{path} has no missing cells in its columns to fill")
+
+    proposal = fit_proposal(flow, points.train)
+    check = check_fills(flow, proposal, points.test[:CHECKED], seed)
+    print(describe_check(check))
+    filled = fill_rows(flow, proposal, rows, seed, draws=POPULATION)
+
+    means = as_table(filled.mean, table.names, range(1, len(rows) + 1))
+    write_table(folder / f"{path.stem}_filled.csv", means, "the means of the fills")
+    numbers = (1 + with_gaps.nonzero()[:, 0]).tolist()
+    samples = as_table(filled.samples[with_gaps, :SAMPLES], table.names, numbers)
+    what = f"{SAMPLES} samples of each row with gaps"
+    write_table(folder / f"{path.stem}_samples.csv", samples, what)
+    return filled.samples, gaps
+
+
+def describe_check(check: dict[str, float]) -> str:
+    """How good the fills of hidden cells are, in a line."""
+    covered = f"{check['coverage_90']:.0%} ± {check['coverage_90_se']:.0%}"
+    errors = f"RMSE {check['rmse']:.2f}, CRPS {check['crps']:.2f}"
+    return (
+        f"checked on {check['cells']} cells of test rows that were hidden: 90 % "
+        f"intervals hold {covered} of them; {errors} standard deviations of the column"
+    )
 
 
 def fit_proposal(flow: Flow, train: Tensor) -> MixtureBase:
