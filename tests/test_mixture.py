@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch.distributions import MultivariateNormal
 
+from flowlib.files import UserError
 from flowlib.tables.mixture import (
     choose_mixture,
     fit_mixture,
@@ -43,6 +44,18 @@ def test_cross_validation_finds_the_number_of_groups():
 def test_a_mode_needs_ten_rows():
     rows = torch.randn(60, 2)
     assert choose_mixture([(rows[:30], rows[30:])]).modes <= 3
+    with pytest.raises(
+        UserError, match="4 modes need 40 rows to fit, and there are 30"
+    ):
+        choose_mixture([(rows[:30], rows[30:])], modes=(4,))
+
+
+def test_a_given_number_of_modes_is_taken_and_the_gaussian_is_still_measured():
+    rows = two_groups(300)
+    folds = [(rows[:200], rows[200:])]
+    choice = choose_mixture(folds, modes=(3,))
+    assert choice.modes == 3
+    assert choice.gaussian_nll == choose_mixture(folds, modes=(1,)).nll
 
 
 def test_one_mode_is_the_gaussian_of_the_rows():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from flowlib.plots.tables import plot_gaps
 from flowlib.tables.mixture import mixture_flow
 from flowlib.tables.new_rows import (
     as_table,
@@ -82,3 +83,17 @@ def test_tables_have_the_users_row_numbers():
     assert table["row"].tolist() == [3, 3, 7, 7]
     assert table["sample"].tolist() == [1, 2, 1, 2]
     assert np.array_equal(table["a"], [1, 11, 3, 13])
+
+
+def test_the_figure_has_a_line_for_each_of_the_first_gaps():
+    gaps = torch.zeros(9, 2, dtype=torch.bool)
+    gaps[:, 1] = True
+    gaps[:5, 0] = True
+    samples = torch.randn(9, 40, 2)
+    figure = plot_gaps(samples, gaps, torch.randn(50, 2), ["$a", "b"], samples[:, 0])
+    (panel,) = figure.axes
+    labels = [label.get_text() for label in panel.get_yticklabels()]
+    assert labels[:3] == [r"row 1, \$a", "row 1, b", r"row 2, \$a"]
+    assert len(labels) == 12
+    crosses = [line for line in panel.lines if line.get_marker() == "x"]
+    assert len(crosses) == 12

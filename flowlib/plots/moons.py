@@ -74,8 +74,8 @@ def plot_losses(
     panels[0].set(xlabel="epoch", ylabel="negative log-likelihood (nats per point)")
     panels[0].set_title(title)
     # The panel leaves out where points were learned by heart.
-    low, high = min(seen), max(seen)
-    panels[0].set_ylim(low - 0.1 * (high - low), high + 0.1 * (high - low))
+    margin = max(0.1 * (max(seen) - min(seen)), 0.1)
+    panels[0].set_ylim(min(seen) - margin, max(seen) + margin)
     for panel in panels:
         panel.grid(alpha=0.3)
     panels[0].legend(fontsize=9)
@@ -252,7 +252,7 @@ def picture_grid(points) -> tuple[Bounds, np.ndarray, np.ndarray, Tensor]:
     if points.truth is not None:
         bounds = points.truth.bounds(5)
     else:
-        low, high = points.test.double().aminmax(dim=0)
+        low, high = points.train.double().aminmax(dim=0)
         margin = (high - low) / 10
         sides = torch.stack([low - margin, high + margin], dim=1)
         bounds = tuple(sides.flatten().tolist())

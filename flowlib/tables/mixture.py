@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from flowlib.files import UserError
 from flows2d import Flow, MixtureBase, PermutationTransform, Standardize
 
 MODES = (1, 2, 3, 5, 8, 12, 20, 30)
@@ -34,17 +35,24 @@ class Choice(NamedTuple):
 def choose_mixture(folds: Folds, modes: Sequence[int] = MODES) -> Choice:
     """The number of modes, and what is added to their variances, for the least NLL.
 
+    Raises UserError if no number of modes is small enough for the rows.
+
     Example:
         >>> rows = torch.randn(400, 2) + 10 * torch.randint(2, (400, 1))
         >>> choose_mixture([(rows[:300], rows[300:])]).modes > 1
         True
     """
+    rows_to_fit = min(len(rows) for rows, _ in folds)
+    if 10 * min(modes) > max(10, rows_to_fit):
+        few = f"{min(modes)} modes need {10 * min(modes)} rows to fit"
+        raise UserError(f"{few}, and there are {rows_to_fit}")
+
     nll = {}
     for added in ADDED:
         best = math.inf
         worse = 0
-        for count in modes:
-            if count > 1 and 10 * count > min(len(rows) for rows, _ in folds):
+        for count in dict.fromkeys([1, *modes]):
+            if 10 * count > max(10, rows_to_fit):
                 break
             parts = []
             for rows, held_out in folds:
@@ -59,9 +67,10 @@ def choose_mixture(folds: Folds, modes: Sequence[int] = MODES) -> Choice:
             if worse == 2:
                 break
 
-    gaussians = [value for (count, _), value in nll.items() if count == modes[0]]
-    count, added = min(nll, key=nll.get)
-    return Choice(count, added, nll[count, added], min(gaussians))
+    gaussian_nll = min(nll[1, added] for added in ADDED)
+    allowed = {key: value for key, value in nll.items() if key[0] in modes}
+    count, added = min(allowed, key=allowed.get)
+    return Choice(count, added, allowed[count, added], gaussian_nll)
 
 
 def fit_mixture(rows: Tensor, modes: int, added: float) -> MixtureBase:
