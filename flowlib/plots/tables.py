@@ -37,9 +37,9 @@ def plot_gaps(
         found = ((samples[row, :, column] - mean[column]) / std[column]).numpy()
         known = (train[:, column].double() - mean[column]) / std[column]
         left, right = np.quantile(known, [0.05, 0.95])
-        panel.barh(place, right - left, 0.4, left, color="0.85")
+        panel.hlines(place, left, right, color="0.85", linewidth=9)
         left, right = np.quantile(found, [0.05, 0.95])
-        panel.barh(place, right - left, 0.06, left, color=BLUE)
+        panel.hlines(place, left, right, color=BLUE, linewidth=1.2)
         panel.plot(found[:12], [place] * len(found[:12]), ".", color=BLUE, markersize=5)
         if truth is not None:
             exact = (truth[row, column] - mean[column]) / std[column]
