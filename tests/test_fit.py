@@ -31,7 +31,7 @@ def fit(rows: torch.Tensor, choice: Choice, **training):
 
 def test_a_flow_gains_over_the_gaussian_where_there_is_something_to_gain():
     gaussian = choose_mixture(make_table_points(curved(800), 0, "rows").folds, (1,))
-    points, found = fit(curved(800), gaussian, epochs=10)
+    points, found = fit(curved(800), gaussian, epochs=4)
     assert found.metrics["steps"] == 20 * found.metrics["epochs"] > 0
     gain = found.metrics["gain_over_mixture"]
     assert gain > 3 * found.metrics["gain_over_mixture_se"] > 0

@@ -32,7 +32,8 @@ def run(folder, *argv):
 
 
 @pytest.fixture(autouse=True)
-def _small_figures(monkeypatch):
+def _small_figures_and_mixtures(monkeypatch):
+    monkeypatch.setattr(train_moons, "MODES", (1, 2))
     monkeypatch.setattr(plots, "SIDE", 40)
     monkeypatch.setattr(plots, "FRAMES", 4)
 
