@@ -21,12 +21,17 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from benchmarks.about import add_output_flag, command_of, provenance
+from benchmarks.about import command_of, provenance
 from benchmarks.markdown import load, measured_on, table
-from benchmarks.moons_peers import find, load_earlier, use_one_core
-from benchmarks.table_density import in_words, split_table
-from flowlib.cli import Parser, number, one_line_errors
-from flowlib.files import write_json
+from benchmarks.moons_peers import use_one_core
+from benchmarks.table_density import (
+    add_split_flags,
+    column,
+    in_words,
+    measure_splits,
+    split_table,
+)
+from flowlib.cli import Parser, one_line_errors
 from flowlib.inpainting.scores import inside, ranks
 from flowlib.points import Points
 from flowlib.rng import rng
@@ -160,18 +165,11 @@ def measure(name: str, seed: int) -> Iterator[dict]:
         start = time.perf_counter()
         fills = fill(points, holes, seed)
         seconds = time.perf_counter() - start
-        row = {"table": name, "method": method, "seed": seed, "seconds": seconds}
+        row = {"table": name, "model": method, "seed": seed, "seconds": seconds}
         yield row | score(fills / std, truth / std, hidden, seed)
 
 
 # ---------------------------------------------------------------- table
-
-
-def column(rows: list[dict], name: str, method: str, key: str) -> Tensor:
-    """A method's scores on the splits of a table, in their order."""
-    found = sorted(find(rows, table=name, method=method), key=lambda row: row["seed"])
-    values = [row[key] for row in found if row[key] is not None]
-    return torch.tensor(values, dtype=torch.float64)
 
 
 def table_gaps_table() -> str:
@@ -202,11 +200,7 @@ def table_gaps_table() -> str:
 
 def parse_args(argv=None):
     parser = Parser(__doc__)
-    add = parser.add_argument
-    add("--splits", type=number(int, 2), default=5, help="splits of each table")
-    add("--tables", nargs="+", choices=TABLES, default=TABLES, help="which tables")
-    add("--core", type=number(int, 0), default=0, help="CPU core to run on")
-    add_output_flag(parser, "table_gaps")
+    add_split_flags(parser, "table_gaps", TABLES)
     return parser.parse_args(argv)
 
 
@@ -216,18 +210,7 @@ def main(argv=None) -> None:
     use_one_core(args.core)
     command = command_of("table_gaps", *(sys.argv[1:] if argv is None else argv))
     about = provenance(command, torch.device("cpu"))
-    rows = load_earlier(args.output, about)["rows"]
-
-    for seed in range(args.splits):
-        for name in args.tables:
-            if find(rows, table=name, seed=seed):
-                continue
-            found = list(measure(name, seed))
-            rows += found
-            write_json(args.output, {"about": about, "rows": rows})
-            texts = [f"{row['method']} {row['crps']:.3f}" for row in found]
-            print(f"split {seed}  {name:14}", *texts, sep="  ", flush=True)
-    print(f"wrote {args.output}")
+    measure_splits(args, about, measure, "crps")
 
 
 if __name__ == "__main__":
