@@ -20,10 +20,10 @@ class Points:
     title: str
     columns: list[str]
     draw: Callable[[int], Tensor]
-    held_out: Tensor  # (N, D)
     test: Tensor  # (N, D)
     made_from: dict  # a fingerprint, plain types
-    # Where it is known: the exact distribution, and its entropy in nats.
+    # Of a shape: points held out, the exact distribution, and its entropy in nats.
+    held_out: Tensor | None = None  # (N, D)
     truth: Truth | None = None
     floor: float | None = None
     # Of a table: all rows but those to test on, and parts of them, to fit and held out.

@@ -4,6 +4,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from flowlib.tables.new_rows import SAMPLES
+
 BLUE = "#0072B2"
 ORANGE = "#D55E00"
 MOST = 12  # gaps in a figure
@@ -19,7 +21,7 @@ def plot_gaps(
     """Samples and 90 % intervals of the first gaps, over the range of their columns.
 
     Args:
-        samples: (N, S, D), of rows with their gaps filled; twelve of each are shown.
+        samples: (N, S, D), of rows with their gaps filled; SAMPLES of each are shown.
         gaps: (N, D) bool, True where a cell was missing.
         train: (M, D), the rows that were fitted.
         names: the columns'.
@@ -40,7 +42,8 @@ def plot_gaps(
         panel.hlines(place, left, right, color="0.85", linewidth=9)
         left, right = np.quantile(found, [0.05, 0.95])
         panel.hlines(place, left, right, color=BLUE, linewidth=1.2)
-        panel.plot(found[:12], [place] * len(found[:12]), ".", color=BLUE, markersize=5)
+        dots = found[:SAMPLES]
+        panel.plot(dots, [place] * len(dots), ".", color=BLUE, markersize=5)
         if truth is not None:
             exact = (truth[row, column] - mean[column]) / std[column]
             panel.plot(exact, place, "x", color=ORANGE, markersize=7)
@@ -51,7 +54,7 @@ def plot_gaps(
     panel.set_xlabel("standard deviations of the column, from its mean")
     cross = "" if truth is None else "; cross: what was there"
     panel.set_title(
-        f"Missing cells: 12 samples and the 90 % interval{cross}\n"
+        f"Missing cells: {SAMPLES} samples and the 90 % interval{cross}\n"
         "(gray: 90 % of the column, the rest of the row unknown)",
         fontsize=10,
     )

@@ -58,7 +58,6 @@ def make_table_points(
         title=name.replace("$", r"\$"),
         columns=columns,
         draw=drawing_from(train, rng(seed, "file train")),
-        held_out=folds[0][1],
         test=test,
         train=train,
         folds=folds,
