@@ -5,9 +5,10 @@ observed cells it is a mixture again, in closed form. Each fill gets the weight 
 the flow's density over that of the proposals. So the weighted fills follow the flow,
 its modes' shares included.
 
-Where a few fills would carry all the weight, the way from q to p is gone in steps:
-under q (p / q)^t, with t from 0 to 1, the fills are drawn anew by their weights and
-then moved by Hamiltonian Monte Carlo. Both ways are exact in the limit of many fills.
+Where a few fills would carry all the weight, the fills go from q to p in steps. Each
+step has a density q (p / q)^t, with a larger t, up to 1. The fills are drawn anew by
+their weights under it, then Hamiltonian Monte Carlo moves them. Both ways are exact in
+the limit of many fills.
 Sources: Neal (2001), arXiv:physics/9803008 (annealed importance sampling); Del Moral,
 Doucet and Jasra (2006), doi:10.1111/j.1467-9868.2006.00553.x (with resampling).
 """
@@ -27,8 +28,8 @@ from flows2d import Flow, MixtureBase
 
 PROPOSALS = 1024  # fills of a row that are weighted
 POPULATION = 256  # fills that are drawn from them by their weights
-ENOUGH = 128  # effective fills; with fewer, the way is gone in steps
-LEVELS = 64  # the finest steps of the way
+ENOUGH = 128  # effective fills; with fewer, the fills go in steps
+LEVELS = 64  # the most steps
 WIDE = 2.0  # half of the proposals are as many times as wide, so no weight is huge
 START = 3.0  # a fifth of it is the first HMC step, in standard deviations
 
@@ -48,8 +49,8 @@ def fill_gaps(
     """Rows with their gaps filled by what the flow expects there.
 
     What a row gets depends on its cells, its place and the seed, not on other rows.
-    `effective` is (Σ w)² / Σ w² of a row's weights w. Where it is below ENOUGH the way
-    was gone in steps; a row without weights has PROPOSALS.
+    `effective` is (Σ w)² / Σ w² of a row's weights w. Where it is below ENOUGH the
+    fills went in steps. A row without gaps has PROPOSALS.
 
     Args:
         flow: with log_prob, dtype and device.

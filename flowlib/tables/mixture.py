@@ -2,8 +2,9 @@
 
 Where rows are few, a flow with random weights loses to a fitted Gaussian. So a flow of
 a table starts as the mixture that cross-validation chooses: the mixture is its base,
-and its transforms are the identity. Training can only be worth something or be left
-out. Source of the mixture: scikit-learn's GaussianMixture (expectation maximization).
+and its transforms are the identity. Training is kept only where it makes held-out
+rows likelier. Source of the mixture: scikit-learn's GaussianMixture, which maximizes
+the likelihood by expectation maximization.
 """
 
 import math
@@ -21,6 +22,7 @@ MODES = (1, 2, 3, 5, 8, 12, 20, 30)
 # What is added to each variance of standardized columns, so that no mode is thin.
 ADDED = (1e-2, 1e-1, 1e-3, 1e-4)
 MOST_ROWS = 10_000  # that a mixture is fitted to; of more it hardly gets better
+TRIES = 100  # to draw permutations that leave no column as it is
 Folds = Sequence[tuple[Tensor, Tensor]]  # rows to fit, (N, D), and rows held out
 
 
@@ -117,15 +119,15 @@ def start_flow(
         build: dim -> a flow whose couplings are the identity. Its permutations are
             undone at the end, for the mixture is one of the columns as they stand.
     Raises:
-        ValueError: if some column is never transformed, in a hundred tries.
+        ValueError: if some column is never transformed, in TRIES tries.
     """
     start = mixture_flow(rows, modes, added)
-    for tries_left in reversed(range(100)):
+    for attempt in range(TRIES):
         try:
             transforms = list(build(start.dim).transforms)
             break
         except ValueError:  # random permutations can miss one of many columns
-            if not tries_left:
+            if attempt == TRIES - 1:
                 raise
 
     order = torch.arange(start.dim)
