@@ -5,13 +5,14 @@
 cuts holes out of test images and asks two questions. Which missing pixels maximize the
 likelihood of the whole image? This is the MAP estimate, argmax over δ of
 log p(x + δ · M), where x are the observed pixels and M is 1 where one is missing. What
-could be there? Twelve samples of the missing pixels show it, with their mean and how
-much they differ. The model's weights and the observed pixels stay as they are.
+could be there? Twelve plausible fills show it, with their mean and how much they
+differ. The model's weights and the observed pixels stay as they are.
 
 The MAP estimate of a square hole is often *black*, and it is likelier than the truth:
-the maximum of a density is not a typical draw from it. The samples are what a person
-would draw. Each lies near the training image that it started from, so the share of a
-digit among them is a rough estimate.
+the maximum of a density is not a typical draw from it. Plausible fills are similar
+training images, refined until the flow finds them likely. They are no exact samples:
+each stays near the image that it began as, so the share of a digit among them is a
+rough estimate.
 
     python inpaint.py --image photo.png --mask mask.png  your picture; white is missing
     python inpaint.py --image folder/ --mask square:14   many pictures, any mask
@@ -25,8 +26,8 @@ place.
 Writes   figures/batch_inpainting_result.png; the name of other data than MNIST comes
          first. With --image instead, in filled/: results.json, and of each picture
          NAME.png (all at one glance), NAME_filled.png (the picture itself, filled with
-         the likeliest sample), and as the model sees it NAME_mean.png, NAME_map.png,
-         NAME_uncertainty.png and NAME_sample_1.png ... of each chain
+         the likeliest fill), and as the model sees it NAME_mean.png, NAME_map.png,
+         NAME_uncertainty.png and NAME_fill_1.png ... of each fill
 Takes    90 seconds on one CPU core (AMD EPYC without AVX-512)
 """
 
@@ -182,7 +183,7 @@ def print_metrics(metrics: dict) -> None:
         f"log p of the truth {truth:,.0f} nats"
     )
 
-    labels = {"map": "MAP estimate", "mean": "mean of samples", "sample": "one sample"}
+    labels = {"map": "MAP estimate", "mean": "mean of fills", "fill": "one fill"}
     for name, label in labels.items():
         line = "  {label:16} hole PSNR {hole_psnr:5.1f} dB   ink {ink_ratio:.2f}"
         if "log_prob" in metrics[name]:
@@ -191,10 +192,8 @@ def print_metrics(metrics: dict) -> None:
         print(line.format(label=label, **metrics[name]))
 
     covered = [f"{c:.0%}: {metrics[f'coverage_{100 * c:.0f}']:.1%}" for c in COVERAGES]
-    print(f"  pixels inside the samples' intervals: {', '.join(covered)}")
-    print(f"  CRPS {metrics['crps']:.4f}, accepted moves {metrics['acceptance']:.0%}")
-    far = f"travelled {metrics['travelled']:.3f}"
-    print(f"  {far}; 1 would be as far as two fills are apart")
+    print(f"  pixels inside the fills' intervals: {', '.join(covered)}")
+    print(f"  CRPS {metrics['crps']:.4f}")
 
 
 # ---------------------------------------------------------------- pictures
@@ -215,7 +214,7 @@ def fill_pictures(
     results.json.
     """
     glow = inpainter.glow
-    named = name_pictures(paths, output, inpainter.settings.chains)
+    named = name_pictures(paths, output, inpainter.settings.fills)
     seeds = range(seed, seed + len(named))
     pictures = {}
     for one, (name, path) in zip(seeds, named.items()):
@@ -250,7 +249,7 @@ def fill_pictures(
     return {"pictures": rows}
 
 
-def name_pictures(paths: list[Path], output: Path, samples: int) -> dict[str, Path]:
+def name_pictures(paths: list[Path], output: Path, fills: int) -> dict[str, Path]:
     """What each picture's results are called; UserError if they would overwrite one."""
     paths = user_images.find_pictures(paths)
     if output.resolve() in {path.parent.resolve() for path in paths}:
@@ -259,7 +258,7 @@ def name_pictures(paths: list[Path], output: Path, samples: int) -> dict[str, Pa
         )
 
     names = [files.readable(path.stem) for path in paths]
-    results = [result for name in names for result in result_names(name, samples)]
+    results = [result for name in names for result in result_names(name, fills)]
     if twice := [name for name in results if results.count(name) > 1]:
         raise UserError(
             f"two results would be called {twice[0]}: rename one of the pictures"
@@ -267,10 +266,10 @@ def name_pictures(paths: list[Path], output: Path, samples: int) -> dict[str, Pa
     return dict(zip(names, paths))
 
 
-def result_names(name: str, samples: int) -> list[str]:
+def result_names(name: str, fills: int) -> list[str]:
     """The files that are written of a picture, in the order of `write_picture`."""
     endings = ["", "_filled", "_mean", "_map", "_uncertainty"]
-    endings += [f"_sample_{k}" for k in range(1, samples + 1)]
+    endings += [f"_fill_{k}" for k in range(1, fills + 1)]
     return [f"{name}{ending}.png" for ending in endings]
 
 
@@ -290,19 +289,19 @@ def write_picture(name: str, picture: Picture, fill: Fill, output: Path) -> dict
         )
         print(f"{name}: {notes[-1]}")
 
-    samples = fill.grey(fill.samples)[0]
+    plausible = fill.grey(fill.plausible)[0]
     low, high = fill.interval(0.9)
-    overview, filled, *others = result_names(name, len(samples))
+    overview, filled, *others = result_names(name, len(plausible))
     words = textwrap.fill("; ".join(notes), 110)
     files.save_figure(plot_fills({name: fill}, words), output, overview)
-    likeliest = samples[fill.log_prob[0].argmax()]
+    likeliest = plausible[fill.log_prob[0].argmax()]
     user_images.save_picture(output / filled, picture.restore(likeliest))
-    shown = [fill.mean()[0], fill.grey(fill.map)[0], (high - low)[0], *samples]
+    shown = [fill.mean()[0], fill.grey(fill.map)[0], (high - low)[0], *plausible]
     for file, image in zip(others, shown):
         user_images.save_grey(output / file, image)
 
     digits = fill.describe_digits(0) or "unknown (no classifier of such pictures)"
-    print(f"{name}: digits among the samples {digits}")
+    print(f"{name}: digits among the fills {digits}")
     row = {"notes": notes, "missing_pixels": int(picture.mask.sum())}
     width = (high - low)[fill.problem.mask].mean().item()
     return row | fill.numbers(0) | {"mean_uncertainty": width}
@@ -369,10 +368,10 @@ def add_hole_flags(parser: Parser) -> None:
     )
 
     add(
-        "--chains",
+        "--fills",
         type=number(int, 1, 100_000),
         default=12,
-        help="chains for each image, which give one sample each",
+        help="plausible fills of each image",
     )
 
     add(
@@ -415,7 +414,7 @@ def main(argv: list[str] | None = None) -> None:
     """Fills holes in test images, or in the pictures of --image."""
     args = parse_args(argv)
     start = time.perf_counter()
-    settings = FillSettings(args.map_steps, args.chains)
+    settings = FillSettings(args.map_steps, args.fills)
     with processes(args.device) as group:
         # The model of the data, and images that are like them.
         images = None

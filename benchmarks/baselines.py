@@ -14,8 +14,8 @@ from torch.distributions import MultivariateNormal
 from tqdm import tqdm
 
 from flowlib.images.glow import precision_for
-from flowlib.inpainting.initial_fills import nearest_images
 from flowlib.inpainting.masks import make_masks
+from flowlib.inpainting.refine import nearest_images
 from flowlib.rng import rng
 
 # ---------------------------------------------------------------- without a model

@@ -5,7 +5,7 @@
 
 A method's fills vote: with S fills, of which n are a 4, it says p(4) = (n + 1/10) / (S
 + 1), as if one more fill were shared by all ten digits. So no digit is called
-impossible. The methods are our samples, as many similar training images, and, as a
+impossible. The methods are our fills, as many similar training images, and, as a
 reference, a classifier's probabilities for the fill of the U-Net that was trained for
 the task. A method is calibrated if, of all the times that it says 70 %, 70 % come true.
 
@@ -39,7 +39,7 @@ from flowlib.inpainting.masks import describe_mask
 
 KINDS = ("square:18", "noise:0.9", "top")
 METHODS = {
-    "ours": "our samples",
+    "ours": "our fills",
     "neighbors": "similar images",
     "unet": "U-Net and classifier",
 }

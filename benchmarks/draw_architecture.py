@@ -94,7 +94,7 @@ def draw_glow(panel, y: float, image: np.ndarray) -> None:
 
 
 def draw_inpainter(panel, y: float, images: np.ndarray, truth: np.ndarray) -> None:
-    """A hole's way to the samples and the MAP estimate."""
+    """A hole's way to the plausible fills and the MAP estimate."""
     title = "A hole's way through the inpainter"
     panel.text(0.1, y + 0.72, title, fontsize=11, weight="bold")
     holed = truth.copy()
@@ -116,8 +116,8 @@ def draw_inpainter(panel, y: float, images: np.ndarray, truth: np.ndarray) -> No
         "refine: patches of\none another, short\nascents of log p",
         STEP,
     )
-    box(panel, 6.45, y, 1.55, "12 chains:\nHamiltonian\nMonte Carlo", STEP)
-    box(panel, 9.0, y, 1.5, "12 samples: their\nmean, intervals,\nwhich digit", LATENT)
+    box(panel, 6.45, y, 1.55, "noise, as wide as\nlog p allows", STEP)
+    box(panel, 9.0, y, 1.5, "12 fills: their\nmean, intervals,\nwhich digit", LATENT)
     arrow(panel, (0.95, y), (1.45, y))
     arrow(panel, (2.55, y), (3.225, y))
     arrow(panel, (4.775, y), (5.675, y))

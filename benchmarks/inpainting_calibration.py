@@ -1,10 +1,10 @@
-"""Is the sampler calibrated where the model is right? Holes in the flow's own samples.
+"""Are the fills calibrated where the model is right? Holes in the flow's own samples.
 
     python -m benchmarks.inpainting_calibration
 
 cuts holes into samples of the flow and fills them, with other samples as reference
-images. The truth is then one more draw from the very density that the sampler targets.
-So its rank among the fills is uniform if the sampler is right, pixel by pixel. Source:
+images. The truth is then a draw from the very density that judges the fills. So its
+rank among the fills is uniform if they are such draws too, pixel by pixel. Source:
 Talts et al. (2018), arXiv:1804.06788 (simulation-based calibration).
 
 Coverage alone is weak evidence: it says nothing about which fills are likelier than
@@ -44,8 +44,7 @@ def measure_ranks(
     """The truth's ranks in (0, 1) among the fills of `count` holes.
 
     Of missing pixels, (N,); of ink in the hole, log p and digit, 0 ... 9 for the
-    classifier, (count,) each. Also `acceptance` and `travelled` of the chains, (count,)
-    each.
+    classifier, (count,) each.
     """
     glow = inpainter.glow
     truth = glow.sample(count, rng(seed, "calibration truth"))
@@ -69,16 +68,16 @@ def ranks_of(
     """What `measure_ranks` returns, of some samples v (B, 1, H, W) of the flow."""
     glow = inpainter.glow
     problem = Problem.cut(glow.quantize(v), mask, seeds, v=v)
-    found = inpainter.sample(problem)
-    fills = found.samples_v  # (B, S, 1, H, W)
+    found = inpainter.find_fills(problem)
+    fills = found.plausible_v  # (B, C, 1, H, W)
 
     def ink(images: Tensor) -> Tensor:
         return (images * mask.unsqueeze(1)).flatten(2).sum(2)
 
-    # The digits of the truth, then of the samples.
-    images = torch.cat([glow.quantize(v)[:, None], found.samples], 1)
+    # The digits of the truth, then of the fills.
+    images = torch.cat([glow.quantize(v)[:, None], found.plausible], 1)
     digit = inpainter.classifier.classify(images.flatten(0, 1)).argmax(1)
-    digit = digit.unflatten(0, images.shape[:2])  # (B, 1 + S)
+    digit = digit.unflatten(0, images.shape[:2])  # (B, 1 + C)
 
     log_p = inpainter.log_prob(v)
     return {
@@ -86,8 +85,6 @@ def ranks_of(
         "ink": ranks(ink(fills), ink(v[:, None])[:, 0], ties),
         "log_p": ranks(found.log_prob, log_p, ties),
         "digit": ranks(digit[:, 1:], digit[:, 0], ties),
-        "acceptance": found.acceptance,
-        "travelled": found.travelled,
     }
 
 
@@ -104,9 +101,6 @@ def make_row(kind: str, found: dict[str, Tensor]) -> dict:
     for name in ("ink", "log_p", "digit"):
         row[f"{name}_rank_mean"] = found[name].mean().item()
         row[f"{name}_rank_p"] = float(kstest(found[name].numpy(), "uniform").pvalue)
-
-    row["acceptance"] = found["acceptance"].mean().item()
-    row["travelled"] = found["travelled"].median().item()
     return row
 
 
@@ -133,7 +127,7 @@ def inpainting_calibration_table() -> str:
 
 
 def plot_calibration(ranks_of_kind: dict[str, Tensor]) -> Figure:
-    """Histograms of the truth's ranks among the samples; the intervals' coverage."""
+    """Histograms of the truth's ranks among the fills; the intervals' coverage."""
     figure = Figure(figsize=(10, 3.0), layout="constrained")
     *panels, last = figure.subplots(1, len(ranks_of_kind) + 1)
     promised = torch.linspace(0, 1, 101).tolist()

@@ -54,7 +54,7 @@ class Methods:
 
     @torch.no_grad()
     def simple(self, masked: Tensor, mask: Tensor, kind: str) -> dict[str, tuple]:
-        """Name -> (fill,) or (fill, samples); those that need no flow."""
+        """Name -> (fill,) or (fill, several); those that need no flow."""
         calls = {
             "zero": lambda: masked,
             "pixel mean": lambda: self.pixel_mean,
@@ -69,30 +69,28 @@ class Methods:
                 found[name] = (torch.where(mask, call(), masked),)
 
         mean, samples = self.mixture.fill(masked, mask, 32, rng(0, "mixture"))
-        drawn = samples.transpose(0, 1)  # (B, S, 1, H, W)
+        drawn = samples.transpose(0, 1)  # (B, C, 1, H, W)
         found["Gaussian mixture, mean"] = (mean,)
         found["Gaussian mixture, sample"] = (drawn[:, 0], drawn)
         return found
 
-    def ascents(self, problem: Problem, sampled: Fill) -> dict[str, Tensor]:
-        """v (B, 1, H, W): the MAP estimate, and where the likeliest sample leads."""
-        starts = self.inpainter.starts(sampled)
+    def ascents(self, problem: Problem, fill: Fill) -> dict[str, Tensor]:
+        """v (B, 1, H, W): the MAP estimate, and where the likeliest fill leads."""
+        starts = self.inpainter.starts(fill)
         return {
             "MAP": self.inpainter.find_map(problem, starts),
-            "MAP from sample": self.inpainter.find_map(problem, starts[:, 1:]),
+            "MAP from fill": self.inpainter.find_map(problem, starts[:, 1:]),
         }
 
-    def sampled(self, problem: Problem) -> tuple[dict[str, tuple], Fill]:
-        """Likewise for the samples; and what `Inpainter.sample` returns."""
-        found = self.inpainter.sample(problem)
-        samples = found.samples / 255
-        # A mean of equal numbers can be off by a rounding: observed pixels stay exact.
-        mean = torch.where(problem.mask, samples.mean(1), problem.masked / 255)
-        fills = {
-            "posterior, mean": (mean,),
-            "posterior, sample": (samples[:, 0], samples),
+    def ours(self, problem: Problem) -> tuple[dict[str, tuple], Fill]:
+        """Likewise for our fills; and what `Inpainter.find_fills` returns."""
+        fill = self.inpainter.find_fills(problem)
+        plausible = fill.grey(fill.plausible)
+        found = {
+            "ours, mean": (fill.mean(),),
+            "ours, one fill": (plausible[:, 0], plausible),
         }
-        return fills, found
+        return found, fill
 
 
 def fitted_mixture(images: Images) -> Mixture:

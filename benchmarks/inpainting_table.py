@@ -49,7 +49,7 @@ from flowlib.files import SHIPPED, hardware, write_atomically, write_json
 from flowlib.images.datasets import Images, load_images
 from flowlib.images.glow import load_glow, precision_for
 from flowlib.inpainting.fill import Problem
-from flowlib.inpainting.initial_fills import similar_images
+from flowlib.inpainting.refine import similar_images
 from flowlib.inpainting.scores import COVERAGES, crps, hole_mse, inside, psnr, ranks
 from flowlib.rng import rng
 
@@ -65,11 +65,11 @@ TITLES = {
     "biharmonic": "biharmonic",
     "Gaussian mixture, mean": "Gaussian mixture, mean",
     "Gaussian mixture, sample": "Gaussian mixture, one sample",
-    "posterior, mean": "ours, mean of 12 samples",
-    "posterior, sample": "ours, one sample",
+    "ours, mean": "ours, mean of 12 fills",
+    "ours, one fill": "ours, one fill",
     "U-Net, supervised": "U-Net, trained for the task",
 }
-MAP_TITLES = {"MAP": "MAP", "MAP from sample": "the ascent from the likeliest sample"}
+MAP_TITLES = {"MAP": "MAP", "MAP from fill": "the ascent from the likeliest fill"}
 
 # ---------------------------------------------------------------- measure
 
@@ -79,12 +79,12 @@ def score(
     problem: Problem,
     labels: Tensor,
     methods: Methods,
-    samples: Tensor | None,
+    several: Tensor | None,
 ) -> dict[str, Tensor]:
-    """Every score of each image, (B,) each; no samples: the fill is the only one."""
+    """Every score of each image, (B,) each; `several` fills, or only the one."""
     truth = problem.truth.grey
     mask = problem.mask
-    drawn = fill[:, None] if samples is None else samples
+    drawn = fill[:, None] if several is None else several
     seen_as = methods.classifier.classify(fill * 255).argmax(1)
     return {
         "mse": hole_mse(fill, truth, mask),
@@ -95,16 +95,16 @@ def score(
     }
 
 
-def measure_samples(kind: str, first: int, images: Images, methods: Methods) -> dict:
+def measure_ours(kind: str, first: int, images: Images, methods: Methods) -> dict:
     """One chunk of test images under one kind of mask, filled by the flow.
 
-    Returns every score of the samples and, of the first MAP_IMAGES, of the MAP
-    estimates; how the chains fared; and which digits the samples are.
+    Returns every score of the fills and, of the first MAP_IMAGES, of the MAP estimates;
+    the truth's ranks; and which digits the fills are.
     """
     problem, labels = problem_of(kind, first, images, methods)
     inpainter = methods.inpainter
-    fills, sampled = methods.sampled(problem)
-    ascents = methods.ascents(problem, sampled) if first < MAP_IMAGES else {}
+    fills, ours = methods.ours(problem)
+    ascents = methods.ascents(problem, ours) if first < MAP_IMAGES else {}
     for name, v in ascents.items():
         fills[name] = (inpainter.to_levels(v, problem) / 255,)
 
@@ -113,16 +113,11 @@ def measure_samples(kind: str, first: int, images: Images, methods: Methods) -> 
     for name, v in ascents.items():
         above = inpainter.log_prob(v) - problem.truth.log_prob
         scores[name]["above_truth"] = above
-    rank = ranks(sampled.samples_v, problem.truth.v, rng(0, "ties", first))
-
-    samples = fills["posterior, sample"][1]
+    rank = ranks(ours.plausible_v, problem.truth.v, rng(0, "ties", first))
     return {
         "methods": scores,
-        "sampler": {
-            name: getattr(sampled, name) for name in ("acceptance", "travelled")
-        },
         "ranks": rank[problem.mask],
-        "digits": {"ours": vote(255 * samples, methods), "label": labels},
+        "digits": {"ours": vote(ours.plausible, methods), "label": labels},
         "hardware": hardware(inpainter.glow.device),
     }
 
@@ -133,8 +128,8 @@ def measure_others(kind: str, first: int, images: Images, methods: Methods) -> d
     masked = problem.masked
     mask = problem.mask
     fills = methods.simple(masked / 255, mask, kind)
-    chains = methods.inpainter.settings.chains
-    similar = similar_images(masked, mask, images.train, chains)
+    count = methods.inpainter.settings.fills
+    similar = similar_images(masked, mask, images.train, count)
     unet = methods.classifier.classify(255 * fills["U-Net, supervised"][0])  # (B, 10)
     return {
         "methods": score_all(kind, fills, problem, labels, methods),
@@ -163,12 +158,12 @@ def score_all(
     observed = ~problem.mask
     right = problem.masked[observed] / 255
     scores = {}
-    for name, (fill, *samples) in fills.items():
+    for name, (fill, *several) in fills.items():
         if not fill.isfinite().all() or not torch.equal(fill[observed], right):
             fault = "left NaN, or changed an observed pixel"
             raise AssertionError(f"{name} {fault}, under {kind}")
 
-        drawn = samples[0] if samples else None
+        drawn = several[0] if several else None
         scores[name] = score(fill, problem, labels, methods, drawn)
     return scores
 
@@ -181,7 +176,7 @@ def vote(fills: Tensor, methods: Methods) -> Tensor:
 
 # ---------------------------------------------------------------- chunks of images
 
-PARTS = {"others": measure_others, "samples": measure_samples}
+PARTS = {"others": measure_others, "ours": measure_ours}
 
 
 def make_chunks(
@@ -260,7 +255,7 @@ def load_chunks(kind: str, count: int) -> list[dict]:
         for name in BOTH:
             joined[name] = {key: v for part in parts for key, v in part[name].items()}
 
-        # The samples, the last part, hold more than the others.
+        # Ours, the last part, holds more than the others.
         chunks.append(parts[-1] | joined)
     return chunks
 
@@ -308,17 +303,12 @@ def bootstrap_interval(values: Tensor) -> tuple[float, float]:
     return low, high
 
 
-def sampler_row(kind: str, chunks: list[dict]) -> dict:
-    """How the sampler fared, and how well its intervals cover."""
+def intervals_row(kind: str, chunks: list[dict]) -> dict:
+    """How many of the missing pixels lie inside the intervals of the fills."""
     rank = torch.cat([chunk["ranks"] for chunk in chunks])
-    acceptance = torch.cat([chunk["sampler"]["acceptance"] for chunk in chunks])
-    travelled = torch.cat([chunk["sampler"]["travelled"] for chunk in chunks])
-
-    row = {"what": f"test images, {kind}", "n": len(travelled)}
+    row = {"what": f"test images, {kind}"}
     for c in COVERAGES:
         row[f"coverage_{100 * c:.0f}"] = inside(rank, c).float().mean().item()
-    row["acceptance"] = acceptance.float().mean().item()
-    row["travelled"] = travelled.float().median().item()
     return row
 
 
@@ -352,7 +342,7 @@ def inpainting_table() -> str:
     rows = load("inpainting")["rows"]
     error = median(row["hole_psnr_high"] - row["hole_psnr_low"] for row in rows) / 2
     width = f"95 % bootstrap intervals typically ± {error:.1f} dB"
-    what = f"hole PSNR in dB, {images_of('posterior, mean')}"
+    what = f"hole PSNR in dB, {images_of('ours, mean')}"
     return by_kind(TITLES, lambda row: f"{row['hole_psnr']:.1f}") + below(what, width)
 
 
@@ -368,30 +358,30 @@ def inpainting_map_table() -> str:
 def inpainting_accuracy_table() -> str:
     """How many filled images are still the digit that they were, for the classifier."""
     text = by_kind(TITLES, lambda row: f"{row['digit_accuracy']:.0%}")
-    return text + below(images_of("posterior, mean"))
+    return text + below(images_of("ours, mean"))
 
 
 def inpainting_crps_table() -> str:
     """The score of the methods as distributions."""
     text = by_kind(TITLES, lambda row: f"{row['crps']:.4f}")
-    return text + below(images_of("posterior, mean"))
+    return text + below(images_of("ours, mean"))
 
 
-def inpainting_sampler_table() -> str:
-    """What the samples are worth on test images: coverage, ink, distance."""
+def inpainting_intervals_table() -> str:
+    """What the fills are worth as a distribution on test images: coverage, ink."""
     results = load("inpainting")
     ink = {}
     for row in results["rows"]:
-        if row["method"] == "posterior, sample":
+        if row["method"] == "ours, one fill":
             ink[row["mask"]] = row["ink_ratio"]
 
     rows = []
-    for row in results["sampler"]:
+    for row in results["intervals"]:
         kind = row["what"].removeprefix("test images, ")
         covered = [f"{row[f'coverage_{c}']:.1%}" for c in (50, 80, 90, 95)]
-        rows.append([kind, *covered, f"{ink[kind]:.2f}", f"{row['travelled']:.3f}"])
-    header = ["mask", "50 % interval", "80 %", "90 %", "95 %", "ink", "travelled"]
-    return table(header, rows) + below(images_of("posterior, sample"))
+        rows.append([kind, *covered, f"{ink[kind]:.2f}"])
+    header = ["mask", "50 % interval", "80 %", "90 %", "95 %", "ink"]
+    return table(header, rows) + below(images_of("ours, one fill"))
 
 
 # ---------------------------------------------------------------- command line
@@ -412,7 +402,7 @@ def parse_args(argv=None):
 @one_line_errors()
 def main(argv=None) -> None:
     args = parse_args(argv)
-    parts = ["samples"] if args.flow_only else list(PARTS)
+    parts = ["ours"] if args.flow_only else list(PARTS)
     with processes(args.device) as group:
         make_chunks(group, args.data_dir, MASKS, args.images, parts)
         if group.first and not args.flow_only:
@@ -432,8 +422,8 @@ def write_results(path: Path, images: int, count: int) -> None:
     about["flow_hardware"] = chunks[MASKS[0]][0]["hardware"]
 
     rows = [row for kind, parts in chunks.items() for row in rows_of(kind, parts)]
-    sampler = [sampler_row(kind, parts) for kind, parts in chunks.items()]
-    write_json(path, {"about": about, "rows": rows, "sampler": sampler})
+    intervals = [intervals_row(kind, parts) for kind, parts in chunks.items()]
+    write_json(path, {"about": about, "rows": rows, "intervals": intervals})
     print(f"wrote {path}")
     for row in rows:
         quality = f"{row['hole_psnr']:6.2f} dB   accuracy {row['digit_accuracy']:.1%}"

@@ -93,7 +93,7 @@ def time_filling(data_dir: Path, count: int, folder: Path) -> dict:
         run("inpaint.py", [*flags, "--output", output, "--metrics", metrics], *size)
 
         seconds[way] = read_metric(metrics, "seconds")
-        paths = sorted(output.glob("*_sample_*.png"))
+        paths = sorted(output.glob("*_fill_*.png"))
         filled[way] = np.stack([np.asarray(Image.open(p), dtype=int) for p in paths])
 
     difference = int(np.abs(filled["two"] - filled["one"]).max())

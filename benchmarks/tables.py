@@ -19,8 +19,8 @@ from benchmarks.inpainting_table import (
     TITLES,
     inpainting_accuracy_table,
     inpainting_crps_table,
+    inpainting_intervals_table,
     inpainting_map_table,
-    inpainting_sampler_table,
     inpainting_table,
 )
 from benchmarks.known_answer import known_answer_table
@@ -89,7 +89,7 @@ def glow_rows() -> list[list[str]]:
 def inpainting_rows() -> list[list[str]]:
     """PSNR of five methods in a large square hole."""
     shown = (
-        "posterior, mean",
+        "ours, mean",
         "mean of 20 nearest",
         "Gaussian mixture, mean",
         "U-Net, supervised",
@@ -140,7 +140,7 @@ TABLES = {
     "inpainting_map": inpainting_map_table,
     "inpainting_accuracy": inpainting_accuracy_table,
     "inpainting_crps": inpainting_crps_table,
-    "inpainting_sampler": inpainting_sampler_table,
+    "inpainting_intervals": inpainting_intervals_table,
     "inpainting_calibration": inpainting_calibration_table,
     "known_answer": known_answer_table,
     "digit_calibration": digit_calibration_table,

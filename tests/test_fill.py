@@ -13,13 +13,13 @@ def truth():
 
 @pytest.fixture
 def fill(truth):
-    """Fills of three images with 17 levels: the MAP is the truth, the samples vary."""
+    """Fills of three images with 17 levels: the MAP is the truth, the others vary."""
     mask = torch.rand(3, 1, 4, 4) < 0.5
     mask[:, :, 0, 0] = True
     levels = (truth.grey * 16).round().to(torch.uint8)
     masked = torch.where(mask, 0, levels)
     v = torch.rand(3, 5, 1, 4, 4)
-    samples = torch.where(
+    plausible = torch.where(
         mask[:, None], (v * 17).floor().to(torch.uint8), masked[:, None]
     )
     return Fill(
@@ -28,17 +28,15 @@ def fill(truth):
         map=levels,
         map_log_prob=truth.log_prob + torch.tensor([1.0, -1.0, 1.0]),
         typical=torch.tensor([0.0, -1.0, 1.0]),
-        samples=samples,
-        samples_v=v,
+        plausible=plausible,
+        plausible_v=v,
         log_prob=torch.rand(3, 5),
-        acceptance=torch.full((3,), 0.5),
-        travelled=torch.tensor([0.1, 0.2, 3.0]),
         digits=torch.tensor([[4, 9, 4, 4, 1], [7, 7, 7, 7, 7], [2, 1, 1, 2, 2]]),
     )
 
 
-def test_mean_and_interval_are_those_of_the_samples_in_grey_values(fill):
-    grey = fill.samples / 16
+def test_mean_and_interval_are_those_of_the_fills_in_grey_values(fill):
+    grey = fill.plausible / 16
     torch.testing.assert_close(fill.mean(), grey.mean(1))
     seen = ~fill.problem.mask
     assert torch.equal(fill.mean()[seen], fill.problem.masked[seen] / 16)
@@ -55,9 +53,8 @@ def test_the_metrics_are_those_of_the_scores(fill, truth):
     mask = fill.problem.mask
     expected = psnr(hole_mse(fill.mean(), truth.grey, mask).mean().item())
     assert metrics["mean"]["hole_psnr"] == pytest.approx(expected)
-    score = crps(fill.samples / 16, truth.grey, mask).mean().item()
+    score = crps(fill.plausible / 16, truth.grey, mask).mean().item()
     assert metrics["crps"] == pytest.approx(score)
-    assert metrics["travelled"] == pytest.approx(0.2)
     assert metrics["map"]["ink_ratio"] == pytest.approx(1)
     assert fill.numbers(0)["map_log_prob"] == 2
     assert len(fill.numbers(1)["log_prob"]) == 5

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from flowlib.inpainting.density import HoleDensity
-from flowlib.inpainting.hmc import sample_hmc
 from flowlib.inpainting.masks import make_masks
 from flowlib.rng import Streams
+from flowlib.tables.hmc import sample_hmc
 from flows2d import realnvp
 
 

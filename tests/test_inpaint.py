@@ -14,7 +14,7 @@ import inpaint
 from flowlib.files import ROOT, save_model
 from flows2d import realnvp
 
-QUICK = ["--dataset", "digits", "--count", 3, "--map-steps", 3, "--chains", 3]
+QUICK = ["--dataset", "digits", "--count", 3, "--map-steps", 3, "--fills", 3]
 PNG = b"\x89PNG"
 
 
@@ -51,8 +51,8 @@ def test_holes_in_test_images_give_a_figure_a_table_and_metrics(
     assert list(masks) == ["square:4", "noise:0.5"]
     for metrics in masks.values():
         assert metrics["images"] == 3
-        assert metrics["map"]["log_prob"] > metrics["sample"]["log_prob"]
-        assert metrics["mean"]["hole_psnr"] >= metrics["sample"]["hole_psnr"]
+        assert metrics["map"]["log_prob"] > metrics["fill"]["log_prob"]
+        assert metrics["mean"]["hole_psnr"] >= metrics["fill"]["hole_psnr"]
         assert metrics["coverage_50"] <= metrics["coverage_95"]
     assert "hole PSNR" in capsys.readouterr().out
 
@@ -86,7 +86,7 @@ def test_pictures_of_ones_own_are_filled_with_one_command(
         "digits",
         "--map-steps",
         2,
-        "--chains",
+        "--fills",
         4,
         "--checkpoint",
         tiny_glow_file,
@@ -100,8 +100,8 @@ def test_pictures_of_ones_own_are_filled_with_one_command(
             "_mean",
             "_map",
             "_uncertainty",
-            "_sample_1",
-            "_sample_4",
+            "_fill_1",
+            "_fill_4",
         )
         assert {f"{name}{ending}.png" for ending in endings} <= written
     numbers = json.loads((output / "results.json").read_text())["one"]
@@ -118,7 +118,7 @@ def test_a_picture_may_have_any_name(tmp_path, tiny_glow_file, picture):
     names = [tmp_path / "a\udcff$x^$.png", tmp_path / "café.png"]
     for old, new in zip(("one.png", "two.png"), names):
         (picture / old).rename(new)
-    flags = ["--dataset", "digits", "--map-steps", 0, "--chains", 1]
+    flags = ["--dataset", "digits", "--map-steps", 0, "--fills", 1]
     flags += ["--checkpoint", tiny_glow_file, "--output", tmp_path / "filled"]
     run("--image", *names, "--mask", "top", *flags)
     assert len(json.loads((tmp_path / "filled" / "results.json").read_text())) == 2
@@ -139,7 +139,7 @@ def test_a_filled_picture_keeps_its_colors_and_two_figures_are_said_to_be_two(
         "digits",
         "--map-steps",
         0,
-        "--chains",
+        "--fills",
         1,
         "--checkpoint",
         tiny_glow_file,
@@ -158,7 +158,7 @@ def test_a_filled_picture_keeps_its_colors_and_two_figures_are_said_to_be_two(
 
 
 def test_a_named_mask_works_for_pictures_too(tmp_path, tiny_glow_file, picture, capsys):
-    flags = ["--dataset", "digits", "--map-steps", 0, "--chains", 1]
+    flags = ["--dataset", "digits", "--map-steps", 0, "--fills", 1]
     flags += ["--checkpoint", tiny_glow_file, "--output", tmp_path / "filled"]
     run("--image", picture / "one.png", "--mask", "noise:0.5", *flags)
     assert "one: 32 of 64 pixels missing" in capsys.readouterr().out
@@ -186,7 +186,7 @@ def test_a_picture_unlike_the_training_images_is_said_to_be(
         "digits",
         "--map-steps",
         0,
-        "--chains",
+        "--fills",
         2,
         "--checkpoint",
         tiny_glow_file,

@@ -7,9 +7,7 @@ from flowlib.inpainting.inpainter import FIRST_STEPS, FillSettings, Inpainter
 from flowlib.inpainting.masks import draw_masks
 from flowlib.rng import rng
 
-QUICK = FillSettings(
-    3, chains=4, rounds=2, crossovers=4, ascent=2, last_ascent=2, moves=2
-)
+QUICK = FillSettings(3, fills=4, rounds=2, crossovers=4, ascent=2, last_ascent=2)
 
 
 @pytest.fixture
@@ -35,10 +33,10 @@ def test_fills_keep_observed_pixels_and_the_same_seed_gives_the_same_fills(
     fill = Inpainter(glow, digits.train, settings=QUICK).fill(problem)
     seen = ~problem.mask
     assert torch.equal(fill.map[seen], problem.masked[seen])
-    assert fill.samples.shape == (4, 4, 1, 8, 8)
-    for sample in fill.samples.unbind(1):
-        assert torch.equal(sample[seen], problem.masked[seen])
-    assert ((fill.samples_v > 0) & (fill.samples_v < 1)).all()
+    assert fill.plausible.shape == (4, 4, 1, 8, 8)
+    for one in fill.plausible.unbind(1):
+        assert torch.equal(one[seen], problem.masked[seen])
+    assert ((fill.plausible_v > 0) & (fill.plausible_v < 1)).all()
     again = Inpainter(glow, digits.train, settings=QUICK).fill(problem)
     for name, value in vars(fill).items():
         if isinstance(value, torch.Tensor):
@@ -46,16 +44,14 @@ def test_fills_keep_observed_pixels_and_the_same_seed_gives_the_same_fills(
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
-def test_log_probs_are_those_of_the_samples_in_float32(
-    glow, digits, problem, precision
-):
+def test_log_probs_are_those_of_the_fills_in_float32(glow, digits, problem, precision):
     for parameter in glow.parameters():
         # so that rounding would show
         parameter.data += 0.05 * torch.randn_like(parameter)
     glow.set_precision(precision)
     fill = Inpainter(glow, digits.train, settings=QUICK).fill(problem)
     assert glow.precision == precision
-    v = fill.samples_v.flatten(0, 1)
+    v = fill.plausible_v.flatten(0, 1)
     with torch.no_grad():
         rounded, exact = glow.log_prob(v), glow.set_precision(torch.float32).log_prob(v)
     assert torch.equal(rounded, exact) == (precision == torch.float32)
@@ -74,10 +70,10 @@ def test_what_is_typical_comes_from_the_checkpoint_or_else_from_the_references(
 
 def test_an_image_is_filled_alike_alone_and_in_a_batch(glow, digits, problem):
     inpainter = Inpainter(glow, digits.train, settings=QUICK)
-    together = inpainter.sample(problem)
-    alone = inpainter.sample(problem[[2]])
+    together = inpainter.find_fills(problem)
+    alone = inpainter.find_fills(problem[[2]])
     torch.testing.assert_close(
-        alone.samples_v[0], together.samples_v[2], rtol=0, atol=1e-3
+        alone.plausible_v[0], together.plausible_v[2], rtol=0, atol=1e-3
     )
 
 
@@ -97,7 +93,7 @@ def test_a_bar_ends_full_and_changes_no_fill(glow, digits, problem, capsys):
     fill = inpainter.fill(problem)
     assert capsys.readouterr().err == ""
     again = inpainter.fill(problem, "some label")
-    assert torch.equal(again.samples_v, fill.samples_v)
+    assert torch.equal(again.plausible_v, fill.plausible_v)
     assert "some label: 100%" in capsys.readouterr().err
 
 
@@ -106,13 +102,13 @@ def test_observed_pixels_that_are_known_exactly_are_taken_as_they_are(
 ):
     v = glow.dequantize(digits.test[:4])
     problem.observed = v
-    found = Inpainter(glow, digits.train, settings=QUICK).sample(problem)
-    for sample in found.samples_v.unbind(1):
-        assert torch.equal(sample[~problem.mask], v[~problem.mask])
-    problem.observed = None  # otherwise each chain draws its own
-    found = Inpainter(glow, digits.train, settings=QUICK).sample(problem)
-    seen = ~problem.mask[:, None].expand_as(found.samples_v)
-    observed = found.samples_v[seen]
+    found = Inpainter(glow, digits.train, settings=QUICK).find_fills(problem)
+    for one in found.plausible_v.unbind(1):
+        assert torch.equal(one[~problem.mask], v[~problem.mask])
+    problem.observed = None  # otherwise each fill draws its own
+    found = Inpainter(glow, digits.train, settings=QUICK).find_fills(problem)
+    seen = ~problem.mask[:, None].expand_as(found.plausible_v)
+    observed = found.plausible_v[seen]
     assert len(observed.unique()) > 0.9 * len(observed)
 
 
@@ -137,23 +133,23 @@ def test_what_lies_under_the_hole_changes_no_fill(glow, digits, problem):
         cut = Problem.cut(grey, mask, range(4), v=(grey + 0.5) / glow.levels)
         fills.append(Inpainter(glow, digits.train, settings=QUICK).fill(cut))
     assert torch.equal(fills[0].map, fills[1].map)
-    assert torch.equal(fills[0].samples_v, fills[1].samples_v)
+    assert torch.equal(fills[0].plausible_v, fills[1].plausible_v)
 
 
-def test_the_ascent_starts_from_black_and_from_the_likeliest_sample(
+def test_the_ascent_starts_from_black_and_from_the_likeliest_fill(
     glow, digits, problem
 ):
     inpainter = Inpainter(glow, digits.train, settings=QUICK)
-    sampled = inpainter.sample(problem)
-    starts = inpainter.starts(sampled)
+    found = inpainter.find_fills(problem)
+    starts = inpainter.starts(found)
     assert starts.shape == (4, 2, 1, 8, 8)
     assert ((starts > 0) & (starts < 1)).all()
-    assert torch.equal(starts, inpainter.starts(inpainter.sample(problem)))
+    assert torch.equal(starts, inpainter.starts(inpainter.find_fills(problem)))
     black, likeliest = starts.unbind(1)  # (B, 1, H, W) each
     assert (glow.quantize(black) == 0).all()
-    for i, chosen in enumerate(sampled.log_prob.tolist()):
+    for i, chosen in enumerate(found.log_prob.tolist()):
         assert torch.equal(
-            likeliest[i], sampled.samples_v[i, chosen.index(max(chosen))]
+            likeliest[i], found.plausible_v[i, chosen.index(max(chosen))]
         )
 
 
@@ -162,7 +158,7 @@ def test_the_likeliest_ascent_goes_on(glow, digits, problem):
         inpainter = Inpainter(
             glow, digits.train, settings=FillSettings(map_steps=steps)
         )
-        starts = inpainter.starts(inpainter.sample(problem))
+        starts = inpainter.starts(inpainter.find_fills(problem))
         found = inpainter.log_prob(inpainter.find_map(problem, starts))
         alone = [inpainter.find_map(problem, start) for start in starts.split(1, 1)]
         likelier = torch.stack([inpainter.log_prob(v) for v in alone]).amax(0)

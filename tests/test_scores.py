@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from flowlib.inpainting.scores import crps, hole_mse, ink_ratio, psnr, ranks, travelled
+from flowlib.inpainting.scores import crps, hole_mse, ink_ratio, psnr, ranks
 from flowlib.rng import rng
 
 
@@ -41,17 +41,3 @@ def test_scores_look_at_the_hole_alone():
         20, abs=1e-4
     )
     assert ink_ratio(filled, truth, mask) == pytest.approx(1.2)
-
-
-def test_travelled_is_one_once_the_start_is_forgotten_and_zero_where_nothing_moved():
-    starts = torch.randn(3, 400, 1, 2, 2, dtype=torch.float64)
-    ends = torch.randn(3, 400, 1, 2, 2, dtype=torch.float64)
-    # 1,600 squared distances an image: the standard error is below 0.05
-    torch.testing.assert_close(
-        travelled(starts, ends), torch.ones(3).double(), rtol=0, atol=0.2
-    )
-    assert travelled(starts, starts).max() == 0
-    # |end - start|² = |z|² / 2, and ends differ by as much
-    halfway = (starts + ends) / 2
-    assert travelled(starts, halfway).sub(0.5).abs().max() < 0.1
-    assert travelled(starts[:, :1], ends[:, :1]).max() == 0

@@ -14,7 +14,7 @@ from flowlib.files import ROOT
 
 MOONS = "train_moons.py --epochs 1 --steps-per-epoch 2 --layers 2 --hidden 4"
 GLOW = "train_glow_mnist.py --steps 2 --blocks 1 --hidden 8 --batch 8 --dataset"
-FILL = "inpaint.py --dataset digits --map-steps 0 --chains 1"
+FILL = "inpaint.py --dataset digits --map-steps 0 --fills 1"
 NAMES = ("realnvp", "permutation")
 COMMANDS = (
     MOONS,

@@ -24,7 +24,7 @@ def png(figure: Figure) -> bytes:
 
 
 def test_a_square_is_moved_and_filled(glow, digits, capsys):
-    settings = FillSettings(map_steps=2, chains=5, moves=2)
+    settings = FillSettings(map_steps=2, fills=5)
     inpainter = Inpainter(glow, digits.train, settings=settings)
     place = {"image": 3, "side": 2, "top": 7, "left": 0}
     (picture,) = show_mask(inpainter, digits.test[:9], **place).axes[0].get_images()
@@ -35,7 +35,7 @@ def test_a_square_is_moved_and_filled(glow, digits, capsys):
     figure = show_fill(inpainter, digits.test[:9], **place)
     assert figure.axes[0].get_title() == "image 3"
     texts = {text.get_text() for text in figure.axes[0].texts}
-    assert {"truth", "masked", "MAP", "mean", "sample 5", "uncertainty"} <= texts
+    assert {"truth", "masked", "MAP", "mean", "fill 5", "uncertainty"} <= texts
     assert "100%" in capsys.readouterr().err
 
 

@@ -16,7 +16,7 @@ ALL_CODE = [*MODULES]
 ALL_CODE += sorted((ROOT / "benchmarks").rglob("*.py"))
 ALL_CODE += sorted((ROOT / "tests").rglob("*.py"))
 
-NO_MODEL = ("density", "ascent", "initial_fills", "hmc")
+NO_MODEL = ("density", "ascent", "refine")
 LAZY = {"torchvision", "sklearn", "matplotlib", "pandas"}
 
 # The caps. A token is a word, a number or a sign; docstrings and comments have none.

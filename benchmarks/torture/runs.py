@@ -38,7 +38,7 @@ from flowlib.plots import moons as moons_plots
 DIGITS = ["--dataset", "digits"]
 GLOW = [*DIGITS, "--steps", "30", "--blocks", "1", "--hidden", "8", "--batch", "8"]
 MOONS = ["--epochs", "3", "--steps-per-epoch", "20", "--layers", "2", "--hidden", "8"]
-FILL = [*DIGITS, "--map-steps", "3", "--chains", "3", "--checkpoint"]
+FILL = [*DIGITS, "--map-steps", "3", "--fills", "3", "--checkpoint"]
 FILL += [str(SHIPPED / "glow_digits.pt")]
 
 # A resume file after each step, so that most kills hit one; and small figures.

@@ -1,6 +1,6 @@
 """The density of an image as a function of its missing pixels alone.
 
-Every engine that fills holes (ascent.py, initial_fills.py, hmc.py) takes one
+Every engine that fills holes (ascent.py, refine.py, and tables/hmc.py) takes one
 `HoleDensity`. None knows a model, so each is tested where the answer has a closed form.
 A mask is True where an entry is *missing*. What lies there in x is never looked at.
 """

@@ -90,7 +90,7 @@ class Problem(Batch):
 
 @dataclass
 class Fill(Batch):
-    """A problem's fills: S samples of each image, and the MAP estimate.
+    """A problem's fills: C plausible ones of each image, and the MAP estimate.
 
     Images are uint8 grey levels; `mean` and `interval` are in grey values, [0, 1].
     Log-densities are log p(v) of whole images, in nats.
@@ -98,16 +98,14 @@ class Fill(Batch):
 
     problem: Problem
     levels: int  # of grey
-    samples: Tensor  # uint8 (B, S, 1, H, W)
-    samples_v: Tensor  # (B, S, 1, H, W) in (0, 1), before quantization
-    log_prob: Tensor  # (B, S)
-    acceptance: Tensor  # (B,) of the chains' moves
-    travelled: Tensor  # (B,) how far the chains have come, see `scores.travelled`
+    plausible: Tensor  # uint8 (B, C, 1, H, W)
+    plausible_v: Tensor  # (B, C, 1, H, W) in (0, 1), before quantization
+    log_prob: Tensor  # (B, C)
     map: Tensor | None = None  # uint8 (B, 1, H, W)
     map_log_prob: Tensor | None = None  # (B,)
-    # (B,) likeliest sample's log p minus the reference images' mean, in their σ
+    # (B,) likeliest fill's log p minus the reference images' mean, in their σ
     typical: Tensor | None = None
-    # int64 (B, S): which class each sample is, for the classifier
+    # int64 (B, C): which class each plausible fill is, for the classifier
     digits: Tensor | None = None
 
     def grey(self, images: Tensor) -> Tensor:
@@ -117,17 +115,17 @@ class Fill(Batch):
     def mean(self) -> Tensor:
         """(B, 1, H, W): of all fills the one with the least expected squared error."""
         # A mean of equal numbers can be off by a rounding: observed pixels are exact.
-        mean = self.grey(self.samples).mean(1)
+        mean = self.grey(self.plausible).mean(1)
         return torch.where(self.problem.mask, mean, self.grey(self.problem.masked))
 
     def interval(self, share: float) -> tuple[Tensor, Tensor]:
-        """Edges, low and high (B, 1, H, W), of the samples' central interval."""
+        """Edges, low and high (B, 1, H, W), of the central interval of the fills."""
         edges = torch.tensor([(1 - share) / 2, (1 + share) / 2])
-        low, high = self.grey(self.samples).quantile(edges, dim=1)
+        low, high = self.grey(self.plausible).quantile(edges, dim=1)
         return low, high
 
     def describe_digits(self, i: int) -> str:
-        """The two most frequent digits among image i's samples: "4: 8 of 12, 9: 3"."""
+        """The two most frequent digits among image i's fills: "4: 8 of 12, 9: 3"."""
         if self.digits is None:
             return ""
         classes, counts = self.digits[i].unique(return_counts=True)
@@ -136,30 +134,28 @@ class Fill(Batch):
         return ", ".join([f"{first} of {self.digits.shape[1]}", *others])
 
     def numbers(self, i: int) -> dict:
-        """Image i's log-densities, digits and diagnostics, as plain numbers."""
-        names = ("map_log_prob", "log_prob", "acceptance", "travelled", "digits")
+        """Image i's log-densities and digits, as plain numbers."""
+        names = ("map_log_prob", "log_prob", "digits")
         values = {name: getattr(self, name) for name in names}
         return {name: v[i].tolist() for name, v in values.items() if v is not None}
 
     def compare(self, truth: Truth) -> dict:
         """The fills' metrics, over the missing pixels alone."""
-        samples = self.grey(self.samples)
+        fills = self.grey(self.plausible)
         mask = self.problem.mask
         metrics = {
             "images": len(self),
             "truth_log_prob": truth.log_prob.mean().item(),
             "map": self._metrics(self.grey(self.map), truth, self.map_log_prob),
             "mean": self._metrics(self.mean(), truth),
-            "sample": self._metrics(samples[:, 0], truth, self.log_prob[:, 0]),
-            "crps": scores.crps(samples, truth.grey, mask).mean().item(),
+            "fill": self._metrics(fills[:, 0], truth, self.log_prob[:, 0]),
+            "crps": scores.crps(fills, truth.grey, mask).mean().item(),
         }
 
-        rank = scores.ranks(self.samples_v, truth.v, rng(0, "ties"))[mask]
+        rank = scores.ranks(self.plausible_v, truth.v, rng(0, "ties"))[mask]
         for share in scores.COVERAGES:
             covered = scores.inside(rank, share).float().mean().item()
             metrics[f"coverage_{100 * share:.0f}"] = covered
-        metrics["acceptance"] = self.acceptance.mean().item()
-        metrics["travelled"] = self.travelled.median().item()
         return metrics
 
     def _metrics(

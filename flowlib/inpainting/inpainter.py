@@ -10,12 +10,10 @@ from tqdm import tqdm
 
 from flowlib.images.classifier import Classifier
 from flowlib.images.glow import Glow
-from flowlib.inpainting import scores
 from flowlib.inpainting.ascent import climb, find_map
 from flowlib.inpainting.density import HoleDensity
 from flowlib.inpainting.fill import Fill, Problem, Truth
-from flowlib.inpainting.hmc import Chains, sample_hmc
-from flowlib.inpainting.initial_fills import refine_fills, similar_images
+from flowlib.inpainting.refine import add_noise, refine_fills, similar_images
 from flowlib.rng import Streams
 
 FIRST_STEPS = 10  # of the MAP ascent, after which the likeliest start goes on alone
@@ -24,34 +22,30 @@ BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
 
 @dataclass(frozen=True)
 class FillSettings:
-    """How much work goes into a fill: see `find_map`, `refine_fills`, `sample_hmc`."""
+    """How much work goes into a fill: see `find_map`, `refine_fills`, `add_noise`."""
 
     map_steps: int = 40  # of the MAP ascent
-    chains: int = 12  # each gives one sample
-    similar: int = 5  # similar images for each chain, from which it takes patches
+    fills: int = 12  # plausible fills of each image
+    similar: int = 5  # similar images for each fill, from which it takes patches
     rounds: int = 7  # at most
     crossovers: int = 8
     ascent: int = 5  # steps in a round
-    last_ascent: int = 15
-    moves: int = 4
-    leapfrog: int = 2
+    last_ascent: int = 8
 
 
 def run_engine(
     density: HoleDensity,
     y: Tensor,
     similar: Tensor,
-    widths: Callable[[Tensor], Tensor],
     streams: Streams,
     settings: FillSettings,
     lr: float = 0.4,
     tick: Callable[[], object] = lambda: None,
-) -> tuple[Tensor, Chains]:
-    """Refines fills y (B, C, D), moves chains from them; returns their starts and ends.
+) -> Tensor:
+    """Fills y (B, C, D), refined: each is near the top of a mode of the density.
 
-    `similar` and `lr` are those of `refine_fills`. `widths` says how far each entry of
-    the refined fills can move, (B, C, D) -> (B, C, D). `tick` is called after each
-    round, after the last ascent and after the moves.
+    `similar` and `lr` are those of `refine_fills`. `tick` is called after each round
+    and after the last ascent.
     """
     for refined in refine_fills(
         density,
@@ -65,21 +59,10 @@ def run_engine(
     ):
         y = refined
         tick()
-    y = climb(density, y, settings.last_ascent, lr)  # near to the top of its mode
-    tick()
 
-    width = widths(y) * density.hole
-    y = y + width * streams.randn(*y.shape[1:])
-    chains = sample_hmc(
-        density,
-        y,
-        width,
-        streams,
-        moves=settings.moves,
-        leapfrog=settings.leapfrog,
-    )
+    y = climb(density, y, settings.last_ascent, lr)
     tick()
-    return y, chains
+    return y
 
 
 class Inpainter:
@@ -96,7 +79,7 @@ class Inpainter:
         >>> from flowlib.inpainting.masks import draw_masks
         >>> images = load_images("digits")
         >>> mask = draw_masks("square:4", 2, images.shape, seed=0)
-        >>> settings = FillSettings(map_steps=2, chains=2, rounds=1)
+        >>> settings = FillSettings(map_steps=2, fills=2, rounds=1)
         >>> glow = load_glow(SHIPPED / "glow_digits.pt")
         >>> inpainter = Inpainter(glow, images.train, settings=settings)
         >>> fill = inpainter.fill(Problem.cut(images.test[:2], mask, seeds=[0, 1]))
@@ -117,21 +100,21 @@ class Inpainter:
         self.settings = settings or FillSettings()
 
     def fill(self, problem: Problem, label: str | None = None) -> Fill:
-        """Samples and the MAP estimate of each image; a `label` shows a bar."""
-        total = self.settings.rounds + 3
+        """Plausible fills of each image and its MAP estimate; a `label` shows a bar."""
+        total = self.settings.rounds + 2
         with tqdm(
             total=total,
             desc=label,
             bar_format=BAR,
             disable=label is None,
         ) as bar:
-            fill = self.sample(problem, bar.update)
+            fill = self.find_fills(problem, bar.update)
             v = self.find_map(problem, self.starts(fill))
             bar.update(total - bar.n)
 
         digits = None
         if self.classifier is not None:
-            images = fill.samples.flatten(0, 1)
+            images = fill.plausible.flatten(0, 1)
             digits = self.classifier.classify(images).argmax(1).cpu()
             digits = digits.unflatten(0, fill.log_prob.shape)  # (B, S)
         mean, std = self.typical_log_prob
@@ -143,68 +126,71 @@ class Inpainter:
             digits=digits,
         )
 
-    def sample(
+    def find_fills(
         self,
         problem: Problem,
         tick: Callable[[], object] = lambda: None,
     ) -> Fill:
-        """Samples of the missing pixels given the observed ones; no MAP estimate yet.
+        """Plausible fills of the missing pixels; no MAP estimate yet.
 
-        A chain starts near a similar reference image that has been refined to fit what
-        is observed. Where in its bin an observed pixel lies, each chain draws for
-        itself, unless `problem.observed` says. `tick` is that of `run_engine`.
+        A fill begins as a similar reference image, is refined until the flow finds it
+        likely, and gets noise. `tick` is that of `run_engine`.
         """
-        settings = self.settings
-        seeds = problem.seeds
-        observed = problem.observed
-        if observed is None:
-            many = problem.masked[:, None].expand(-1, settings.chains, -1, -1, -1)
-            observed = self._dequantize(many, seeds, "observed")  # (B, C, 1, H, W)
-        density = self._density(observed, problem.mask)
-
-        count = settings.chains * settings.similar
-        similar = similar_images(problem.masked, problem.mask, self.references, count)
-        similar = density.encode(self._dequantize(similar, seeds, "donors"))
-        streams = Streams(seeds, "fills", similar)  # similar: (B, K, D)
-        # In a random order, so that the first sample is no better than the last.
-        order = streams.rand(settings.chains).argsort(1) % similar.shape[1]  # (B, C)
-        y = similar.gather(1, order[..., None].expand(-1, -1, similar.shape[2]))
-
-        def widths(y: Tensor) -> Tensor:
-            levels = self.glow.quantize(density.decode(y)).flatten(2)  # (B, C, D)
-            return self.pixel_widths[levels.long()]
-
-        start, chains = run_engine(
-            density,
-            y,
-            similar,
-            widths,
-            streams,
-            settings,
-            tick=tick,
-        )
-        v = density.decode(chains.y)
+        density, y, streams = self.refine(problem, tick)
+        v = density.decode(add_noise(density, y, self.widths(density, y), streams))
         return Fill(
             problem,
             self.glow.levels,
-            samples=self.to_levels(v, problem),
-            samples_v=v.cpu(),
+            plausible=self.to_levels(v, problem),
+            plausible_v=v.cpu(),
             log_prob=self.log_prob(v.flatten(0, 1)).unflatten(0, v.shape[:2]),
-            acceptance=chains.acceptance.cpu(),
-            travelled=scores.travelled(density.decode(start), v).cpu(),
         )
 
+    def refine(
+        self,
+        problem: Problem,
+        tick: Callable[[], object] = lambda: None,
+    ) -> tuple[HoleDensity, Tensor, Streams]:
+        """Refined fills without noise: their density, y (B, C, D), and random numbers.
+
+        Where in its bin an observed pixel lies, each fill draws for itself, unless
+        `problem.observed` says.
+        """
+        count = self.settings.fills
+        seeds = problem.seeds
+        observed = problem.observed
+        if observed is None:
+            many = problem.masked[:, None].expand(-1, count, -1, -1, -1)
+            observed = self._dequantize(many, seeds, "observed")  # (B, C, 1, H, W)
+        density = self._density(observed, problem.mask)
+
+        most = count * self.settings.similar
+        similar = similar_images(problem.masked, problem.mask, self.references, most)
+        similar = density.encode(self._dequantize(similar, seeds, "donors"))
+        streams = Streams(seeds, "fills", similar)  # similar: (B, K, D)
+        # In a random order, so that the first fill is no better than the last.
+        order = streams.rand(count).argsort(1) % similar.shape[1]  # (B, C)
+        y = similar.gather(1, order[..., None].expand(-1, -1, similar.shape[2]))
+
+        y = run_engine(density, y, similar, streams, self.settings, tick=tick)
+        return density, y, streams
+
+    def widths(self, density: HoleDensity, y: Tensor) -> Tensor:
+        """How far each entry of fills y (B, C, D) can move: `pixel_widths` of each."""
+        levels = self.glow.quantize(density.decode(y)).flatten(2)  # (B, C, D)
+        return self.pixel_widths[levels.long()]
+
     def starts(self, fill: Fill) -> Tensor:
-        """Guesses for `find_map`, (B, 2, 1, H, W): black, and the likeliest sample."""
+        """Guesses for `find_map`, (B, 2, 1, H, W): black, and the likeliest fill."""
         likeliest = fill.log_prob.argmax(1)
-        v = fill.samples_v[torch.arange(len(fill)), likeliest]  # (B, 1, H, W)
+        v = fill.plausible_v[torch.arange(len(fill)), likeliest]  # (B, 1, H, W)
         return torch.stack([torch.full_like(v, 0.5 / self.glow.levels), v], 1)
 
     def find_map(self, problem: Problem, starts: Tensor) -> Tensor:
         """The likeliest fill of each image, v (B, 1, H, W); see `ascent.find_map`.
 
         All `starts` (B, S, 1, H, W) climb for FIRST_STEPS, then the likeliest goes on
-        alone. In squares black overtakes a sample on the way: choosing at once cost 130
+        alone. In squares black overtakes a fill on the way: choosing at once cost 130
         nats (square:14).
         """
         observed = self._dequantize(problem.masked[:, None], problem.seeds, "observed")

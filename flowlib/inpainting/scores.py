@@ -1,4 +1,4 @@
-"""Scores: how good a fill is, and whether samples of it can be trusted.
+"""Scores: how good a fill is, and whether several can be trusted as its distribution.
 
 All look at the missing entries alone, where the mask is True. Grey values are in
 [0, 1]. Shapes: B images, S samples of each.
@@ -73,15 +73,3 @@ def ranks(
 def inside(rank: Tensor, share: float) -> Tensor:
     """Whether the truth is, by its rank, in the samples' central interval: bool."""
     return (rank - 0.5).abs() < share / 2
-
-
-def travelled(starts: Tensor, ends: Tensor) -> Tensor:
-    """How far chains have come: mean squared distance, start to end over end to end.
-
-    (B, C, ...) twice -> (B,). 1 if a chain's end says nothing about where it started; 0
-    if no chain has moved, or if there is only one.
-    """
-    moved = (ends - starts).square().flatten(2).sum(2).mean(1)
-    spread = ends.var(1, correction=min(1, ends.shape[1] - 1)).flatten(1).sum(1)
-    # Two ends differ by 2 Var on average.
-    return torch.where(spread > 0, moved / (2 * spread), 0)

@@ -14,7 +14,7 @@ from flowlib.inpainting.inpainter import Inpainter
 MASK_COLOR = torch.tensor([1.0, 0.55, 0.1]).reshape(3, 1, 1)
 FONT = 9  # points
 ROWS = 4  # images, at most
-SAMPLES = 5  # of each image, at most
+FILLS = 5  # of each image, at most
 Cell = tuple[str, Tensor, str]  # heading, picture (3, H, W) or (1, H, W), caption
 
 
@@ -22,10 +22,9 @@ def plot_fills(fills: dict[str, Fill], title: str = "") -> Figure:
     """A panel for each entry, one under the other, and in it a row for each image.
 
     A row shows the truth where it is known, the masked image, the MAP estimate, the
-    samples' mean, some samples, and the width of the 90 % intervals. Below the MAP
-    estimate is its log p, minus the truth's where that is known. Below the mean is
-    which digits the samples are, below the uncertainty how far the chains have
-    travelled.
+    mean of the plausible fills, some of them, and the width of their 90 % intervals.
+    Below the MAP estimate is its log p, minus the truth's where that is known. Below
+    the mean is which digits the fills are.
     """
     tables = {}
     for name, fill in fills.items():
@@ -37,7 +36,7 @@ def plot_fills(fills: dict[str, Fill], title: str = "") -> Figure:
     height = 11.7 / columns * sum(heights) + 0.7 * len(tables) + 0.4
     figure = Figure(figsize=(10, height), layout="constrained")
     gap = "log p minus the truth's" if fill.problem.truth else "log p in nats"
-    legend = f"Orange: missing. Below: {gap}, the digit, how far the chains moved."
+    legend = f"Orange: missing. Below: {gap}; which digits the fills are."
     figure.suptitle(f"{title}\n{legend}".strip(), fontsize=FONT + 1)
     panels = figure.subplots(len(tables), 1, squeeze=False, height_ratios=heights)
     for panel, (name, table) in zip(panels[:, 0], tables.items()):
@@ -68,13 +67,13 @@ def describe_fill(fill: Fill) -> list[Cell]:
         ("MAP", fill.grey(fill.map)[0], gap),
         ("mean", fill.mean()[0], fill.describe_digits(0)),
     ]
-    for k, sample in enumerate(fill.grey(fill.samples)[0, :SAMPLES], 1):
-        cells.append((f"sample {k}", sample, ""))
+    for k, plausible in enumerate(fill.grey(fill.plausible)[0, :FILLS], 1):
+        cells.append((f"fill {k}", plausible, ""))
 
     low, high = fill.interval(0.9)
     colors = matplotlib.colormaps["inferno"]((high - low)[0, 0].clamp(0, 1).numpy())
     width = torch.from_numpy(colors[..., :3]).movedim(2, 0)  # (3, H, W)
-    cells.append(("uncertainty", width, f"travelled {fill.travelled[0]:.3f}"))
+    cells.append(("uncertainty", width, ""))
     return cells
 
 

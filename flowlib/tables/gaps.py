@@ -22,8 +22,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from flowlib.inpainting.density import HoleDensity
-from flowlib.inpainting.hmc import sample_hmc
 from flowlib.rng import Streams
+from flowlib.tables.hmc import sample_hmc
 from flows2d import Flow, MixtureBase
 
 PROPOSALS = 1024  # fills of a row that are weighted

@@ -4,13 +4,15 @@ import pytest
 import torch
 
 from flowlib.inpainting.density import HoleDensity
-from flowlib.inpainting.initial_fills import (
+from flowlib.inpainting.masks import make_masks
+from flowlib.inpainting.refine import (
+    LANGEVIN_STEP,
+    add_noise,
     nearest_images,
     random_patches,
     refine_fills,
     similar_images,
 )
-from flowlib.inpainting.masks import make_masks
 from flowlib.rng import Streams
 from flows2d import realnvp
 
@@ -235,3 +237,60 @@ def test_an_example_is_done_once_its_patches_gain_little():
     # a round of four fills, and patches in vain
     assert second == 4 * (20 + 1 + 1 + 20 + 1)
     assert len(evaluated) - second > 2 * second
+
+
+def noisy(log_prob, mask, y, width, steps, seeds=(0,)):
+    """Fills y (1, C, D) of vectors, after `steps` of noise."""
+    density = HoleDensity(log_prob, torch.zeros(1, 2), mask, unit_interval=False)
+    streams = Streams(seeds, "test", y)
+    return add_noise(density, y, torch.full_like(y, width), streams, steps)
+
+
+@pytest.mark.parametrize("steps", [0, 2, 6])
+def test_noise_has_the_moments_that_the_steps_give_it_under_a_gaussian(steps):
+    mean = torch.tensor([0.0, 3.0])
+    std = 0.5
+
+    def gaussian(x):
+        return -0.5 * ((x - mean) / std).square().sum(1)
+
+    # A step shrinks the distance from the mean and adds noise, of a known variance.
+    shrink = 1 - LANGEVIN_STEP**2 / 2
+    expected_mean, expected_variance = 3 + shrink**steps, 1.0
+    for _ in range(steps):
+        expected_variance = shrink**2 * expected_variance + LANGEVIN_STEP**2
+
+    mask = torch.tensor([[False, True]])
+    y = torch.tensor([0.0, 4.0]).expand(1, 20_000, 2)
+    found = noisy(gaussian, mask, y, std, steps)[0]
+    assert found[:, 0].abs().max() == 0  # it was observed
+    # The standard errors are 0.004 and 0.005 of the variance, each four times.
+    assert found[:, 1].mean().item() == pytest.approx(expected_mean, abs=0.016)
+    variance = found[:, 1].var().item() / std**2
+    assert variance == pytest.approx(expected_variance, rel=0.045)
+
+
+def test_steps_take_back_noise_that_leads_off_a_ridge():
+    def ridge(x):  # the sum is 0 up to 0.1, the difference is free
+        return -0.5 * (x.sum(1) / 0.1).square() - 0.05 * (x[:, 0] - x[:, 1]).square()
+
+    everything = torch.ones(1, 2, dtype=torch.bool)
+    y = torch.zeros(1, 4000, 2)
+    log_p = []
+    for steps in (0, 2, 6):
+        found = noisy(ridge, everything, y, 0.1, steps)[0]
+        assert found.isfinite().all()
+        log_p.append(ridge(found).mean().item())
+    assert log_p[0] < log_p[1] < log_p[2]
+
+
+def test_where_the_density_is_not_a_number_noise_is_all_that_moves():
+    def undefined(x):
+        return math.nan * x.sum(1)
+
+    y = torch.ones(1, 5, 2)
+    mask = torch.ones(1, 2, dtype=torch.bool)
+    found = noisy(undefined, mask, y, 0.1, 2)
+    assert found.isfinite().all()
+    assert torch.equal(found, noisy(undefined, mask, y, 0.1, 2))
+    assert not torch.equal(found, noisy(undefined, mask, y, 0.1, 2, seeds=[1]))

@@ -1,10 +1,12 @@
-"""Initial fills for a sampler: similar images, refined under any density.
+"""Plausible fills: similar images, refined until a density finds them likely.
 
 An ascent mends what is wrong pixel by pixel, but it cannot move a stroke: each of its
 pixels would have to cross from dark to light first. A fill can take over a whole patch
 of another one instead, a crossover (Liang and Wong 2000, Statistica Sinica 10,
-317-342). Both are cheap, so the sampler that starts from the result has less to do.
-This is a search, not a sampler: an ascent has no inverse.
+317-342). The refined fills then get noise as wide as the density allows.
+
+This is a search, not a sampler. A fill stays near the image that it began as, so how
+many of the fills are alike says nothing about their probability.
 """
 
 from collections.abc import Iterator
@@ -17,6 +19,7 @@ from flowlib.inpainting.density import HoleDensity
 from flowlib.rng import Streams
 
 LEAST_GAIN = 4.0  # nats, on average over an example's fills
+LANGEVIN_STEP = 0.5  # ε, a share of the widths
 
 
 def nearest_images(
@@ -126,6 +129,37 @@ def cross_over(
         y = torch.where(taken[..., None], candidate, y)
         log_p = torch.where(taken, value, log_p)
     return y, (log_p - first).mean(1)
+
+
+@torch.no_grad()
+def add_noise(
+    density: HoleDensity,
+    y: Tensor,
+    width: Tensor,
+    streams: Streams,
+    steps: int = 2,
+) -> Tensor:
+    """Moves fills from the tops of the density to where most of its mass is.
+
+    The top of a density is not a typical draw from it. So each entry of y (B, C, D)
+    gets normal noise of standard deviation w = `width` (B, C, D), as far as it can move
+    before the density changes much. Entries that depend on each other would need less.
+    `steps` of Langevin dynamics, a gradient each, take back what was too much, with
+    ξ ~ N(0, I):
+
+        y <- y + ε² w² ∇log p(y) / 2 + ε w ξ
+
+    They are not corrected by accepting or rejecting. Sources: Roberts and Tweedie
+    (1996), Bernoulli 2, 341-363; Cai et al. (2024), arXiv:2304.08342 (with a flow).
+    """
+    noise = width * density.hole  # nothing moves outside of the hole
+    y = y + noise * streams.randn(*y.shape[1:])
+    for _ in range(steps):
+        _, grad = density.value_and_grad(y)
+        grad = torch.nan_to_num(grad, nan=0.0, posinf=0.0, neginf=0.0)
+        move = LANGEVIN_STEP * noise
+        y = y + move.square() * grad / 2 + move * streams.randn(*y.shape[1:])
+    return y
 
 
 def random_patches(
