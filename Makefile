@@ -61,6 +61,7 @@ benchmarks: .venv/ready-dev
 	$(BIN)/python -m benchmarks.inpainting_table --data-dir $(DATA_DIR)
 	$(BIN)/python -m benchmarks.digit_calibration --data-dir $(DATA_DIR)
 	$(BIN)/python -m benchmarks.inpainting_calibration
+	$(BIN)/python -m benchmarks.last_stage --data-dir $(DATA_DIR)
 	$(BIN)/python -m benchmarks.known_answer --data-dir $(DATA_DIR)
 	$(BIN)/python -m benchmarks.processes --data-dir $(DATA_DIR)
 

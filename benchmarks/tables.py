@@ -24,6 +24,7 @@ from benchmarks.inpainting_table import (
     inpainting_table,
 )
 from benchmarks.known_answer import known_answer_table
+from benchmarks.last_stage import OURS, last_stage_table
 from benchmarks.markdown import duration, load, measured_on, run_on, table
 from benchmarks.moons_peers import moons_table
 from benchmarks.moons_steps import steps_table
@@ -100,6 +101,8 @@ def inpainting_rows() -> list[list[str]]:
         if row["mask"] == "square:14":
             found[row["method"]] = row
 
+    costs = dict.fromkeys(shown, "")
+    costs["ours, mean"] = cost_of_fills("square:14")
     rows = []
     for method in shown:
         row = found[method]
@@ -107,8 +110,18 @@ def inpainting_rows() -> list[list[str]]:
         psnr = f"{row['hole_psnr']:.1f}"
         span = f"{row['hole_psnr_low']:.1f} to {row['hole_psnr_high']:.1f}"
         sure = f"{span}, {row['n']} images"
-        rows.append([what, "PSNR, dB", "higher", psnr, sure, ""])
+        rows.append([what, "PSNR, dB", "higher", psnr, sure, costs[method]])
     return rows
+
+
+def cost_of_fills(kind: str) -> str:
+    """How long an image's twelve fills take under one kind of mask."""
+    results = load("last_stage")
+    (row,) = [
+        row for row in results["rows"] if (row["mask"], row["ending"]) == (kind, OURS)
+    ]
+    seconds = row["refine_seconds"] + row["seconds"]
+    return f"{seconds:.1f} s an image on {results['about']['hardware']}"
 
 
 # ---------------------------------------------------------------- all tables
@@ -142,6 +155,7 @@ TABLES = {
     "inpainting_crps": inpainting_crps_table,
     "inpainting_intervals": inpainting_intervals_table,
     "inpainting_calibration": inpainting_calibration_table,
+    "last_stage": last_stage_table,
     "known_answer": known_answer_table,
     "digit_calibration": digit_calibration_table,
     "processes": processes_table,

@@ -127,7 +127,7 @@ def test_it_learns_a_folder_of_pictures_and_fills_holes_in_more_of_them(
     assert load_glow(tmp_path / "glow_mine.pt").metrics["data"] == str(folder)
 
     def fill(picture):
-        argv = ["--mask", "top", "--map-steps", 0, "--chains", 2, "--image", picture]
+        argv = ["--mask", "top", "--map-steps", 0, "--fills", 2, "--image", picture]
         argv += ["--checkpoint", tmp_path / "glow_mine.pt"]
         argv += ["--output", tmp_path / "filled"]
         inpaint.main([str(argument) for argument in argv])

@@ -1,4 +1,4 @@
-"""Hamiltonian Monte Carlo: samples of the missing pixels given the observed ones.
+"""Hamiltonian Monte Carlo: samples of the missing cells given the observed ones.
 
 A chain moves through fills y like a ball through a landscape of height
 U(y) = -log p(y). A move gives it a random momentum r, follows it for a few leapfrog
