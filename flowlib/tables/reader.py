@@ -86,38 +86,39 @@ def read_points(
         format: what the table's cells cannot decide.
         to_fit: leave rows with missing cells out, and test that the points can be
             fitted: there are enough, and they have a density.
-        gaps: keep missing cells, as NaN.
+        gaps: keep missing cells, as NaN, where the points are not to be fitted.
     Raises:
         UserError: if the file does not hold such points, or can be read in two ways.
     """
-    read = _read_array if path.suffix.lower() == ".npy" else _read_table
+    is_array = path.suffix.lower() == ".npy"
     try:
-        cells = read(path, format)
+        cells = _read_array(path) if is_array else _read_table(path, format)
         if columns or not to_fit:
             points, names, note = _take(cells, columns, to_fit)
         else:
             points, names, note = _take_continuous(cells)
-    except (OSError, ValueError, EOFError) as error:
-        why = getattr(error, "strerror", None) or reason(error)
-        raise UserError(f"cannot read points from {path}: {why}") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read points from {path}: {reason(error)}") from None
 
     notes = cells.notes + [note] * bool(note)
     for name in names:
         if cells.names.count(name) > 1 or names.count(name) > 1:
             raise UserError(f"{path}: two columns are called {name!r}: rename one")
     missing = np.isnan(points)
-    refused = np.isinf(points) | (missing & (not to_fit and not gaps))
+    refused = np.isinf(points)
+    if not (to_fit or gaps):
+        refused |= missing
     for row, column in np.argwhere(refused)[:1]:
         where = f"{path}: row {row + 1} of the data has no finite {names[column]}"
         raise UserError(f"{where}: correct it, or remove the row")
 
-    complete = points[~missing.any(1)]
-    less = len(points) - len(complete)
-    if less and not gaps:
-        notes.append(f"{less} of {len(points)} rows left out: a cell is missing")
-        points = complete
     if to_fit:
-        notes += check_density(complete, names, path, note)
+        complete = points[~missing.any(1)]
+        less = len(points) - len(complete)
+        if less:
+            notes.append(f"{less} of {len(points)} rows left out: a cell is missing")
+        points = complete
+        notes += check_density(points, names, path, note)
     return Table(points, names, notes)
 
 
@@ -142,11 +143,9 @@ def describe(table: Table) -> list[str]:
 # ---------------------------------------------------------------- files into cells
 
 
-def _read_array(path: Path, format: Format) -> Cells:
+def _read_array(path: Path) -> Cells:
     try:
         array = np.load(path, allow_pickle=False)
-    except OSError:
-        raise
     # a damaged header can fail anywhere inside Python's own parser
     except Exception as error:
         raise ValueError(reason(error)) from None
@@ -182,8 +181,9 @@ def _read_table(path: Path, format: Format) -> Cells:
     names = read(nrows=1).iloc[0].tolist()
     table = read(skiprows=1) if len(lines) > 1 else read(nrows=1)[:0]
     # R does not name the row names. But a bare comma may also be a decimal one.
-    if table[0].is_unique and (separator != "," or lines[-1].startswith('"')):
-        names = [""] * (len(table.columns) - len(names) == 1) + names
+    one_more = len(table.columns) == len(names) + 1 and table[0].is_unique
+    if one_more and (separator != "," or lines[-1].startswith('"')):
+        names.insert(0, "")
     if len(names) != len(table.columns):
         found = f"{len(names)} cells in the first row, {len(table.columns)} in the next"
         raise ValueError(f"{found}: name each column, or give --separator")
@@ -303,13 +303,12 @@ def _to_numbers(cells: Cells, place: int) -> np.ndarray:
 
     name = cells.names[place]
     present = [cell for cell in column if cell not in MISSING]
-    fits = [mark for mark in ".," if all(map(NUMBERS[mark].fullmatch, present))]
+    strange = {}  # for each mark the cells that are no numbers with it
+    for mark, pattern in NUMBERS.items():
+        strange[mark] = [cell for cell in present if not pattern.fullmatch(cell)]
+    fits = [mark for mark in strange if not strange[mark]]
     if not fits:
-        strange = [
-            [cell for cell in present if not pattern.fullmatch(cell)]
-            for pattern in NUMBERS.values()
-        ]
-        cell = min(strange, key=len)[0]
+        cell = min(strange.values(), key=len)[0]
         where = f"row {column.index(cell) + 1} of the data, {name}"
         raise ValueError(f"{where}: {cell!r} is no number: correct it")
 
