@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from flowlib.files import UserError
+from flowlib.tables.mixture import standardize
 
 LEAST = 100  # points to fit
 FEW = 500  # fewer points come with a word
@@ -74,13 +76,10 @@ def point_masses(column: np.ndarray) -> list[str]:
 
 def _refuse_dependent(points: np.ndarray, names: list[str], path: Path) -> None:
     """UserError if a column follows from those before it: no density beside them."""
-    # By powers of two, which is exact, so that units of 1e-300 or 1e300 are harmless.
-    _, exponents = np.frexp(np.abs(points).max(0))
-    scaled = np.ldexp(points, -exponents)
-    standard = (scaled - scaled.mean(0)) / scaled.std(0)
-
+    rows = torch.from_numpy(points)
+    standard, _ = standardize(rows)(rows)
     # The diagonal has what the columns before leave of each, √N times its deviation.
-    left = np.diag(np.linalg.qr(standard).R) / np.sqrt(len(points))
-    for i in np.flatnonzero(np.abs(left) < 1e-5)[:1]:
+    left = torch.linalg.qr(standard).R.diagonal() / len(points) ** 0.5
+    for i in (left.abs() < 1e-5).nonzero()[:1]:
         follows = f"{names[i]} follows from {', '.join(names[:i])}"
         raise UserError(f"{path}: {follows}: leave it out (--columns)")
