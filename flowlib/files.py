@@ -10,6 +10,7 @@ import platform
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -357,8 +358,8 @@ def write_metrics(
 def save_figure(figure: "Figure", folder: Path, name: str) -> None:
     """Writes a matplotlib Figure to folder/name and says so."""
     path = folder / name
-    options = {"format": "png", "dpi": 150, "bbox_inches": "tight"}
-    write_atomically(path, lambda temporary: figure.savefig(temporary, **options))
+    write = partial(figure.savefig, format="png", dpi=150, bbox_inches="tight")
+    write_atomically(path, write)
     print(f"wrote {path}")
 
 
