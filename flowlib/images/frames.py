@@ -38,7 +38,7 @@ def find_frame(
     shape = np.array(grey.shape)
     sides = np.array(size)
     full_scale = (shape / sides).max()  # pixels of the picture for one of the model's
-    first, last = np.array(_extent(used)).T
+    first, last = _extent(used)
     scale = ((last - first) / sides).max() * 28 / 20
     smaller = scale <= 0.7 * full_scale and scale * size[0] >= 12
     scale = scale if smaller else full_scale
@@ -67,21 +67,21 @@ def find_frame(
     return _place_frame(center, scale, size)
 
 
-def _extent(used: np.ndarray) -> list[tuple[int, int]]:
-    """The first row of what is used and the one after the last; columns likewise."""
-    places = [np.flatnonzero(used.any(axis)) for axis in (1, 0)]
-    return [(int(some[0]), int(some[-1]) + 1) for some in places]
+def _extent(used: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The first row and column of what is used, and those after the last."""
+    left, top, right, bottom = Image.fromarray(used).getbbox()
+    return np.array([top, left]), np.array([bottom, right])
 
 
 def around(mask: np.ndarray) -> np.ndarray:
     """The rectangle around the missing pixels, twice as high and wide: bool."""
     near = np.zeros(mask.shape, bool)
     if mask.any():
-        parts = []
-        for first, last in _extent(mask):
-            margin = (last - first) // 2 + 2
-            parts.append(slice(max(0, first - margin), last + margin))
-        near[tuple(parts)] = True
+        first, last = _extent(mask)
+        margin = (last - first) // 2 + 2
+        top, left = (first - margin).clip(min=0)
+        bottom, right = last + margin
+        near[top:bottom, left:right] = True
     return near
 
 
@@ -137,8 +137,9 @@ def two_figures(grey: np.ndarray, mask: np.ndarray) -> bool:
     ink = (grey > INK) & ~mask
     if not ink.any():
         return False
-    (top, bottom), (left, right) = _extent(ink | mask)
-    proportion = (right - left) / (bottom - top)
+    first, last = _extent(ink | mask)
+    height, width = last - first
+    proportion = width / height
     if proportion > 1 and _side_by_side(ink | mask, ink):
         return True
     return proportion > 1.45 and _side_by_side(ink, ink)
