@@ -475,12 +475,11 @@ def test_too_many_columns(tmp_path):
 
 
 def test_means_and_ranges_are_described():
-    points = np.array([[1.5, 1e9 + 1, np.nan], [2.5, 1e9 + 2, np.nan]])
-    assert describe(Table(points, ["x", "t", "gap"], [])) == [
-        "rows: 2, columns: 3",
+    points = np.array([[1.5, 1e9 + 1], [2.5, 1e9 + 2]])
+    assert describe(Table(points, ["x", "t"], [])) == [
+        "rows: 2, columns: 2",
         "x: mean 2, from 1.5 to 2.5",
         "t: mean 1000000001.5, from 1000000001 to 1000000002",
-        "gap: no numbers",
     ]
 
 

@@ -81,7 +81,7 @@ def read_points(
     Args:
         path: a .npy file; or a table as spreadsheets, R, numpy and pandas write it.
         columns: the names of the columns to take; to fit also their numbers, from 1.
-            Without them every column of continuous numbers is taken, and the notes say
+            By default every column of continuous numbers is taken, and the notes say
             which ones are left out.
         format: what the table's cells cannot decide.
         to_fit: leave rows with missing cells out, and test that the points can be
@@ -93,7 +93,7 @@ def read_points(
     is_array = path.suffix.lower() == ".npy"
     try:
         cells = _read_array(path) if is_array else _read_table(path, format)
-        if columns or not to_fit:
+        if columns:
             points, names, note = _take(cells, columns, to_fit)
         else:
             points, names, note = _take_continuous(cells)
@@ -123,18 +123,13 @@ def read_points(
 
 
 def describe(table: Table) -> list[str]:
-    """What was read, in lines: rows and columns, each column's mean and range."""
+    """What will be fitted, in lines: rows, columns, each column's mean and range."""
     rows, dim = table.points.shape
     lines = [f"rows: {rows}, columns: {dim}"]
     for name, column in zip(table.names, table.points.T):
-        known = column[~np.isnan(column)]
-        if len(known) == 0:
-            lines.append(f"{name}: no numbers")
-            continue
-
         # Rounded to what the range makes visible.
-        digits = 4 - int(np.log10(np.ptp(known) or 1))
-        numbers = (known.mean(), known.min(), known.max())
+        digits = 4 - int(np.log10(np.ptp(column)))
+        numbers = (column.mean(), column.min(), column.max())
         texts = [f"{round(float(number), digits):.15g}" for number in numbers]
         lines.append("{}: mean {}, from {} to {}".format(name, *texts))
     return lines
@@ -337,24 +332,23 @@ def _to_numbers(cells: Cells, place: int) -> np.ndarray:
 def _take(
     cells: Cells, columns: Sequence[str], to_fit: bool
 ) -> tuple[np.ndarray, list[str], str]:
-    """The columns that are asked for, their names, and a note; by default all."""
+    """The columns that are asked for, their names, and a note."""
     names = cells.names
-    wanted = list(columns) or names
     known = names
     note = ""
     if to_fit:
         known = names + [str(i) for i in range(1, len(names) + 1)]
-    elif names == _numbered(wanted) and not set(wanted) <= set(names):
+    elif names == _numbered(columns) and not set(columns) <= set(names):
         # Points to score are found by name; without a header by place.
-        known = wanted
-        note = f"no header: the columns are taken as {', '.join(wanted)}"
-    for name in wanted:
+        known = list(columns)
+        note = f"no header: the columns are taken as {', '.join(columns)}"
+    for name in columns:
         if name not in known:
             raise ValueError(f"it has no column {name!r}, only {', '.join(names)}")
 
-    places = [known.index(name) % len(names) for name in wanted]
+    places = [known.index(name) % len(names) for name in columns]
     points = np.column_stack([_to_numbers(cells, place) for place in places])
-    return points, wanted if note else [names[place] for place in places], note
+    return points, known if note else [names[place] for place in places], note
 
 
 def _take_continuous(cells: Cells) -> tuple[np.ndarray, list[str], str]:
