@@ -9,15 +9,12 @@ import io
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from flowlib.files import UserError, reason
 from flowlib.tables.checks import LEAST, check_density, why_not_continuous
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
 
 TABLES = (".csv", ".tsv", ".txt")
 MISSING = {"", "?", "NA", "na", "N/A", "n/a", "#N/A", "<NA>", "NaN", "nan", "NAN"}
@@ -168,30 +165,31 @@ def _read_table(path: Path, format: Format) -> Cells:
     separator = given or _find_separator(lines[-1], format)
     separator = {" ": SPACES, r"\t": "\t"}.get(separator, separator)
 
-    def read(**rows: int) -> "DataFrame":
+    def read(**rows: int) -> list[list[str]]:
         like = {"sep": separator, "header": None, "dtype": str, "na_filter": False}
         table = pandas.read_csv(io.StringIO(text), **like, **rows)
-        return table.apply(lambda column: column.str.strip())
+        return [table[i].str.strip().tolist() for i in table]
 
-    names = read(nrows=1).iloc[0].tolist()
-    table = read(skiprows=1) if len(lines) > 1 else read(nrows=1)[:0]
+    names = [column[0] for column in read(nrows=1)]
+    columns = read(skiprows=1) if len(lines) > 1 else [[] for _ in names]
     # R does not name the row names. But a bare comma may also be a decimal one.
-    one_more = len(table.columns) == len(names) + 1 and table[0].is_unique
-    if one_more and (separator != "," or lines[-1].startswith('"')):
+    one_more = len(columns) == len(names) + 1
+    unique = len(set(columns[0])) == len(columns[0])
+    if one_more and unique and (separator != "," or lines[-1].startswith('"')):
         names.insert(0, "")
-    if len(names) != len(table.columns):
-        found = f"{len(names)} cells in the first row, {len(table.columns)} in the next"
+    if len(names) != len(columns):
+        found = f"{len(names)} cells in the first row, {len(columns)} in the next"
         raise ValueError(f"{found}: name each column, or give --separator")
 
     header = format.header
     if header is None:
-        header = _has_header(names, table)
+        header = _has_header(names, columns)
     if not header:
-        table = pandas.concat([pandas.DataFrame([names]), table], ignore_index=True)
+        columns = [[name, *column] for name, column in zip(names, columns)]
         names = _numbered(names)
         if not given and separator in (",", SPACES):
-            _refuse_pairs(table, "," if separator == "," else " ")
-    if separator == SPACES and table.eq("").any(axis=None):
+            _refuse_pairs(columns, "," if separator == "," else " ")
+    if separator == SPACES and any("" in column for column in columns):
         raise ValueError("a row is too short: write NaN where a number is missing")
 
     comments = start[1].count("#")
@@ -201,8 +199,7 @@ def _read_table(path: Path, format: Format) -> Cells:
     if separator == "," and names[1:] and not re.search(r'"[-+]?[\d.]+,\d+"', text):
         decimals = {".": "."}
     if decimal := format.decimal or {".": ",", ",": "."}.get(format.thousands):
-        decimals = {".": decimal, ",": decimal}
-    columns = [table[i].tolist() for i in table]
+        decimals = dict.fromkeys(".,", decimal)
     row_numbers = len(names) > 1 and names[0] in ("", "Unnamed: 0")
     names = [name or number for name, number in zip(names, _numbered(names))]
     return Cells(columns, names, notes, row_numbers, decimals)
@@ -213,17 +210,16 @@ def _numbered(columns: Sequence) -> list[str]:
     return [f"column {i}" for i in range(1, len(columns) + 1)]
 
 
-def _refuse_pairs(table: "DataFrame", mark: str) -> None:
+def _refuse_pairs(columns: list[list[str]], mark: str) -> None:
     """ValueError if each two cells of a row can be one number, with `mark` inside."""
-    if len(table.columns) % 2:
+    if len(columns) % 2:
         return
-    cells = table.to_numpy().ravel().tolist()
+    pairs = []
+    for left, right in zip(columns[::2], columns[1::2]):
+        pairs += [pair for pair in zip(left, right) if not MISSING & {*pair}]
     for pattern in NUMBERS.values():
-        if all(
-            MISSING & {one, other} or pattern.fullmatch(f"{one}{mark}{other}")
-            for one, other in zip(cells[::2], cells[1::2])
-        ):
-            found = mark.join(cells[:2])
+        if all(pattern.fullmatch(mark.join(pair)) for pair in pairs):
+            found = f"{columns[0][0]}{mark}{columns[1][0]}"
             ask = f"Give --separator '{mark}' for two, --separator ';' for one"
             raise ValueError(f"is {found} one number or two? {ask}")
 
@@ -240,11 +236,12 @@ def _find_separator(line: str, format: Format) -> str:
     return [*marks, SPACES][0]
 
 
-def _has_header(names: list[str], table: "DataFrame") -> bool:
+def _has_header(names: list[str], columns: list[list[str]]) -> bool:
     """Whether the first row has names: words, where the column has numbers."""
+    rows = len(columns[0])
     pairs = [
-        (name, column)
-        for name, column in zip(names, table[:1000].to_numpy().T)
+        (name, column[:1000])
+        for name, column in zip(names, columns)
         if name and not _is_text(column)
     ]
     kinds = {_is_number(name) for name, _ in pairs if name not in MISSING}
@@ -261,8 +258,8 @@ def _has_header(names: list[str], table: "DataFrame") -> bool:
     start = int(names[0]) if names[0].isdecimal() else 0
     counted = names == [str(start + i) for i in range(len(names))]
     if counted and start == 0 and len(unlike) == len(pairs):
-        return len(table) > 0
-    odd = len(table) >= LEAST and 2 * len(unlike) > len(pairs)
+        return rows > 0
+    odd = rows >= LEAST and 2 * len(unlike) > len(pairs)
     if odd or len(kinds) == 2 or counted and len(names) > 1:
         ask = "a header? Give --header or --no-header"
         raise ValueError(f"is the first row, {', '.join(names)[:99]}, {ask}")
