@@ -7,6 +7,7 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -194,7 +195,7 @@ def _load_folder(folder: Path) -> Images:
     order = sorted(range(len(names)), key=lambda i: _chance(names[i]))
     rows = [[i for i in order if parts[i] == part] for part in PARTS]
     sizes = [f"{len(chosen)} {part}" for part, chosen in zip(PARTS, rows)]
-    classes = sorted(set(kinds))
+    classes, labels = np.unique(kinds, return_inverse=True)
     print(
         f"{folder}: {len(names)} pictures, classes: {len(classes)}, "
         f"mean grey level {pixels.mean():.1f}, {', '.join(sizes)}"
@@ -205,10 +206,10 @@ def _load_folder(folder: Path) -> Images:
     digest = hashlib.sha256(repr(pixels.shape).encode())
     digest.update(pixels.data)
     made_from = {"files": names, "pixels": digest.hexdigest()[:16]}
-    labels = torch.tensor([classes.index(kind) for kind in kinds])
-    images = torch.from_numpy(pixels)[:, None]
     source = str(folder.resolve())
-    parted = [values[chosen] for values in (images, labels) for chosen in rows]
+    parted = []
+    for values in (pixels[:, None], labels):
+        parted += [torch.from_numpy(values[chosen]) for chosen in rows]
     return Images(data_name(source), 256, source, made_from, *parted)
 
 

@@ -98,18 +98,18 @@ def cut(values: np.ndarray, frame: Frame, size: Size) -> np.ndarray:
     return np.asarray(part.resize(size[::-1], method))
 
 
-def paste(values: np.ndarray, frame: Frame, band: Frame) -> np.ndarray:
-    """The opposite of `cut`, smoothly: a band of a picture, (rows, columns), float32.
+def paste(values: np.ndarray, frame: Frame, start: int, shape: Size) -> np.ndarray:
+    """The opposite of `cut`, smoothly: rows of a picture, from `start` on, float32.
 
     The picture has `values` in its frame and 0 elsewhere. All rows of a photograph at
     once would need gigabytes.
     """
     top, left, height, width = frame
-    start, _, rows, columns = band
+    rows, columns = shape
     first = max(start, top)
     last = min(start + rows, top + height)
     if first >= last:
-        return np.zeros((rows, columns), np.float32)
+        return np.zeros(shape, np.float32)
 
     lines, across = values.shape
     box = (0, (first - top) * lines / height, across, (last - top) * lines / height)

@@ -39,10 +39,11 @@ def pictures_in(folder: Path, deep: bool = False) -> list[Path]:
     entered = set(folder.resolve().parents)  # where a link would lead into a loop
     while waiting:
         here = waiting.pop(0)
-        if here.resolve() in entered:
+        place = here.resolve()
+        if place in entered:
             print(f"{here} leads to a folder that is read already: skipped")
             continue
-        entered.add(here.resolve())
+        entered.add(place)
 
         for entry in sorted(here.iterdir()):
             if entry.name.startswith(".") or entry.name in HIDDEN:
@@ -98,10 +99,9 @@ def _plain(picture: Image.Image) -> Image.Image:
         levels = np.asarray(picture).clip(0, 65535)
         return Image.fromarray(levels.astype(np.uint16))
 
+    plain = "L" if mode in ("1", "L", "LA", "La") else "RGB"
     if picture.has_transparency_data:
-        plain = "LA" if mode in ("L", "LA", "La") else "RGBA"
-    else:
-        plain = "L" if mode in ("1", "L") else "RGB"
+        plain += "A"
     if mode == plain:
         return picture
     converted = picture.convert(plain)

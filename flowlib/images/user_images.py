@@ -66,12 +66,11 @@ class Picture:
             mask = self.full_mask[top : top + BAND]
             if not mask.any():
                 continue
-            rows, columns = mask.shape
-            band = (top, 0, rows, columns)
-            fill = paste(filled[0].numpy(), self.frame, band)[mask]
-            ground = paste(self.tones.ground, (0, 0, *sides), band)[mask]
+            fill = paste(filled[0].numpy(), self.frame, top, mask.shape)[mask]
+            ground = paste(self.tones.ground, (0, 0, *sides), top, mask.shape)[mask]
             grey = self.tones.draw(fill.clip(0, 1), ground)
 
+            rows, columns = mask.shape
             place = (0, top, columns, top + rows)
             pixels = np.array(self.original.crop(place))
             drawn = np.rint(np.iinfo(pixels.dtype).max * self.colors.draw(grey))
