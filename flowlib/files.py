@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import platform
+import re
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -376,9 +377,8 @@ def hardware(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
 
     name = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next(line for line in lines if line.startswith("model name"))
-        name = model.partition(": ")[2]
+    with contextlib.suppress(OSError):
+        found = re.search("model name.*: (.*)", Path("/proc/cpuinfo").read_text())
+        name = found[1] if found else name
     threads = torch.get_num_threads()
     return f"{name}, {threads} thread{'' if threads == 1 else 's'}"

@@ -124,8 +124,7 @@ def load_images(
         return _load_folder(Path(dataset))
     if dataset != "digits":
         try:
-            name = "mnist" if dataset == "auto" else dataset
-            return _load_torchvision(name, Path(data_dir), download)
+            return _load_torchvision(data_name(dataset), Path(data_dir), download)
         except UserError as error:
             advice = "--data-dir says where it lies, --dataset digits does without it"
             if dataset != "auto":

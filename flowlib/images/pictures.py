@@ -3,6 +3,7 @@
 Functions that change what is in a file add a sentence on it to a list, `notes`.
 """
 
+import statistics
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -181,7 +182,7 @@ def read_alike(folder: Path, paths: list[Path]) -> np.ndarray:
 
 def _common_shape(paths: list[Path], levels: list[np.ndarray]) -> tuple[int, int]:
     """The shape of nearly all pictures; UserError names one that has another."""
-    ((shape, _),) = Counter(values.shape[:2] for values in levels).most_common(1)
+    shape = statistics.mode(values.shape[:2] for values in levels)
     for path, values in zip(paths, levels):
         if values.shape[:2] != shape:
             sizes = "{}x{} and {}x{}".format(*shape, *values.shape[:2])

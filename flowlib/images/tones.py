@@ -119,7 +119,7 @@ def _fit_ground(light: np.ndarray, seen: np.ndarray) -> tuple[np.ndarray, float]
 
     # Some 20,000 places are enough.
     step = max(1, round((light.size / 20_000) ** 0.5))
-    some = (slice(None, None, step), slice(None, None, step))
+    some = np.s_[::step, ::step]
     places = basis[some][seen[some]]
     values = light[some][seen[some]]
 

@@ -106,13 +106,13 @@ def find_mask(mask: str, picture: Path) -> Path | None:
         raise UserError(
             f"{file} holds the pictures: their masks need a folder of their own"
         )
-    matches = [match for match in pictures_in(file) if match.stem == picture.stem]
-    if not matches:
-        raise UserError(
-            f"no mask for {picture.name} in the folder {file}: "
-            f"it must be called {picture.stem}.png or the like"
-        )
-    return matches[0]
+    for match in pictures_in(file):
+        if match.stem == picture.stem:
+            return match
+    raise UserError(
+        f"no mask for {picture.name} in the folder {file}: "
+        f"it must be called {picture.stem}.png or the like"
+    )
 
 
 def read_picture(

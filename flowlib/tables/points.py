@@ -47,9 +47,10 @@ def make_table_points(
     order = torch.randperm(len(rows), generator=rng(seed, "file shuffle"))
     tenth = len(rows) // 10
     test, train = rows[order].split([tenth, len(rows) - tenth])
-    parts = train.tensor_split(FOLDS if len(train) < MANY else 10)
+    few = len(train) < MANY
+    parts = train.tensor_split(FOLDS if few else 10)
     folds = []
-    for i in range(FOLDS if len(train) < MANY else 1):
+    for i in range(FOLDS if few else 1):
         others = torch.cat([*parts[:i], *parts[i + 1 :]])
         folds.append((others, parts[i]))
 
