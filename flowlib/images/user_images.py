@@ -196,15 +196,15 @@ def _open_integers(path: Path, notes: list[str]) -> Image.Image:
 
 def _reduce(picture: Image.Image, factor: int) -> Image.Image:
     """The picture made smaller: each block of pixels is averaged."""
-    if picture.mode != "I;16" or factor == 1:
+    if picture.mode != "I;16":
         return picture.reduce(factor)
     integers = picture.convert("I")  # Pillow does not average 16 bits
-    return Image.fromarray(np.asarray(integers.reduce(factor)).astype(np.uint16))
+    return integers.reduce(factor).convert("I;16")
 
 
 def _missing_share(mask: np.ndarray, factor: int) -> np.ndarray:
     """How much of each block of factor x factor pixels is missing, in [0, 1]."""
-    return np.asarray(_reduce(Image.fromarray(mask.astype(np.float32)), factor))
+    return np.asarray(Image.fromarray(mask.astype(np.float32)).reduce(factor))
 
 
 def _to_grey(picture: Image.Image, seen: np.ndarray, notes: list[str]) -> np.ndarray:

@@ -7,7 +7,7 @@ decides.
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from pathlib import Path
 from typing import NamedTuple
 
@@ -146,7 +146,7 @@ def _read_array(path: Path) -> Cells:
         raise ValueError("it must hold one array of numbers, one point a row")
 
     columns = list(array.astype(np.float64).T)
-    return Cells(columns, _numbered(columns), [])
+    return Cells(columns, numbered(columns), [])
 
 
 def _read_table(path: Path, format: Format) -> Cells:
@@ -186,7 +186,7 @@ def _read_table(path: Path, format: Format) -> Cells:
         header = _has_header(names, columns)
     if not header:
         columns = [[name, *column] for name, column in zip(names, columns)]
-        names = _numbered(names)
+        names = numbered(names)
         if not given and separator in (",", SPACES):
             _refuse_pairs(columns, "," if separator == "," else " ")
     if separator == SPACES and any("" in column for column in columns):
@@ -201,12 +201,12 @@ def _read_table(path: Path, format: Format) -> Cells:
     if decimal := format.decimal or {".": ",", ",": "."}.get(format.thousands):
         decimals = dict.fromkeys(".,", decimal)
     row_numbers = len(names) > 1 and names[0] in ("", "Unnamed: 0")
-    names = [name or number for name, number in zip(names, _numbered(names))]
+    names = [name or number for name, number in zip(names, numbered(names))]
     return Cells(columns, names, notes, row_numbers, decimals)
 
 
-def _numbered(columns: Sequence) -> list[str]:
-    """The names of columns without a header: column 1, column 2, ..."""
+def numbered(columns: Sized) -> list[str]:
+    """The names of columns that have none: column 1, column 2, ..."""
     return [f"column {i}" for i in range(1, len(columns) + 1)]
 
 
@@ -335,7 +335,7 @@ def _take(
     note = ""
     if to_fit:
         known = names + [str(i) for i in range(1, len(names) + 1)]
-    elif names == _numbered(columns) and not set(columns) <= set(names):
+    elif names == numbered(columns) and not set(columns) <= set(names):
         # Points to score are found by name; without a header by place.
         known = list(columns)
         note = f"no header: the columns are taken as {', '.join(columns)}"
