@@ -25,7 +25,7 @@ ENDINGS = (
     ".webp",
     ".pgm",
 )
-HIDDEN = ("@eaDir", "__MACOSX")  # besides names that start with a dot
+HIDDEN = (".", "@eaDir", "__MACOSX")  # what the names of hidden ones start with
 DEPTHS = (8, 10, 12, 14, 16)  # bits, that cameras have
 
 
@@ -47,7 +47,7 @@ def pictures_in(folder: Path, deep: bool = False) -> list[Path]:
         entered.add(place)
 
         for entry in sorted(here.iterdir()):
-            if entry.name.startswith(".") or entry.name in HIDDEN:
+            if entry.name.startswith(HIDDEN):
                 continue
             if entry.is_dir():
                 waiting.insert(len(waiting) if entry.is_symlink() else 0, entry)

@@ -10,6 +10,7 @@ from flowlib.tables.new_rows import SAMPLES
 BLUE = "#0072B2"
 ORANGE = "#D55E00"
 MOST = 12  # gaps in a figure
+INTERVAL = (0.05, 0.95)  # where a central 90 % interval begins and ends
 
 
 def plot_gaps(
@@ -32,17 +33,17 @@ def plot_gaps(
     scale = standardize(train)
     known = scale(train.double())[0].numpy()
     found = scale(samples)[0].numpy()
-    height = 1.3 + 0.27 * len(cells)
-    figure = Figure(figsize=(7, height), layout="constrained")
+    size = (7, 1.3 + 0.27 * len(cells))
+    figure = Figure(figsize=size, layout="constrained")
     panel = figure.subplots()
 
     labels = []
     for place, (row, column) in enumerate(cells):
-        left, right = np.quantile(known[:, column], [0.05, 0.95])
-        panel.hlines(place, left, right, color="0.85", linewidth=9)
+        ends = np.quantile(known[:, column], INTERVAL)
+        panel.hlines(place, *ends, color="0.85", linewidth=9)
         fills = found[row, :, column]
-        left, right = np.quantile(fills, [0.05, 0.95])
-        panel.hlines(place, left, right, color=BLUE, linewidth=1.2)
+        ends = np.quantile(fills, INTERVAL)
+        panel.hlines(place, *ends, color=BLUE, linewidth=1.2)
         dots = fills[:SAMPLES]
         panel.plot(dots, [place] * len(dots), ".", color=BLUE, markersize=5)
         if truth is not None:

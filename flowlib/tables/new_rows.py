@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 SAMPLES = 12  # of each row whose gaps are filled
 CHECKED = 200  # test rows, at most, in which cells are hidden
 HIDDEN = 0.2  # of their cells
+CHECK = (
+    "checked on {cells} cells of test rows that were hidden: 90 % intervals hold "
+    "{coverage_90:.0%} ± {coverage_90_se:.0%} of them; "
+    "RMSE {rmse:.2f}, CRPS {crps:.2f} standard deviations of the column"
+)
 
 
 def score_file(
@@ -84,7 +89,7 @@ def fill_file(
 
     proposal = fit_proposal(flow, points.train)
     check = check_fills(flow, proposal, points.test[:CHECKED], seed)
-    print(describe_check(check))
+    print(CHECK.format(**check))
     filled = fill_rows(flow, proposal, rows, seed, draws=POPULATION)
 
     means = as_table(filled.mean, table.names, range(1, len(rows) + 1))
@@ -94,16 +99,6 @@ def fill_file(
     what = f"{SAMPLES} samples of each row with gaps"
     write_table(folder / f"{path.stem}_samples.csv", samples, what)
     return filled.samples, gaps
-
-
-def describe_check(check: dict[str, float]) -> str:
-    """How good the fills of hidden cells are, in a line."""
-    covered = f"{check['coverage_90']:.0%} ± {check['coverage_90_se']:.0%}"
-    errors = f"RMSE {check['rmse']:.2f}, CRPS {check['crps']:.2f}"
-    return (
-        f"checked on {check['cells']} cells of test rows that were hidden: 90 % "
-        f"intervals hold {covered} of them; {errors} standard deviations of the column"
-    )
 
 
 def fit_proposal(flow: Flow, train: Tensor) -> MixtureBase:
@@ -116,7 +111,7 @@ def fit_proposal(flow: Flow, train: Tensor) -> MixtureBase:
 
 
 def fill_rows(
-    flow: Flow, proposal: MixtureBase, rows: Tensor, seed: int, draws: int = 12
+    flow: Flow, proposal: MixtureBase, rows: Tensor, seed: int, draws: int
 ) -> Filled:
     """Rows (N, D) with their gaps, NaN, filled: what `fill_gaps` returns, in any units.
 
