@@ -106,8 +106,10 @@ def read_points(
     if not (to_fit or gaps):
         refused |= missing
     for row, column in np.argwhere(refused)[:1]:
-        where = f"{path}: row {row + 1} of the data has no finite {names[column]}"
-        raise UserError(f"{where}: correct it, or remove the row")
+        raise UserError(
+            f"{path}: row {row + 1} of the data has no finite {names[column]}: "
+            "correct it, or remove the row"
+        )
 
     if to_fit:
         complete = points[~missing.any(1)]
@@ -178,8 +180,10 @@ def _read_table(path: Path, format: Format) -> Cells:
     if one_more and unique and (separator != "," or lines[-1].startswith('"')):
         names.insert(0, "")
     if len(names) != len(columns):
-        found = f"{len(names)} cells in the first row, {len(columns)} in the next"
-        raise ValueError(f"{found}: name each column, or give --separator")
+        raise ValueError(
+            f"{len(names)} cells in the first row, {len(columns)} in the next: "
+            "name each column, or give --separator"
+        )
 
     header = format.header
     if header is None:
@@ -219,9 +223,10 @@ def _refuse_pairs(columns: list[list[str]], mark: str) -> None:
         pairs += [pair for pair in zip(left, right) if not MISSING & {*pair}]
     for pattern in NUMBERS.values():
         if all(pattern.fullmatch(mark.join(pair)) for pair in pairs):
-            found = f"{columns[0][0]}{mark}{columns[1][0]}"
-            ask = f"Give --separator '{mark}' for two, --separator ';' for one"
-            raise ValueError(f"is {found} one number or two? {ask}")
+            raise ValueError(
+                f"is {columns[0][0]}{mark}{columns[1][0]} one number or two? "
+                f"Give --separator '{mark}' for two, --separator ';' for one"
+            )
 
 
 def _find_separator(line: str, format: Format) -> str:
@@ -261,8 +266,10 @@ def _has_header(names: list[str], columns: list[list[str]]) -> bool:
         return rows > 0
     odd = rows >= LEAST and 2 * len(unlike) > len(pairs)
     if odd or len(kinds) == 2 or counted and len(names) > 1:
-        ask = "a header? Give --header or --no-header"
-        raise ValueError(f"is the first row, {', '.join(names)[:99]}, {ask}")
+        raise ValueError(
+            f"is the first row, {', '.join(names)[:99]}, a header? "
+            "Give --header or --no-header"
+        )
     return False
 
 
@@ -301,8 +308,10 @@ def _to_numbers(cells: Cells, place: int) -> np.ndarray:
     fits = [mark for mark in strange if not strange[mark]]
     if not fits:
         cell = min(strange.values(), key=len)[0]
-        where = f"row {column.index(cell) + 1} of the data, {name}"
-        raise ValueError(f"{where}: {cell!r} is no number: correct it")
+        raise ValueError(
+            f"row {column.index(cell) + 1} of the data, {name}: "
+            f"{cell!r} is no number: correct it"
+        )
 
     # Where both readings fit all cells, as they do 1,234 and 10.026, nobody knows.
     mark = fits[0]
@@ -312,9 +321,11 @@ def _to_numbers(cells: Cells, place: int) -> np.ndarray:
         if None in chosen:
             cell = next(cell for cell in present if marks & {*cell})
             mark = min(marks & {*cell})
-            either = f"{cell.replace(mark, '.')} or {cell.replace(mark, '')}"
-            ask = f"{either}? Give --decimal {mark} or --thousands {mark}"
-            raise ValueError(f"{name}: is {cell} {ask}")
+            raise ValueError(
+                f"{name}: is {cell} {cell.replace(mark, '.')} or "
+                f"{cell.replace(mark, '')}? "
+                f"Give --decimal {mark} or --thousands {mark}"
+            )
         mark = chosen.pop()
 
     ignored = GROUP_MARKS + ".,".replace(mark, "")
