@@ -22,9 +22,9 @@ def whole_frame(shape: Size, size: Size) -> Frame:
 
 
 def find_frame(
-    grey: np.ndarray, mask: np.ndarray, size: Size, notes: list[str]
+    grey: np.ndarray, mask: np.ndarray, size: Size, crop: bool, notes: list[str]
 ) -> Frame:
-    """What the model sees, in its proportions: all of the picture or a part.
+    """What the model sees, in its proportions: all of a picture or, by `crop`, a part.
 
     The part is the one around ink and mask. MNIST's digits fill 20 of 28 pixels and
     have their center of mass in the middle. The model knows no digit that is much
@@ -32,7 +32,7 @@ def find_frame(
     """
     everything = whole_frame(grey.shape, size)
     used = (grey > INK) | mask
-    if not used.any():
+    if not (crop and used.any()):
         return everything
 
     shape = np.array(grey.shape)

@@ -127,7 +127,8 @@ def read_picture(
 ) -> Picture:
     """Reads a picture and its mask, and brings both to the model's size and levels.
 
-    The ground becomes 0 and the ink 1, as in MNIST, be the paper grey or shaded.
+    The ground becomes 0 and the ink 1, as in MNIST, be the paper grey or shaded. Raises
+    UserError if a file is missing or no picture, or if the mask does not fit.
 
     Args:
         path: a picture of any kind and size. Transparency is laid over white, or over
@@ -138,8 +139,6 @@ def read_picture(
         polarity: the color of a mask file that marks what is missing. "auto" takes
             white, or black if white covers more than half. See `_open_mask`.
         crop: sees only the part around ink and mask where that helps; see `find_frame`.
-    Raises:
-        UserError: if a file is missing or no picture, or if the mask does not fit.
     """
     notes: list[str] = []
     original = _open_integers(path, notes)
@@ -158,25 +157,23 @@ def read_picture(
     light = _to_grey(copy, seen, notes)
     tones = find_tones(light, seen, ink, notes)
     grey = np.where(missing, 0.0, tones.normalize(light))  # it must not bleed out
-    frame = whole_frame(grey.shape, sides)
-    if crop:
-        frame = find_frame(grey, missing, sides, notes)
+    frame = find_frame(grey, missing, sides, crop, notes)
     if two_figures(grey, missing):
         notes.append(TWO_FIGURES)
     if size != sides:
         notes.append("resized from {1}x{0} to {3}x{2}".format(*size, *sides))
 
-    seen_levels = np.rint(cut(grey, frame, sides) * (levels - 1))
-    image = torch.from_numpy(seen_levels.astype(np.uint8))[None]
+    image = torch.from_numpy(cut(grey, frame, sides) * (levels - 1))
+    image = image.round().to(torch.uint8)[None]
     part = tuple(factor * number for number in frame)  # of the original
     if isinstance(mask, Path):
         mask = _shrink_mask(share, frame, sides)
     else:
         full_mask = paste_mask(mask[0].numpy(), part, size)
+        share = _missing_share(full_mask, factor)
     if mask.all():
         notes.append("nothing of the picture is known: what is filled in is any image")
-    missing = _missing_share(full_mask, factor) > 0
-    colors = _find_nearby_colors(copy, light, tones, missing)
+    colors = _find_nearby_colors(copy, light, tones, share > 0)
     return Picture(image, mask, notes, original, full_mask, tones, colors, part, factor)
 
 
