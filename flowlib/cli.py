@@ -220,6 +220,7 @@ def device(text: str) -> torch.device:
         chosen = torch.device(text)
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError) as error:
-        problem = f"{text} cannot be used here: {reason(error)}"
-        raise argparse.ArgumentTypeError(problem) from None
+        raise argparse.ArgumentTypeError(
+            f"{text} cannot be used here: {reason(error)}"
+        ) from None
     return chosen

@@ -225,8 +225,8 @@ def _find_parts(folder: Path, names: list[str]) -> tuple[list[str], list[str]]:
     each picture's own path, so that test images stay test images when a folder grows.
     Folders train/ and test/ at the top, perhaps val/ too, are the user's own split.
     """
-    tenths = [int(10 * _chance(name)) for name in names]
-    parts = [{0: "test", 1: "held-out"}.get(tenth, "train") for tenth in tenths]
+    tenths = {0: "test", 1: "held-out"}
+    parts = [tenths.get(int(10 * _chance(name)), "train") for name in names]
     kinds = [name.rpartition("/")[0] for name in names]
     tops = [name.partition("/")[0].lower() for name in names]
     given = set(tops) & OWN_PARTS.keys()

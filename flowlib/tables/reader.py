@@ -123,8 +123,7 @@ def read_points(
 
 def describe(table: Table) -> list[str]:
     """What will be fitted, in lines: rows, columns, each column's mean and range."""
-    rows, dim = table.points.shape
-    lines = [f"rows: {rows}, columns: {dim}"]
+    lines = ["rows: {}, columns: {}".format(*table.points.shape)]
     for name, column in zip(table.names, table.points.T):
         # Rounded to what the range makes visible.
         digits = 4 - int(np.log10(np.ptp(column)))
@@ -342,21 +341,21 @@ def _take(
 ) -> tuple[np.ndarray, list[str], str]:
     """The columns that are asked for, their names, and a note."""
     names = cells.names
-    known = names
     note = ""
-    if to_fit:
-        known = names + [str(i) for i in range(1, len(names) + 1)]
-    elif names == numbered(columns) and not set(columns) <= set(names):
+    if not to_fit and names == numbered(columns) and not set(columns) <= set(names):
         # Points to score are found by name; without a header by place.
-        known = list(columns)
+        names = list(columns)
         note = f"no header: the columns are taken as {', '.join(columns)}"
+    known = list(names)
+    if to_fit:
+        known += [str(i) for i in range(1, len(names) + 1)]
     for name in columns:
         if name not in known:
             raise ValueError(f"it has no column {name!r}, only {', '.join(names)}")
 
     places = [known.index(name) % len(names) for name in columns]
     points = np.column_stack([_to_numbers(cells, place) for place in places])
-    return points, known if note else [names[place] for place in places], note
+    return points, [names[place] for place in places], note
 
 
 def _take_continuous(cells: Cells) -> tuple[np.ndarray, list[str], str]:
