@@ -126,9 +126,11 @@ def load_images(
         try:
             return _load_torchvision(data_name(dataset), Path(data_dir), download)
         except UserError as error:
-            advice = "--data-dir says where it lies, --dataset digits does without it"
             if dataset != "auto":
-                raise UserError(f"{error}: {advice}") from None
+                raise UserError(
+                    f"{error}: --data-dir says where it lies, "
+                    "--dataset digits does without it"
+                ) from None
             print(f"{error}: using scikit-learn's bundled 8x8 digits instead")
     from sklearn.datasets import load_digits  # here, for it takes a second to import
 

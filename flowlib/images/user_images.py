@@ -88,8 +88,9 @@ def find_pictures(paths: list[Path]) -> list[Path]:
     for path in paths:
         files = pictures_in(path) if path.is_dir() else [path]
         if not files:
-            endings = ", ".join(ENDINGS)
-            raise UserError(f"no picture in the folder {path} (looked for {endings})")
+            raise UserError(
+                f"no picture in the folder {path} (looked for {', '.join(ENDINGS)})"
+            )
         found += files
     return found
 

@@ -167,8 +167,14 @@ def _read_table(path: Path, format: Format) -> Cells:
     separator = {" ": SPACES, r"\t": "\t"}.get(separator, separator)
 
     def read(**rows: int) -> list[list[str]]:
-        like = {"sep": separator, "header": None, "dtype": str, "na_filter": False}
-        table = pandas.read_csv(io.StringIO(text), **like, **rows)
+        table = pandas.read_csv(
+            io.StringIO(text),
+            sep=separator,
+            header=None,
+            dtype=str,
+            na_filter=False,
+            **rows,
+        )
         return [table[i].str.strip().tolist() for i in table]
 
     names = [column[0] for column in read(nrows=1)]
