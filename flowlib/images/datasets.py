@@ -242,7 +242,7 @@ def _find_parts(folder: Path, names: list[str]) -> tuple[list[str], list[str]]:
     own = [OWN_PARTS[top] for top in tops]
     if "held-out" not in own:
         folders += "; a tenth of train/ is held out"
-        # As where there are no folders for the parts, but none from test/.
+        # By the same rule as in folders without parts.
         own = [
             "held-out" if pair == ("train", "held-out") else pair[0]
             for pair in zip(own, parts)
