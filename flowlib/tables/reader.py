@@ -151,8 +151,6 @@ def _read_array(path: Path) -> Cells:
 
 
 def _read_table(path: Path, format: Format) -> Cells:
-    import pandas  # here, for it takes half a second to import
-
     if path.suffix.lower() not in TABLES:
         raise ValueError("--data takes a .npy or .csv file")
     # a byte-order mark, as Excel writes it
@@ -166,19 +164,10 @@ def _read_table(path: Path, format: Format) -> Cells:
     separator = given or _find_separator(lines[-1], format)
     separator = {" ": SPACES, r"\t": "\t"}.get(separator, separator)
 
-    def read(**rows: int) -> list[list[str]]:
-        table = pandas.read_csv(
-            io.StringIO(text),
-            sep=separator,
-            header=None,
-            dtype=str,
-            na_filter=False,
-            **rows,
-        )
-        return [table[i].str.strip().tolist() for i in table]
-
-    names = [column[0] for column in read(nrows=1)]
-    columns = read(skiprows=1) if len(lines) > 1 else [[] for _ in names]
+    names = [column[0] for column in _cut_cells(text, separator, nrows=1)]
+    columns = [[] for _ in names]
+    if len(lines) > 1:
+        columns = _cut_cells(text, separator, skiprows=1)
     # R does not name the row names. But a bare comma may also be a decimal one.
     one_more = len(columns) == len(names) + 1
     unique = len(set(columns[0])) == len(columns[0])
@@ -212,6 +201,21 @@ def _read_table(path: Path, format: Format) -> Cells:
     row_numbers = len(names) > 1 and names[0] in ("", "Unnamed: 0")
     names = [name or number for name, number in zip(names, numbered(names))]
     return Cells(columns, names, notes, row_numbers, decimals)
+
+
+def _cut_cells(text: str, separator: str, **rows: int) -> list[list[str]]:
+    """The cells of each column, from some rows of a table."""
+    import pandas  # here, for it takes half a second to import
+
+    table = pandas.read_csv(
+        io.StringIO(text),
+        sep=separator,
+        header=None,
+        dtype=str,
+        na_filter=False,
+        **rows,
+    )
+    return [table[i].str.strip().tolist() for i in table]
 
 
 def numbered(columns: Sized) -> list[str]:
