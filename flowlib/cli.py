@@ -59,17 +59,16 @@ def handle_signals(handler: Callable, *signals: int) -> Iterator[None]:
 @contextlib.contextmanager
 def lasting_streams() -> Iterator[None]:
     """Lets a run go on when nobody reads its output: `| head -1`, or without stderr."""
-    before = (sys.stdout, sys.stderr)
     with open(os.devnull, "w") as nowhere:
         # Python has None for a stream that was closed before it started (2>&-).
-        sys.stdout = LastingStream(sys.stdout or nowhere, nowhere)
-        sys.stderr = LastingStream(sys.stderr or nowhere, nowhere)
-        try:
-            yield
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            sys.stdout, sys.stderr = before
+        out = LastingStream(sys.stdout or nowhere, nowhere)
+        err = LastingStream(sys.stderr or nowhere, nowhere)
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            try:
+                yield
+            finally:
+                out.flush()
+                err.flush()
 
 
 class LastingStream:
@@ -221,6 +220,7 @@ def device(text: str) -> torch.device:
         chosen = torch.device(text)
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError) as error:
-        problem = f"{text} cannot be used here: {reason(error)}"
-        raise argparse.ArgumentTypeError(problem) from None
+        raise argparse.ArgumentTypeError(
+            f"{text} cannot be used here: {reason(error)}"
+        ) from None
     return chosen

@@ -7,9 +7,11 @@ import contextlib
 import json
 import os
 import platform
+import re
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -40,7 +42,8 @@ class UserError(Exception):
 
 def reason(error: Exception) -> str:
     """The first line of what an error says, or its name if it says nothing."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    says = getattr(error, "strerror", None) or str(error).strip()  # without the file
+    return (says or type(error).__name__).splitlines()[0]
 
 
 def readable(name: str) -> str:
@@ -94,8 +97,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             finally:
                 temporary.unlink(missing_ok=True)
     except (OSError, RuntimeError) as error:  # torch.save: the latter, on a full disk
-        why = getattr(error, "strerror", None) or reason(error)
-        raise UserError(f"cannot write {path}: {why}") from None
+        raise UserError(f"cannot write {path}: {reason(error)}") from None
 
 
 @contextlib.contextmanager
@@ -150,8 +152,7 @@ def require_writable(*folders: Path, files: Sequence[Path | None] = ()) -> None:
             folder.mkdir(parents=True, exist_ok=True)
             tempfile.NamedTemporaryFile(dir=folder, prefix=prefix).close()
         except OSError as error:
-            why = error.strerror or error
-            raise UserError(f"cannot write to {place}: {why}") from None
+            raise UserError(f"cannot write to {place}: {reason(error)}") from None
         if is_file and place.is_dir():
             raise UserError(f"cannot write to {place}: it is a folder")
 
@@ -229,8 +230,7 @@ def load_model(
         # A model in float64 comes back as one.
         problem = "its weights do not fit its config"
         weights = checkpoint["state_dict"]
-        floats = [value for value in weights.values() if value.is_floating_point()]
-        dtypes = {value.dtype for value in floats}
+        dtypes = {w.dtype for w in weights.values() if w.is_floating_point()}
         if len(dtypes) == 1:
             model.to(*dtypes)
         model.load_state_dict(weights)
@@ -273,16 +273,14 @@ def _difference(name: str, earlier: Any, now: Any) -> str:
     """How one entry of a fingerprint differs, in words."""
     if name in ("values", "pixels"):  # a hash
         return f"other {name}"
-    if not (isinstance(earlier, list) and isinstance(now, list)):
+    if not isinstance(now, list):
         return f"{name} {earlier}, now {now}"
 
     # Short lists are shown, of long ones what is new and what is gone.
-    earlier = [str(item) for item in earlier]
-    now = [str(item) for item in now]
     if max(len(earlier), len(now)) < 10:
         return f"{name} {', '.join(earlier)}, now {', '.join(now)}"
-    new = [item for item in now if item not in set(earlier)]
-    gone = [item for item in earlier if item not in set(now)]
+    new = sorted(set(now) - set(earlier))
+    gone = sorted(set(earlier) - set(now))
     parts = []
     if new:
         parts.append(f"{len(new)} new, such as {new[0]}")
@@ -318,10 +316,10 @@ def read_checkpoint(path: str | Path, kind: str, hint: str = "") -> dict[str, An
         raise UserError(f"{path} is damaged or not a checkpoint ({name})") from None
 
     found = checkpoint.get("kind") if isinstance(checkpoint, dict) else None
-    if not isinstance(found, str):
-        raise UserError(f"{path} holds something else, not one of kind {kind!r}")
     if found != kind:
-        raise UserError(f"{path} holds a checkpoint of kind {found!r}, not of {kind!r}")
+        is_ours = isinstance(found, str)
+        holds = f"a checkpoint of kind {found!r}" if is_ours else "something else"
+        raise UserError(f"{path} holds {holds}, not one of kind {kind!r}")
 
     # Files older than this entry are as the first format.
     found = checkpoint.get("format", 1)
@@ -360,11 +358,8 @@ def write_metrics(
 
 def save_figure(figure: "Figure", folder: Path, name: str) -> None:
     """Writes a matplotlib Figure to folder/name and says so."""
-    path = Path(folder) / name
-
-    def write(temporary: Path) -> None:
-        figure.savefig(temporary, format="png", dpi=150, bbox_inches="tight")
-
+    path = folder / name
+    write = partial(figure.savefig, format="png", dpi=150, bbox_inches="tight")
     write_atomically(path, write)
     print(f"wrote {path}")
 
@@ -382,9 +377,8 @@ def hardware(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
 
     name = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next(line for line in lines if line.startswith("model name"))
-        name = model.partition(": ")[2]
+    with contextlib.suppress(OSError):
+        found = re.search("model name.*: (.*)", Path("/proc/cpuinfo").read_text())
+        name = found[1] if found else name
     threads = torch.get_num_threads()
     return f"{name}, {threads} thread{'' if threads == 1 else 's'}"

@@ -38,20 +38,15 @@ PROGRESS = ("step", "skipped", "seconds", "curve")
 class TrainingState:
     """A model in training, its averaged copy, its optimizers, and how far it has come.
 
-    The optimizers come with their peak learning rates. `seconds` are those of training,
-    `skipped` are the steps that changed nothing, and `curve` is a list of what was
-    measured on the way.
+    The optimizers are made with their peak learning rates. `seconds` are those of
+    training, `skipped` are the steps that changed nothing, and `curve` is a list of
+    what was measured on the way.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        optimizers: list[Optimizer],
-    ):
+    def __init__(self, model: nn.Module, optimizers: list[Optimizer]):
         self.model = model
         self.averaged = copy.deepcopy(model).requires_grad_(False).eval()
         self.optimizers = optimizers
-        self.peaks = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
         self.step = 0
         self.skipped = 0
         self.seconds = 0.0
@@ -63,8 +58,8 @@ class TrainingState:
 
         The average follows faster in the first steps.
         """
-        for optimizer, peak in zip(self.optimizers, self.peaks):
-            optimizer.param_groups[0]["lr"] = share * peak
+        for optimizer in self.optimizers:
+            optimizer.param_groups[0]["lr"] = share * optimizer.defaults["lr"]
             optimizer.step()
 
         decay = min(AVERAGE, (1 + self.step) / (10 + self.step))
@@ -146,7 +141,6 @@ def load_resume(
         return False
     content = read_checkpoint(path, "resume")
     saved = content["settings"]
-
     for name, value in settings.items():
         if saved.get(name) != value:
             raise UserError(
@@ -176,9 +170,8 @@ def batches(n: int, batch: int, seed: int, step: int) -> Iterator[Tensor]:
     while True:
         epoch, first = divmod(step, per_epoch)
         order = torch.randperm(n, generator=rng(seed, "order", epoch))
-        for i in range(first, per_epoch):
-            yield order[i * batch : (i + 1) * batch]
-            step += 1
+        yield from order.split(batch)[first:per_epoch]
+        step += per_epoch - first
 
 
 @contextlib.contextmanager

@@ -83,6 +83,9 @@ def test_tables_have_the_users_row_numbers():
     assert table["row"].tolist() == [3, 3, 7, 7]
     assert table["sample"].tolist() == [1, 2, 1, 2]
     assert np.array_equal(table["a"], [1, 11, 3, 13])
+    # The user's columns may be called so too.
+    table = as_table(samples, ["a", "row"], [3, 7])
+    assert list(table) == ["row", "sample", "a", "row"]
 
 
 def test_the_figure_has_a_line_for_each_of_the_first_gaps():

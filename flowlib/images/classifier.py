@@ -44,8 +44,8 @@ class Classifier(nn.Module):
             layers.append(nn.MaxPool2d(2))
             inputs = outputs
         features = 2 * width * (sides[0] // 4) * (sides[1] // 4)
-        head = [nn.Flatten(), nn.Dropout(0.3), nn.Linear(features, classes)]
-        self.net = nn.Sequential(*layers, *head)
+        layers += [nn.Flatten(), nn.Dropout(0.3), nn.Linear(features, classes)]
+        self.net = nn.Sequential(*layers)
         self.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> Tensor:

@@ -1,13 +1,13 @@
 """The data sets, each in three parts: MNIST and its like, 8x8 digits, and folders."""
 
 import argparse
-import contextlib
 import hashlib
 import os
 import socket
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -56,10 +56,11 @@ def add_dataset_flags(parser: argparse._ActionsContainer) -> None:
 
 
 def data_name(dataset: str) -> str:
-    """What the files of a data set or a folder are called after."""
-    if dataset == "auto":
-        return "mnist"
-    return dataset if dataset in DATASETS else folder_name(Path(dataset))
+    """What the files of a data set are called after; a folder never as a known one."""
+    if dataset in DATASETS:
+        return "mnist" if dataset == "auto" else dataset
+    name = Path(dataset).resolve().name
+    return f"folder_{name}" if name.lower() in DATASETS else name
 
 
 def figure_name(file: str, name: str) -> str:
@@ -73,14 +74,14 @@ class Images:
 
     name: str
     levels: int
+    source: str  # what `load_images` takes to load them again
+    made_from: dict  # plain types, by which it is known whether the data changed
     train: Tensor
     held_out: Tensor  # choices are made on these, never on `test`
     test: Tensor
     train_labels: Tensor
     held_out_labels: Tensor
     test_labels: Tensor
-    source: str  # what `load_images` takes to load them again
-    made_from: dict  # plain types, by which it is known whether the data changed
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -92,8 +93,7 @@ def load_together(group: Processes, dataset: str, data_dir: Path) -> Images:
     """`load_images` for several processes: the first downloads, the others wait."""
     images = load_images(dataset, data_dir) if group.first else None
     chosen = group.gather(images.source if images else None)[0]
-    with contextlib.redirect_stdout(None):  # the first one has said what it found
-        return images or load_images(chosen, data_dir, download=False)
+    return images or load_images(chosen, data_dir, download=False)
 
 
 def load_images(
@@ -124,12 +124,13 @@ def load_images(
         return _load_folder(Path(dataset))
     if dataset != "digits":
         try:
-            name = "mnist" if dataset == "auto" else dataset
-            return _load_torchvision(name, Path(data_dir), download)
+            return _load_torchvision(data_name(dataset), Path(data_dir), download)
         except UserError as error:
-            advice = "--data-dir says where it lies, --dataset digits does without it"
             if dataset != "auto":
-                raise UserError(f"{error}: {advice}") from None
+                raise UserError(
+                    f"{error}: --data-dir says where it lies, "
+                    "--dataset digits does without it"
+                ) from None
             print(f"{error}: using scikit-learn's bundled 8x8 digits instead")
     from sklearn.datasets import load_digits  # here, for it takes a second to import
 
@@ -138,7 +139,7 @@ def load_images(
     labels = torch.from_numpy(bundled.target).long()
     # The last 360 digits are the test images, and the 180 before them are held out.
     sizes = [len(images) - 540, 180, 360]
-    return _cut(images[:, None], labels, sizes, "digits", 17)
+    return _cut(images, labels, sizes, "digits", levels=17)
 
 
 def _load_torchvision(dataset: str, data_dir: Path, download: bool) -> Images:
@@ -170,13 +171,7 @@ def _load_torchvision(dataset: str, data_dir: Path, download: bool) -> Images:
         images = images.mT  # its files hold them column by column
     # The last 5,000 training images are held out.
     sizes = [len(train.data) - 5000, 5000, len(test.data)]
-    return _cut(images[:, None], labels, sizes, dataset)
-
-
-def folder_name(folder: Path) -> str:
-    """What a folder's checkpoints are called after: never as a known data set's."""
-    name = folder.resolve().name
-    return f"folder_{name}" if name.lower() in DATASETS else name
+    return _cut(images, labels, sizes, dataset)
 
 
 def _load_folder(folder: Path) -> Images:
@@ -189,11 +184,10 @@ def _load_folder(folder: Path) -> Images:
         raise UserError(
             f"{folder} holds {len(paths)} pictures; at least {LEAST} are needed"
         )
-    files = dict(sorted((path.relative_to(folder).as_posix(), path) for path in paths))
-    names = list(files)
-    pixels = read_alike(folder, list(files.values()))  # (N, height, width)
+    names = sorted(path.relative_to(folder).as_posix() for path in paths)
+    pixels = read_alike(folder, [folder / name for name in names])  # (N, height, width)
     if any(side % 4 or side > 512 for side in pixels.shape[1:]):
-        sides = "x".join(map(str, pixels.shape[1:]))
+        sides = "{}x{}".format(*pixels.shape[1:])
         raise UserError(
             f"{folder}: sides must be multiples of 4, at most 512, not {sides}"
         )
@@ -202,7 +196,7 @@ def _load_folder(folder: Path) -> Images:
     order = sorted(range(len(names)), key=lambda i: _chance(names[i]))
     rows = [[i for i in order if parts[i] == part] for part in PARTS]
     sizes = [f"{len(chosen)} {part}" for part, chosen in zip(PARTS, rows)]
-    classes = sorted(set(kinds))
+    classes, labels = np.unique(kinds, return_inverse=True)
     print(
         f"{folder}: {len(names)} pictures, classes: {len(classes)}, "
         f"mean grey level {pixels.mean():.1f}, {', '.join(sizes)}"
@@ -212,17 +206,12 @@ def _load_folder(folder: Path) -> Images:
 
     digest = hashlib.sha256(repr(pixels.shape).encode())
     digest.update(pixels.data)
-    labels = [classes.index(kind) for kind in kinds]
-    # One part after the other.
-    chosen = sum(rows, [])
-    return _cut(
-        torch.from_numpy(pixels[chosen])[:, None],
-        torch.tensor(labels)[chosen],
-        [len(part) for part in rows],
-        folder_name(folder),
-        source=str(folder.resolve()),
-        made_from={"files": names, "pixels": digest.hexdigest()[:16]},
-    )
+    made_from = {"files": names, "pixels": digest.hexdigest()[:16]}
+    source = str(folder.resolve())
+    parted = []
+    for values in (pixels[:, None], labels):
+        parted += [torch.from_numpy(values[chosen]) for chosen in rows]
+    return Images(data_name(source), 256, source, made_from, *parted)
 
 
 def _chance(name: str) -> float:
@@ -238,8 +227,8 @@ def _find_parts(folder: Path, names: list[str]) -> tuple[list[str], list[str]]:
     each picture's own path, so that test images stay test images when a folder grows.
     Folders train/ and test/ at the top, perhaps val/ too, are the user's own split.
     """
-    tenths = [int(10 * _chance(name)) for name in names]
-    parts = [{0: "test", 1: "held-out"}.get(tenth, "train") for tenth in tenths]
+    tenths = {0: "test", 1: "held-out"}
+    parts = [tenths.get(int(10 * _chance(name)), "train") for name in names]
     kinds = [name.rpartition("/")[0] for name in names]
     tops = [name.partition("/")[0].lower() for name in names]
     given = set(tops) & OWN_PARTS.keys()
@@ -253,36 +242,18 @@ def _find_parts(folder: Path, names: list[str]) -> tuple[list[str], list[str]]:
     own = [OWN_PARTS[top] for top in tops]
     if "held-out" not in own:
         folders += "; a tenth of train/ is held out"
-        chosen = [pair == ("train", "held-out") for pair in zip(own, parts)]
-        own = ["held-out" if out else part for out, part in zip(chosen, own)]
+        # By the same rule as in folders without parts.
+        own = [
+            "held-out" if pair == ("train", "held-out") else pair[0]
+            for pair in zip(own, parts)
+        ]
     print(f"{folder}: its own folders are the parts: {folders}")
     return own, [kind.partition("/")[2] for kind in kinds]
 
 
 def _cut(
-    images: Tensor,
-    labels: Tensor,
-    sizes: list[int],
-    name: str,
-    levels: int = 256,
-    source: str | None = None,
-    made_from: dict | None = None,
+    images: Tensor, labels: Tensor, sizes: list[int], name: str, levels: int = 256
 ) -> Images:
-    """The three parts of images (N, 1, H, W), which lie one after the other.
-
-    `source` and `made_from` are those of `Images`: by default the name.
-    """
-    train, held_out, test = images.split(sizes)
-    train_labels, held_out_labels, test_labels = labels.split(sizes)
-    return Images(
-        name=name,
-        levels=levels,
-        train=train,
-        held_out=held_out,
-        test=test,
-        train_labels=train_labels,
-        held_out_labels=held_out_labels,
-        test_labels=test_labels,
-        source=source or name,
-        made_from=made_from or {"name": name},
-    )
+    """The parts of a known data set, (N, H, W), which lie one after the other."""
+    parted = [*images[:, None].split(sizes), *labels.split(sizes)]
+    return Images(name, levels, name, {"name": name}, *parted)

@@ -1,8 +1,9 @@
 """Picture files: which there are, how they are opened, and their grey levels.
 
-Functions that change what is in a file also return notes on it, a sentence each.
+Functions that change what is in a file add a sentence on it to a list, `notes`.
 """
 
+import statistics
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -24,7 +25,7 @@ ENDINGS = (
     ".webp",
     ".pgm",
 )
-HIDDEN = ("@eaDir", "__MACOSX")  # besides names that start with a dot
+HIDDEN = (".", "@eaDir", "__MACOSX")  # what the names of hidden ones start with
 DEPTHS = (8, 10, 12, 14, 16)  # bits, that cameras have
 
 
@@ -39,13 +40,14 @@ def pictures_in(folder: Path, deep: bool = False) -> list[Path]:
     entered = set(folder.resolve().parents)  # where a link would lead into a loop
     while waiting:
         here = waiting.pop(0)
-        if here.resolve() in entered:
+        place = here.resolve()
+        if place in entered:
             print(f"{here} leads to a folder that is read already: skipped")
             continue
-        entered.add(here.resolve())
+        entered.add(place)
 
         for entry in sorted(here.iterdir()):
-            if entry.name.startswith(".") or entry.name in HIDDEN:
+            if entry.name.startswith(HIDDEN):
                 continue
             if entry.is_dir():
                 waiting.insert(len(waiting) if entry.is_symlink() else 0, entry)
@@ -56,12 +58,11 @@ def pictures_in(folder: Path, deep: bool = False) -> list[Path]:
     return sorted(found)
 
 
-def open_picture(path: Path) -> tuple[Image.Image, list[str]]:
-    """The picture in a file, upright, of mode L, LA, RGB, RGBA, I;16 or F; notes.
+def open_picture(path: Path, notes: list[str]) -> Image.Image:
+    """The picture in a file, upright, of mode L, LA, RGB, RGBA, I;16 or F.
 
     Raises UserError if there is no picture, or one of no use.
     """
-    notes = []
     if not path.is_file():
         raise UserError(f"no file at {path}")
     try:
@@ -87,7 +88,7 @@ def open_picture(path: Path) -> tuple[Image.Image, list[str]]:
         raise UserError(f"{path} is only {picture.size[0]}x{picture.size[1]}")
     if picture.mode == "F" and not np.isfinite(np.asarray(picture)).all():
         raise UserError(f"{path} has values that are not finite")
-    return picture, notes
+    return picture
 
 
 def _plain(picture: Image.Image) -> Image.Image:
@@ -99,10 +100,9 @@ def _plain(picture: Image.Image) -> Image.Image:
         levels = np.asarray(picture).clip(0, 65535)
         return Image.fromarray(levels.astype(np.uint16))
 
+    plain = "L" if mode in ("1", "L", "LA", "La") else "RGB"
     if picture.has_transparency_data:
-        plain = "LA" if mode in ("L", "LA", "La") else "RGBA"
-    else:
-        plain = "L" if mode in ("1", "L") else "RGB"
+        plain += "A"
     if mode == plain:
         return picture
     converted = picture.convert(plain)
@@ -116,10 +116,11 @@ def grey_levels(picture: Image.Image) -> np.ndarray:
 
     Where parts are transparent: these and the opacity, uint8 (rows, columns, 2).
     """
-    if picture.mode not in ("LA", "RGBA"):
-        return np.asarray(picture.convert("L") if picture.mode == "RGB" else picture)
-    levels = np.asarray(picture.convert("LA"))
-    return levels[..., 0] if levels[..., 1].min() == 255 else levels
+    if picture.mode in ("RGB", "RGBA"):
+        picture = picture.convert(picture.mode.replace("RGB", "L"))
+    levels = np.asarray(picture)
+    is_opaque = levels.ndim == 3 and levels[..., 1].min() == 255
+    return levels[..., 0] if is_opaque else levels
 
 
 def is_bright(levels: np.ndarray) -> bool:
@@ -148,67 +149,66 @@ def read_alike(folder: Path, paths: list[Path]) -> np.ndarray:
     notes: list[str] = []
     levels = []
     for path in paths:
-        picture, said = open_picture(path)
-        notes += said
+        picture = open_picture(path, notes)
         if picture.mode in ("RGB", "RGBA"):
             notes.append("color, turned to grey")
         levels.append(grey_levels(picture))
     shape = _common_shape(paths, levels)
 
-    black, said = _common_paper([v for v in levels if v.ndim == 3])
-    notes += said
-    bits, said = _common_depth([v for v in levels if v.dtype == np.uint16])
-    notes += said
-    top, said = _common_range([v for v in levels if v.dtype == np.float32], folder)
-    notes += said
+    black = _common_paper([v for v in levels if v.ndim == 3], notes)
+    bits = _common_depth([v for v in levels if v.dtype == np.uint16], notes)
+    floats = [v for v in levels if v.dtype == np.float32]
+    white = _common_range(floats, folder, notes)
 
     images = np.empty((len(paths), *shape), np.uint8)
     for image, values in zip(images, levels):
         if values.ndim == 3:
-            values = np.rint(lay_over(values, black))
+            values = lay_over(values, black)
         elif values.dtype == np.uint16:
             values = values >> (bits - 8)
         elif values.dtype == np.float32:
-            values = np.rint(255 * (values / top))
-        image[:] = values
+            values = 255 * (values / white)
+        image[:] = np.rint(values)
 
     for note, count in Counter(notes).items():
         print(f"{folder}: {count} of {len(paths)} pictures: {note}")
+    found = {level for image in images for level in np.unique(image).tolist()}
     if (images == images[0]).all():
         print(f"{folder}: all pictures are equal")
-    elif len(found := set().union(*(np.unique(i).tolist() for i in images))) == 2:
+    elif len(found) == 2:
         print(f"{folder}: the pictures have no grey levels but {sorted(found)}")
     return images
 
 
 def _common_shape(paths: list[Path], levels: list[np.ndarray]) -> tuple[int, int]:
     """The shape of nearly all pictures; UserError names one that has another."""
-    ((shape, _),) = Counter(values.shape[:2] for values in levels).most_common(1)
+    shape = statistics.mode(values.shape[:2] for values in levels)
     for path, values in zip(paths, levels):
         if values.shape[:2] != shape:
-            both = (shape, values.shape[:2])
-            sizes = " and ".join("x".join(map(str, size)) for size in both)
+            sizes = "{}x{} and {}x{}".format(*shape, *values.shape[:2])
             raise UserError(f"{path}: the pictures must be of one size, not {sizes}")
     return shape
 
 
-def _common_paper(transparent: list[np.ndarray]) -> tuple[bool, list[str]]:
+def _common_paper(transparent: list[np.ndarray], notes: list[str]) -> bool:
     """Whether transparent pictures are laid over black: if most of them are bright."""
     bright = [is_bright(values) for values in transparent]
     black = 2 * sum(bright) > len(bright)
     over = f"transparent, laid over {'black' if black else 'white'}"
     doubt = f"{over}, though it may be lost there"
-    return black, [over if one == black else doubt for one in bright]
+    notes += [over if one == black else doubt for one in bright]
+    return black
 
 
-def _common_depth(deep: list[np.ndarray]) -> tuple[int, list[str]]:
+def _common_depth(deep: list[np.ndarray], notes: list[str]) -> int:
     """The fewest bits of DEPTHS that hold all the grey levels."""
     highest = max((int(values.max()) for values in deep), default=0)
     bits = next(bits for bits in DEPTHS if highest < 2**bits)
-    return bits, [f"grey levels up to {highest}, read as {bits}-bit ones"] * len(deep)
+    notes += [f"grey levels up to {highest}, read as {bits}-bit ones"] * len(deep)
+    return bits
 
 
-def _common_range(floats: list[np.ndarray], folder: Path) -> tuple[float, list[str]]:
+def _common_range(floats: list[np.ndarray], folder: Path, notes: list[str]) -> float:
     """The float that is white: 1, 255 for integers, or the highest that occurs."""
     highest = max((float(values.max()) for values in floats), default=0.0)
     if any(values.min() < 0 for values in floats):
@@ -216,4 +216,5 @@ def _common_range(floats: list[np.ndarray], folder: Path) -> tuple[float, list[s
     integers = all((values == np.rint(values)).all() for values in floats)
     white = 255.0 if integers and 1 < highest <= 255 else max(1.0, highest)
     note = f"floats up to {highest:g}, {white:g} is taken as white"
-    return white, [note] * len(floats)
+    notes += [note] * len(floats)
+    return white

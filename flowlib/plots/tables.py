@@ -4,11 +4,13 @@ import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from flowlib.tables.mixture import standardize
 from flowlib.tables.new_rows import SAMPLES
 
 BLUE = "#0072B2"
 ORANGE = "#D55E00"
 MOST = 12  # gaps in a figure
+INTERVAL = (0.05, 0.95)  # where a central 90 % interval begins and ends
 
 
 def plot_gaps(
@@ -28,24 +30,24 @@ def plot_gaps(
         truth: (N, D), what was there, if it is known.
     """
     cells = gaps.nonzero()[:MOST].tolist()
-    mean = train.double().mean(0)
-    std = train.double().std(0)
-    height = 1.3 + 0.27 * len(cells)
-    figure = Figure(figsize=(7, height), layout="constrained")
+    scale = standardize(train)
+    known = scale(train.double())[0].numpy()
+    found = scale(samples)[0].numpy()
+    size = (7, 1.3 + 0.27 * len(cells))
+    figure = Figure(figsize=size, layout="constrained")
     panel = figure.subplots()
 
     labels = []
     for place, (row, column) in enumerate(cells):
-        found = ((samples[row, :, column] - mean[column]) / std[column]).numpy()
-        known = (train[:, column].double() - mean[column]) / std[column]
-        left, right = np.quantile(known, [0.05, 0.95])
-        panel.hlines(place, left, right, color="0.85", linewidth=9)
-        left, right = np.quantile(found, [0.05, 0.95])
-        panel.hlines(place, left, right, color=BLUE, linewidth=1.2)
-        dots = found[:SAMPLES]
+        ends = np.quantile(known[:, column], INTERVAL)
+        panel.hlines(place, *ends, color="0.85", linewidth=9)
+        fills = found[row, :, column]
+        ends = np.quantile(fills, INTERVAL)
+        panel.hlines(place, *ends, color=BLUE, linewidth=1.2)
+        dots = fills[:SAMPLES]
         panel.plot(dots, [place] * len(dots), ".", color=BLUE, markersize=5)
         if truth is not None:
-            exact = (truth[row, column] - mean[column]) / std[column]
+            exact = scale(truth)[0][row, column]
             panel.plot(exact, place, "x", color=ORANGE, markersize=7)
         labels.append(f"row {row + 1}, {names[column]}".replace("$", r"\$"))
 

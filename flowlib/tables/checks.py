@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from flowlib.files import UserError
+from flowlib.tables.mixture import standardize
 
 LEAST = 100  # points to fit
 FEW = 500  # fewer points come with a word
@@ -37,11 +39,15 @@ def check_density(
     if count < LEAST:
         raise UserError(f"{path} holds {count} points; at least {LEAST} are needed")
     if dim > MOST_COLUMNS:
-        many = f"{path} has {dim} columns to fit, {MOST_COLUMNS} are the most"
-        raise UserError(f"{many}: choose some by --columns")
+        raise UserError(
+            f"{path} has {dim} columns to fit, {MOST_COLUMNS} are the most: "
+            "choose some by --columns"
+        )
     if dim == 1 and note:  # other columns were left out, perhaps against expectation
-        meant = f"if only {names[0]} is meant, --columns says so"
-        raise UserError(f"{path} has one column to fit; {note}; {meant}")
+        raise UserError(
+            f"{path} has one column to fit; {note}; "
+            f"if only {names[0]} is meant, --columns says so"
+        )
     for name, column in zip(names, points.T):
         if why := why_not_continuous(column):
             raise UserError(f"{path}: {name} cannot be fitted: it has {why}")
@@ -52,8 +58,9 @@ def check_density(
         notes += [f"{name} is {mass}" for mass in point_masses(column)]
     repeated = count - len(np.unique(points, axis=0))
     if repeated > count / 100:
-        what = f"{repeated} of {count} points are repetitions"
-        notes.append(f"{what}: their density has no limit")
+        notes.append(
+            f"{repeated} of {count} points are repetitions: their density has no limit"
+        )
     if count < FEW:
         notes.append(f"only {count} points")
     return notes
@@ -67,20 +74,21 @@ def point_masses(column: np.ndarray) -> list[str]:
     usual = np.sort(counts)[-4:][0]
     masses = []
     for i in np.flatnonzero(counts > max(POINT_MASS * len(column), 4 * usual)):
-        share = f"{values[i]:g} in {counts[i] / len(column):.0%} of the rows"
-        masses.append(f"{share}, a point mass: no density describes it")
+        masses.append(
+            f"{values[i]:g} in {counts[i] / len(column):.0%} of the rows, "
+            "a point mass: no density describes it"
+        )
     return masses
 
 
 def _refuse_dependent(points: np.ndarray, names: list[str], path: Path) -> None:
     """UserError if a column follows from those before it: no density beside them."""
-    # By powers of two, which is exact, so that units of 1e-300 or 1e300 are harmless.
-    _, exponents = np.frexp(np.abs(points).max(0))
-    scaled = np.ldexp(points, -exponents)
-    standard = (scaled - scaled.mean(0)) / scaled.std(0)
-
+    rows = torch.from_numpy(points)
+    standard, _ = standardize(rows)(rows)
     # The diagonal has what the columns before leave of each, √N times its deviation.
-    left = np.diag(np.linalg.qr(standard).R) / np.sqrt(len(points))
-    for i in np.flatnonzero(np.abs(left) < 1e-5)[:1]:
-        follows = f"{names[i]} follows from {', '.join(names[:i])}"
-        raise UserError(f"{path}: {follows}: leave it out (--columns)")
+    left = torch.linalg.qr(standard).R.diagonal() / len(points) ** 0.5
+    for i in (left.abs() < 1e-5).nonzero()[:1]:
+        raise UserError(
+            f"{path}: {names[i]} follows from {', '.join(names[:i])}: "
+            "leave it out (--columns)"
+        )

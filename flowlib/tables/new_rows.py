@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -23,6 +23,12 @@ if TYPE_CHECKING:
 
 SAMPLES = 12  # of each row whose gaps are filled
 CHECKED = 200  # test rows, at most, in which cells are hidden
+HIDDEN = 0.2  # of their cells
+CHECK = (
+    "checked on {cells} cells of test rows that were hidden: 90 % intervals hold "
+    "{coverage_90:.0%} ± {coverage_90_se:.0%} of them; "
+    "RMSE {rmse:.2f}, CRPS {crps:.2f} standard deviations of the column"
+)
 
 
 def score_file(
@@ -47,14 +53,14 @@ def score_rows(flows: dict[str, Flow], rows: Tensor) -> "DataFrame":
     """
     import pandas  # here, for it takes half a second to import
 
-    columns: dict[str, Any] = {"row": range(1, len(rows) + 1)}
+    table = pandas.DataFrame({"row": range(1, len(rows) + 1)})
     for name, flow in flows.items():
         held_out = torch.tensor(flow.metrics["held_out_log_p"], dtype=torch.float64)
         log_p = evaluate(flow.log_prob, rows, flow)
-        columns[f"log_p_{name}"] = log_p.numpy()
+        table[f"log_p_{name}"] = log_p.numpy()
         share = torch.searchsorted(held_out, log_p) / len(held_out)
-        columns[f"less_likely_{name}"] = share.numpy()
-    return pandas.DataFrame(columns).sort_values(f"log_p_{next(iter(flows))}")
+        table[f"less_likely_{name}"] = share.numpy()
+    return table.sort_values(f"log_p_{next(iter(flows))}")
 
 
 def fill_file(
@@ -83,7 +89,7 @@ def fill_file(
 
     proposal = fit_proposal(flow, points.train)
     check = check_fills(flow, proposal, points.test[:CHECKED], seed)
-    print(describe_check(check))
+    print(CHECK.format(**check))
     filled = fill_rows(flow, proposal, rows, seed, draws=POPULATION)
 
     means = as_table(filled.mean, table.names, range(1, len(rows) + 1))
@@ -93,16 +99,6 @@ def fill_file(
     what = f"{SAMPLES} samples of each row with gaps"
     write_table(folder / f"{path.stem}_samples.csv", samples, what)
     return filled.samples, gaps
-
-
-def describe_check(check: dict[str, float]) -> str:
-    """How good the fills of hidden cells are, in a line."""
-    covered = f"{check['coverage_90']:.0%} ± {check['coverage_90_se']:.0%}"
-    errors = f"RMSE {check['rmse']:.2f}, CRPS {check['crps']:.2f}"
-    return (
-        f"checked on {check['cells']} cells of test rows that were hidden: 90 % "
-        f"intervals hold {covered} of them; {errors} standard deviations of the column"
-    )
 
 
 def fit_proposal(flow: Flow, train: Tensor) -> MixtureBase:
@@ -115,7 +111,7 @@ def fit_proposal(flow: Flow, train: Tensor) -> MixtureBase:
 
 
 def fill_rows(
-    flow: Flow, proposal: MixtureBase, rows: Tensor, seed: int, draws: int = 12
+    flow: Flow, proposal: MixtureBase, rows: Tensor, seed: int, draws: int
 ) -> Filled:
     """Rows (N, D) with their gaps, NaN, filled: what `fill_gaps` returns, in any units.
 
@@ -129,15 +125,15 @@ def fill_rows(
 
     # Back and forth can cost a cell its last digit: the observed ones are copied.
     mean = torch.where(rows.isnan(), scale.inverse(filled.mean)[0], rows)
-    samples = scale.inverse(filled.samples.flatten(0, 1))[0].view_as(filled.samples)
+    samples = scale.inverse(filled.samples)[0]
     samples = torch.where(rows[:, None].isnan(), samples, rows[:, None])
     return Filled(mean, samples, filled.effective)
 
 
 def check_fills(
-    flow: Flow, proposal: MixtureBase, rows: Tensor, seed: int, share: float = 0.2
+    flow: Flow, proposal: MixtureBase, rows: Tensor, seed: int
 ) -> dict[str, float]:
-    """How good the fills of cells are that are hidden here: a share of (N, D).
+    """How good the fills of cells are that are hidden here, a share of rows (N, D).
 
     `coverage_90` is how often a central 90 % interval has the truth in it, with the
     standard error over rows; `rmse` of the means and `crps` of the fills are in
@@ -145,7 +141,7 @@ def check_fills(
     """
     rows = rows.double()
     generator = rng(seed, "hidden cells")
-    hidden = torch.rand(rows.shape, generator=generator) < share
+    hidden = torch.rand(rows.shape, generator=generator) < HIDDEN
     holes = torch.where(hidden, math.nan, rows)
     filled = fill_rows(flow, proposal, holes, seed, draws=POPULATION)
 
@@ -165,20 +161,22 @@ def check_fills(
     }
 
 
-def as_table(rows: Tensor, names: Sequence[str], numbers: Sequence[int]) -> "DataFrame":
+def as_table(rows: Tensor, names: list[str], numbers: Sequence[int]) -> "DataFrame":
     """A table of rows (N, D), or of S samples of each, (N, S, D), one below the other.
 
     `numbers` are those of the rows in the user's file, from 1.
     """
     import pandas
 
-    samples = rows.reshape(len(rows), -1, len(names))
-    count = samples.shape[1]
-    table = pandas.DataFrame(samples.flatten(0, 1).numpy(), columns=list(names))
+    index = pandas.Index(numbers, name="row")
     if rows.ndim == 3:
-        table.insert(0, "sample", list(range(1, count + 1)) * len(rows))
-    table.insert(0, "row", [number for number in numbers for _ in range(count)])
-    return table
+        samples = range(1, rows.shape[1] + 1)
+        index = pandas.MultiIndex.from_product(
+            [numbers, samples], names=["row", "sample"]
+        )
+        rows = rows.flatten(0, 1)
+    table = pandas.DataFrame(rows.numpy(), index, names)
+    return table.reset_index(allow_duplicates=True)
 
 
 def write_table(path: Path, table: "DataFrame", what: str) -> None:

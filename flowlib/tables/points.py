@@ -11,7 +11,7 @@ from flowlib.files import readable
 from flowlib.points import Points
 from flowlib.rng import rng
 from flowlib.tables.mixture import standardize
-from flowlib.tables.reader import AS_FOUND, Format, describe, read_points
+from flowlib.tables.reader import AS_FOUND, Format, describe, numbered, read_points
 from flowlib.toy2d import SHAPES
 
 MANY = 2000  # rows, from which on one held-out part is enough
@@ -39,7 +39,7 @@ def make_table_points(
     With few rows each fifth of those to fit is held out once, for what is chosen; from
     MANY on a tenth is.
     """
-    columns = columns or [f"column {i + 1}" for i in range(rows.shape[1])]
+    columns = columns or numbered(rows.T)
     values = hashlib.sha256(rows.numpy().tobytes()).hexdigest()[:16]
     made_from = {"columns": columns, "rows": len(rows), "values": values}
     rows = with_fewer_digits(rows)
@@ -47,9 +47,10 @@ def make_table_points(
     order = torch.randperm(len(rows), generator=rng(seed, "file shuffle"))
     tenth = len(rows) // 10
     test, train = rows[order].split([tenth, len(rows) - tenth])
-    parts = train.tensor_split(FOLDS if len(train) < MANY else 10)
+    few = len(train) < MANY
+    parts = train.tensor_split(FOLDS if few else 10)
     folds = []
-    for i in range(FOLDS if len(train) < MANY else 1):
+    for i in range(FOLDS if few else 1):
         others = torch.cat([*parts[:i], *parts[i + 1 :]])
         folds.append((others, parts[i]))
 

@@ -7,17 +7,14 @@ decides.
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from flowlib.files import UserError, reason
 from flowlib.tables.checks import LEAST, check_density, why_not_continuous
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
 
 TABLES = (".csv", ".tsv", ".txt")
 MISSING = {"", "?", "NA", "na", "N/A", "n/a", "#N/A", "<NA>", "NaN", "nan", "NAN"}
@@ -81,59 +78,56 @@ def read_points(
     Args:
         path: a .npy file; or a table as spreadsheets, R, numpy and pandas write it.
         columns: the names of the columns to take; to fit also their numbers, from 1.
-            Without them every column of continuous numbers is taken, and the notes say
+            By default every column of continuous numbers is taken, and the notes say
             which ones are left out.
         format: what the table's cells cannot decide.
         to_fit: leave rows with missing cells out, and test that the points can be
             fitted: there are enough, and they have a density.
-        gaps: keep missing cells, as NaN.
+        gaps: keep missing cells, as NaN, where the points are not to be fitted.
     Raises:
         UserError: if the file does not hold such points, or can be read in two ways.
     """
-    read = _read_array if path.suffix.lower() == ".npy" else _read_table
+    is_array = path.suffix.lower() == ".npy"
     try:
-        cells = read(path, format)
-        if columns or not to_fit:
+        cells = _read_array(path) if is_array else _read_table(path, format)
+        if columns:
             points, names, note = _take(cells, columns, to_fit)
         else:
             points, names, note = _take_continuous(cells)
-    except (OSError, ValueError, EOFError) as error:
-        why = getattr(error, "strerror", None) or reason(error)
-        raise UserError(f"cannot read points from {path}: {why}") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read points from {path}: {reason(error)}") from None
 
     notes = cells.notes + [note] * bool(note)
     for name in names:
         if cells.names.count(name) > 1 or names.count(name) > 1:
             raise UserError(f"{path}: two columns are called {name!r}: rename one")
     missing = np.isnan(points)
-    refused = np.isinf(points) | (missing & (not to_fit and not gaps))
+    refused = np.isinf(points)
+    if not (to_fit or gaps):
+        refused |= missing
     for row, column in np.argwhere(refused)[:1]:
-        where = f"{path}: row {row + 1} of the data has no finite {names[column]}"
-        raise UserError(f"{where}: correct it, or remove the row")
+        raise UserError(
+            f"{path}: row {row + 1} of the data has no finite {names[column]}: "
+            "correct it, or remove the row"
+        )
 
-    complete = points[~missing.any(1)]
-    less = len(points) - len(complete)
-    if less and not gaps:
-        notes.append(f"{less} of {len(points)} rows left out: a cell is missing")
-        points = complete
     if to_fit:
-        notes += check_density(complete, names, path, note)
+        complete = points[~missing.any(1)]
+        less = len(points) - len(complete)
+        if less:
+            notes.append(f"{less} of {len(points)} rows left out: a cell is missing")
+        points = complete
+        notes += check_density(points, names, path, note)
     return Table(points, names, notes)
 
 
 def describe(table: Table) -> list[str]:
-    """What was read, in lines: rows and columns, each column's mean and range."""
-    rows, dim = table.points.shape
-    lines = [f"rows: {rows}, columns: {dim}"]
+    """What will be fitted, in lines: rows, columns, each column's mean and range."""
+    lines = ["rows: {}, columns: {}".format(*table.points.shape)]
     for name, column in zip(table.names, table.points.T):
-        known = column[~np.isnan(column)]
-        if len(known) == 0:
-            lines.append(f"{name}: no numbers")
-            continue
-
         # Rounded to what the range makes visible.
-        digits = 4 - int(np.log10(np.ptp(known) or 1))
-        numbers = (known.mean(), known.min(), known.max())
+        digits = 4 - int(np.log10(np.ptp(column)))
+        numbers = (column.mean(), column.min(), column.max())
         texts = [f"{round(float(number), digits):.15g}" for number in numbers]
         lines.append("{}: mean {}, from {} to {}".format(name, *texts))
     return lines
@@ -142,11 +136,9 @@ def describe(table: Table) -> list[str]:
 # ---------------------------------------------------------------- files into cells
 
 
-def _read_array(path: Path, format: Format) -> Cells:
+def _read_array(path: Path) -> Cells:
     try:
         array = np.load(path, allow_pickle=False)
-    except OSError:
-        raise
     # a damaged header can fail anywhere inside Python's own parser
     except Exception as error:
         raise ValueError(reason(error)) from None
@@ -155,12 +147,10 @@ def _read_array(path: Path, format: Format) -> Cells:
         raise ValueError("it must hold one array of numbers, one point a row")
 
     columns = list(array.astype(np.float64).T)
-    return Cells(columns, _numbered(columns), [])
+    return Cells(columns, numbered(columns), [])
 
 
 def _read_table(path: Path, format: Format) -> Cells:
-    import pandas  # here, for it takes half a second to import
-
     if path.suffix.lower() not in TABLES:
         raise ValueError("--data takes a .npy or .csv file")
     # a byte-order mark, as Excel writes it
@@ -174,29 +164,30 @@ def _read_table(path: Path, format: Format) -> Cells:
     separator = given or _find_separator(lines[-1], format)
     separator = {" ": SPACES, r"\t": "\t"}.get(separator, separator)
 
-    def read(**rows: int) -> "DataFrame":
-        like = {"sep": separator, "header": None, "dtype": str, "na_filter": False}
-        table = pandas.read_csv(io.StringIO(text), **like, **rows)
-        return table.apply(lambda column: column.str.strip())
-
-    names = read(nrows=1).iloc[0].tolist()
-    table = read(skiprows=1) if len(lines) > 1 else read(nrows=1)[:0]
+    names = [column[0] for column in _cut_cells(text, separator, nrows=1)]
+    columns = [[] for _ in names]
+    if len(lines) > 1:
+        columns = _cut_cells(text, separator, skiprows=1)
     # R does not name the row names. But a bare comma may also be a decimal one.
-    if table[0].is_unique and (separator != "," or lines[-1].startswith('"')):
-        names = [""] * (len(table.columns) - len(names) == 1) + names
-    if len(names) != len(table.columns):
-        found = f"{len(names)} cells in the first row, {len(table.columns)} in the next"
-        raise ValueError(f"{found}: name each column, or give --separator")
+    one_more = len(columns) == len(names) + 1
+    unique = len(set(columns[0])) == len(columns[0])
+    if one_more and unique and (separator != "," or lines[-1].startswith('"')):
+        names.insert(0, "")
+    if len(names) != len(columns):
+        raise ValueError(
+            f"{len(names)} cells in the first row, {len(columns)} in the next: "
+            "name each column, or give --separator"
+        )
 
     header = format.header
     if header is None:
-        header = _has_header(names, table)
+        header = _has_header(names, columns)
     if not header:
-        table = pandas.concat([pandas.DataFrame([names]), table], ignore_index=True)
-        names = _numbered(names)
+        columns = [[name, *column] for name, column in zip(names, columns)]
+        names = numbered(names)
         if not given and separator in (",", SPACES):
-            _refuse_pairs(table, "," if separator == "," else " ")
-    if separator == SPACES and table.eq("").any(axis=None):
+            _refuse_pairs(columns, "," if separator == "," else " ")
+    if separator == SPACES and any("" in column for column in columns):
         raise ValueError("a row is too short: write NaN where a number is missing")
 
     comments = start[1].count("#")
@@ -206,31 +197,45 @@ def _read_table(path: Path, format: Format) -> Cells:
     if separator == "," and names[1:] and not re.search(r'"[-+]?[\d.]+,\d+"', text):
         decimals = {".": "."}
     if decimal := format.decimal or {".": ",", ",": "."}.get(format.thousands):
-        decimals = {".": decimal, ",": decimal}
-    columns = [table[i].tolist() for i in table]
+        decimals = dict.fromkeys(".,", decimal)
     row_numbers = len(names) > 1 and names[0] in ("", "Unnamed: 0")
-    names = [name or number for name, number in zip(names, _numbered(names))]
+    names = [name or number for name, number in zip(names, numbered(names))]
     return Cells(columns, names, notes, row_numbers, decimals)
 
 
-def _numbered(columns: Sequence) -> list[str]:
-    """The names of columns without a header: column 1, column 2, ..."""
+def _cut_cells(text: str, separator: str, **rows: int) -> list[list[str]]:
+    """The cells of each column, from some rows of a table."""
+    import pandas  # here, for it takes half a second to import
+
+    table = pandas.read_csv(
+        io.StringIO(text),
+        sep=separator,
+        header=None,
+        dtype=str,
+        na_filter=False,
+        **rows,
+    )
+    return [table[i].str.strip().tolist() for i in table]
+
+
+def numbered(columns: Sized) -> list[str]:
+    """The names of columns that have none: column 1, column 2, ..."""
     return [f"column {i}" for i in range(1, len(columns) + 1)]
 
 
-def _refuse_pairs(table: "DataFrame", mark: str) -> None:
+def _refuse_pairs(columns: list[list[str]], mark: str) -> None:
     """ValueError if each two cells of a row can be one number, with `mark` inside."""
-    if len(table.columns) % 2:
+    if len(columns) % 2:
         return
-    cells = table.to_numpy().ravel().tolist()
+    pairs = []
+    for left, right in zip(columns[::2], columns[1::2]):
+        pairs += [pair for pair in zip(left, right) if not MISSING & {*pair}]
     for pattern in NUMBERS.values():
-        if all(
-            MISSING & {one, other} or pattern.fullmatch(f"{one}{mark}{other}")
-            for one, other in zip(cells[::2], cells[1::2])
-        ):
-            found = mark.join(cells[:2])
-            ask = f"Give --separator '{mark}' for two, --separator ';' for one"
-            raise ValueError(f"is {found} one number or two? {ask}")
+        if all(pattern.fullmatch(mark.join(pair)) for pair in pairs):
+            raise ValueError(
+                f"is {columns[0][0]}{mark}{columns[1][0]} one number or two? "
+                f"Give --separator '{mark}' for two, --separator ';' for one"
+            )
 
 
 def _find_separator(line: str, format: Format) -> str:
@@ -245,11 +250,12 @@ def _find_separator(line: str, format: Format) -> str:
     return [*marks, SPACES][0]
 
 
-def _has_header(names: list[str], table: "DataFrame") -> bool:
+def _has_header(names: list[str], columns: list[list[str]]) -> bool:
     """Whether the first row has names: words, where the column has numbers."""
+    rows = len(columns[0])
     pairs = [
-        (name, column)
-        for name, column in zip(names, table[:1000].to_numpy().T)
+        (name, column[:1000])
+        for name, column in zip(names, columns)
         if name and not _is_text(column)
     ]
     kinds = {_is_number(name) for name, _ in pairs if name not in MISSING}
@@ -266,11 +272,13 @@ def _has_header(names: list[str], table: "DataFrame") -> bool:
     start = int(names[0]) if names[0].isdecimal() else 0
     counted = names == [str(start + i) for i in range(len(names))]
     if counted and start == 0 and len(unlike) == len(pairs):
-        return len(table) > 0
-    odd = len(table) >= LEAST and 2 * len(unlike) > len(pairs)
+        return rows > 0
+    odd = rows >= LEAST and 2 * len(unlike) > len(pairs)
     if odd or len(kinds) == 2 or counted and len(names) > 1:
-        ask = "a header? Give --header or --no-header"
-        raise ValueError(f"is the first row, {', '.join(names)[:99]}, {ask}")
+        raise ValueError(
+            f"is the first row, {', '.join(names)[:99]}, a header? "
+            "Give --header or --no-header"
+        )
     return False
 
 
@@ -303,15 +311,16 @@ def _to_numbers(cells: Cells, place: int) -> np.ndarray:
 
     name = cells.names[place]
     present = [cell for cell in column if cell not in MISSING]
-    fits = [mark for mark in ".," if all(map(NUMBERS[mark].fullmatch, present))]
+    strange = {}  # for each mark the cells that are no numbers with it
+    for mark, pattern in NUMBERS.items():
+        strange[mark] = [cell for cell in present if not pattern.fullmatch(cell)]
+    fits = [mark for mark in strange if not strange[mark]]
     if not fits:
-        strange = [
-            [cell for cell in present if not pattern.fullmatch(cell)]
-            for pattern in NUMBERS.values()
-        ]
-        cell = min(strange, key=len)[0]
-        where = f"row {column.index(cell) + 1} of the data, {name}"
-        raise ValueError(f"{where}: {cell!r} is no number: correct it")
+        cell = min(strange.values(), key=len)[0]
+        raise ValueError(
+            f"row {column.index(cell) + 1} of the data, {name}: "
+            f"{cell!r} is no number: correct it"
+        )
 
     # Where both readings fit all cells, as they do 1,234 and 10.026, nobody knows.
     mark = fits[0]
@@ -321,9 +330,11 @@ def _to_numbers(cells: Cells, place: int) -> np.ndarray:
         if None in chosen:
             cell = next(cell for cell in present if marks & {*cell})
             mark = min(marks & {*cell})
-            either = f"{cell.replace(mark, '.')} or {cell.replace(mark, '')}"
-            ask = f"{either}? Give --decimal {mark} or --thousands {mark}"
-            raise ValueError(f"{name}: is {cell} {ask}")
+            raise ValueError(
+                f"{name}: is {cell} {cell.replace(mark, '.')} or "
+                f"{cell.replace(mark, '')}? "
+                f"Give --decimal {mark} or --thousands {mark}"
+            )
         mark = chosen.pop()
 
     ignored = GROUP_MARKS + ".,".replace(mark, "")
@@ -338,24 +349,23 @@ def _to_numbers(cells: Cells, place: int) -> np.ndarray:
 def _take(
     cells: Cells, columns: Sequence[str], to_fit: bool
 ) -> tuple[np.ndarray, list[str], str]:
-    """The columns that are asked for, their names, and a note; by default all."""
+    """The columns that are asked for, their names, and a note."""
     names = cells.names
-    wanted = list(columns) or names
-    known = names
     note = ""
-    if to_fit:
-        known = names + [str(i) for i in range(1, len(names) + 1)]
-    elif names == _numbered(wanted) and not set(wanted) <= set(names):
+    if not to_fit and names == numbered(columns) and not set(columns) <= set(names):
         # Points to score are found by name; without a header by place.
-        known = wanted
-        note = f"no header: the columns are taken as {', '.join(wanted)}"
-    for name in wanted:
+        names = list(columns)
+        note = f"no header: the columns are taken as {', '.join(columns)}"
+    known = list(names)
+    if to_fit:
+        known += [str(i) for i in range(1, len(names) + 1)]
+    for name in columns:
         if name not in known:
             raise ValueError(f"it has no column {name!r}, only {', '.join(names)}")
 
-    places = [known.index(name) % len(names) for name in wanted]
+    places = [known.index(name) % len(names) for name in columns]
     points = np.column_stack([_to_numbers(cells, place) for place in places])
-    return points, wanted if note else [names[place] for place in places], note
+    return points, [names[place] for place in places], note
 
 
 def _take_continuous(cells: Cells) -> tuple[np.ndarray, list[str], str]:
