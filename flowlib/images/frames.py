@@ -3,42 +3,37 @@
 import numpy as np
 from PIL import Image
 
-Size = tuple[int, int]  # height, width
-Frame = tuple[int, ...]  # a part of a picture: top, left, height, width
+Frame = tuple[int, int, int, int]  # a part of a picture: top, left, height, width
 INK = 0.3  # grey values above it are ink
 
 
-def _place_frame(center: np.ndarray, scale: float, size: Size) -> Frame:
-    """A part with this center, `scale` pixels for each of the model's size."""
-    extent = np.rint(scale * np.array(size))
-    corner = np.rint(center - extent / 2)
-    return tuple(int(number) for number in (*corner, *extent))
-
-
-def whole_frame(shape: Size, size: Size) -> Frame:
-    """All of a picture of this shape, in the proportions of the model's size."""
-    sides = np.array(shape)
-    return _place_frame(sides / 2, (sides / size).max(), size)
-
-
 def find_frame(
-    grey: np.ndarray, mask: np.ndarray, size: Size, crop: bool, notes: list[str]
-) -> Frame:
-    """What the model sees, in its proportions: all of a picture or, by `crop`, a part.
+    grey: np.ndarray,
+    mask: np.ndarray,
+    size: tuple[int, int],
+    crop: bool,
+) -> tuple[Frame, list[str]]:
+    """What the model sees, in its proportions: all of the picture or a part; notes.
 
     The part is the one around ink and mask. MNIST's digits fill 20 of 28 pixels and
     have their center of mass in the middle. The model knows no digit that is much
     smaller or far from the middle.
     """
-    everything = whole_frame(grey.shape, size)
-    used = (grey > INK) | mask
-    if not (crop and used.any()):
-        return everything
-
     shape = np.array(grey.shape)
     sides = np.array(size)
     full_scale = (shape / sides).max()  # pixels of the picture for one of the model's
-    first, last = _extent(used)
+
+    def frame(center: np.ndarray, scale: float) -> Frame:
+        extent = np.rint(scale * sides).astype(int)
+        corner = np.rint(center - extent / 2).astype(int)
+        return (*corner.tolist(), *extent.tolist())
+
+    everything = frame(shape / 2, full_scale)
+    used = (grey > INK) | mask
+    if not crop or not used.any():
+        return everything, []
+
+    first, last = np.array(_extent(used)).T
     scale = ((last - first) / sides).max() * 28 / 20
     smaller = scale <= 0.7 * full_scale and scale * size[0] >= 12
     scale = scale if smaller else full_scale
@@ -60,66 +55,64 @@ def find_frame(
 
     off = (np.abs(center - shape / 2) > full_scale * sides / 8).any()
     if not (smaller or off):
-        return everything
+        return everything, []
     part = "cropped to the part around ink and hole"
     what = part if smaller else "centered by the ink's mass"
-    notes.append(f"{what} (--no-crop keeps the whole)")
-    return _place_frame(center, scale, size)
+    return frame(center, scale), [f"{what} (--no-crop keeps the whole)"]
 
 
-def _extent(used: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The first row and column of what is used, and those after the last."""
-    left, top, right, bottom = Image.fromarray(used).getbbox()
-    return np.array([top, left]), np.array([bottom, right])
+def _extent(used: np.ndarray) -> list[tuple[int, int]]:
+    """The first row of what is used and the one after the last; columns likewise."""
+    places = [np.flatnonzero(used.any(axis)) for axis in (1, 0)]
+    return [(int(some[0]), int(some[-1]) + 1) for some in places]
+
+
+def enlarge(frame: Frame, factor: int) -> Frame:
+    """The same part of a picture that is `factor` times larger."""
+    top, left, height, width = frame
+    return factor * top, factor * left, factor * height, factor * width
 
 
 def around(mask: np.ndarray) -> np.ndarray:
     """The rectangle around the missing pixels, twice as high and wide: bool."""
     near = np.zeros(mask.shape, bool)
     if mask.any():
-        first, last = _extent(mask)
-        margin = (last - first) // 2 + 2
-        top, left = (first - margin).clip(min=0)
-        bottom, right = last + margin
-        near[top:bottom, left:right] = True
+        parts = []
+        for first, last in _extent(mask):
+            margin = (last - first) // 2 + 2
+            parts.append(slice(max(0, first - margin), last + margin))
+        near[tuple(parts)] = True
     return near
 
 
-def cut(values: np.ndarray, frame: Frame, size: Size) -> np.ndarray:
-    """The part `frame` of a picture at the model's size, float32.
-
-    Where it gets smaller, pixels are averaged. Outside of the picture it is 0.
-    """
+def cut(values: np.ndarray, frame: Frame) -> np.ndarray:
+    """The part `frame` of a picture, float32; outside of the picture it is 0."""
     top, left, height, width = frame
     picture = Image.fromarray(values.astype(np.float32))
-    part = picture.crop((left, top, left + width, top + height))
-    larger = height > size[0]
-    method = Image.Resampling.BOX if larger else Image.Resampling.BILINEAR
-    return np.asarray(part.resize(size[::-1], method))
+    return np.asarray(picture.crop((left, top, left + width, top + height)))
 
 
-def paste(values: np.ndarray, frame: Frame, start: int, shape: Size) -> np.ndarray:
-    """The opposite of `cut`, smoothly: rows of a picture, from `start` on, float32.
+def paste(values: np.ndarray, frame: Frame, rows: range, columns: int) -> np.ndarray:
+    """The opposite of `cut`, smoothly: some rows of a picture, float32.
 
     The picture has `values` in its frame and 0 elsewhere. All rows of a photograph at
     once would need gigabytes.
     """
     top, left, height, width = frame
-    rows, columns = shape
-    first = max(start, top)
-    last = min(start + rows, top + height)
+    first = max(rows.start, top)
+    last = min(rows.stop, top + height)
     if first >= last:
-        return np.zeros(shape, np.float32)
+        return np.zeros((len(rows), columns), np.float32)
 
     lines, across = values.shape
     box = (0, (first - top) * lines / height, across, (last - top) * lines / height)
     picture = Image.fromarray(values.astype(np.float32))
     picture = picture.resize((width, last - first), Image.Resampling.BICUBIC, box)
-    place = (-left, start - first, columns - left, start + rows - first)
+    place = (-left, rows.start - first, columns - left, rows.stop - first)
     return np.asarray(picture.crop(place))
 
 
-def paste_mask(mask: np.ndarray, frame: Frame, shape: Size) -> np.ndarray:
+def paste_mask(mask: np.ndarray, frame: Frame, shape: tuple[int, int]) -> np.ndarray:
     """The opposite of `cut` for a mask, without smoothing: bool (rows, columns)."""
     top, left, height, width = frame
     picture = Image.new("1", shape[::-1])
@@ -137,9 +130,8 @@ def two_figures(grey: np.ndarray, mask: np.ndarray) -> bool:
     ink = (grey > INK) & ~mask
     if not ink.any():
         return False
-    first, last = _extent(ink | mask)
-    height, width = last - first
-    proportion = width / height
+    (top, bottom), (left, right) = _extent(ink | mask)
+    proportion = (right - left) / (bottom - top)
     if proportion > 1 and _side_by_side(ink | mask, ink):
         return True
     return proportion > 1.45 and _side_by_side(ink, ink)

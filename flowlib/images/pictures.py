@@ -1,9 +1,8 @@
 """Picture files: which there are, how they are opened, and their grey levels.
 
-Functions that change what is in a file add a sentence on it to a list, `notes`.
+Functions that change what is in a file also return notes on it, a sentence each.
 """
 
-import statistics
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -25,7 +24,7 @@ ENDINGS = (
     ".webp",
     ".pgm",
 )
-HIDDEN = (".", "@eaDir", "__MACOSX")  # what the names of hidden ones start with
+HIDDEN = ("@eaDir", "__MACOSX")  # besides names that start with a dot
 DEPTHS = (8, 10, 12, 14, 16)  # bits, that cameras have
 
 
@@ -40,14 +39,13 @@ def pictures_in(folder: Path, deep: bool = False) -> list[Path]:
     entered = set(folder.resolve().parents)  # where a link would lead into a loop
     while waiting:
         here = waiting.pop(0)
-        place = here.resolve()
-        if place in entered:
+        if here.resolve() in entered:
             print(f"{here} leads to a folder that is read already: skipped")
             continue
-        entered.add(place)
+        entered.add(here.resolve())
 
         for entry in sorted(here.iterdir()):
-            if entry.name.startswith(HIDDEN):
+            if entry.name.startswith(".") or entry.name in HIDDEN:
                 continue
             if entry.is_dir():
                 waiting.insert(len(waiting) if entry.is_symlink() else 0, entry)
@@ -58,11 +56,12 @@ def pictures_in(folder: Path, deep: bool = False) -> list[Path]:
     return sorted(found)
 
 
-def open_picture(path: Path, notes: list[str]) -> Image.Image:
-    """The picture in a file, upright, of mode L, LA, RGB, RGBA, I;16 or F.
+def open_picture(path: Path) -> tuple[Image.Image, list[str]]:
+    """The picture in a file, upright, of mode L, LA, RGB, RGBA, I;16 or F; notes.
 
     Raises UserError if there is no picture, or one of no use.
     """
+    notes = []
     if not path.is_file():
         raise UserError(f"no file at {path}")
     try:
@@ -88,7 +87,7 @@ def open_picture(path: Path, notes: list[str]) -> Image.Image:
         raise UserError(f"{path} is only {picture.size[0]}x{picture.size[1]}")
     if picture.mode == "F" and not np.isfinite(np.asarray(picture)).all():
         raise UserError(f"{path} has values that are not finite")
-    return picture
+    return picture, notes
 
 
 def _plain(picture: Image.Image) -> Image.Image:
@@ -100,9 +99,10 @@ def _plain(picture: Image.Image) -> Image.Image:
         levels = np.asarray(picture).clip(0, 65535)
         return Image.fromarray(levels.astype(np.uint16))
 
-    plain = "L" if mode in ("1", "L", "LA", "La") else "RGB"
     if picture.has_transparency_data:
-        plain += "A"
+        plain = "LA" if mode in ("L", "LA", "La") else "RGBA"
+    else:
+        plain = "L" if mode in ("1", "L") else "RGB"
     if mode == plain:
         return picture
     converted = picture.convert(plain)
@@ -116,11 +116,10 @@ def grey_levels(picture: Image.Image) -> np.ndarray:
 
     Where parts are transparent: these and the opacity, uint8 (rows, columns, 2).
     """
-    if picture.mode in ("RGB", "RGBA"):
-        picture = picture.convert(picture.mode.replace("RGB", "L"))
-    levels = np.asarray(picture)
-    is_opaque = levels.ndim == 3 and levels[..., 1].min() == 255
-    return levels[..., 0] if is_opaque else levels
+    if picture.mode not in ("LA", "RGBA"):
+        return np.asarray(picture.convert("L") if picture.mode == "RGB" else picture)
+    levels = np.asarray(picture.convert("LA"))
+    return levels[..., 0] if levels[..., 1].min() == 255 else levels
 
 
 def is_bright(levels: np.ndarray) -> bool:
@@ -149,66 +148,67 @@ def read_alike(folder: Path, paths: list[Path]) -> np.ndarray:
     notes: list[str] = []
     levels = []
     for path in paths:
-        picture = open_picture(path, notes)
+        picture, said = open_picture(path)
+        notes += said
         if picture.mode in ("RGB", "RGBA"):
             notes.append("color, turned to grey")
         levels.append(grey_levels(picture))
     shape = _common_shape(paths, levels)
 
-    black = _common_paper([v for v in levels if v.ndim == 3], notes)
-    bits = _common_depth([v for v in levels if v.dtype == np.uint16], notes)
-    floats = [v for v in levels if v.dtype == np.float32]
-    white = _common_range(floats, folder, notes)
+    black, said = _common_paper([v for v in levels if v.ndim == 3])
+    notes += said
+    bits, said = _common_depth([v for v in levels if v.dtype == np.uint16])
+    notes += said
+    top, said = _common_range([v for v in levels if v.dtype == np.float32], folder)
+    notes += said
 
     images = np.empty((len(paths), *shape), np.uint8)
     for image, values in zip(images, levels):
         if values.ndim == 3:
-            values = lay_over(values, black)
+            values = np.rint(lay_over(values, black))
         elif values.dtype == np.uint16:
             values = values >> (bits - 8)
         elif values.dtype == np.float32:
-            values = 255 * (values / white)
-        image[:] = np.rint(values)
+            values = np.rint(255 * (values / top))
+        image[:] = values
 
     for note, count in Counter(notes).items():
         print(f"{folder}: {count} of {len(paths)} pictures: {note}")
-    found = {level for image in images for level in np.unique(image).tolist()}
     if (images == images[0]).all():
         print(f"{folder}: all pictures are equal")
-    elif len(found) == 2:
+    elif len(found := set().union(*(np.unique(i).tolist() for i in images))) == 2:
         print(f"{folder}: the pictures have no grey levels but {sorted(found)}")
     return images
 
 
 def _common_shape(paths: list[Path], levels: list[np.ndarray]) -> tuple[int, int]:
     """The shape of nearly all pictures; UserError names one that has another."""
-    shape = statistics.mode(values.shape[:2] for values in levels)
+    ((shape, _),) = Counter(values.shape[:2] for values in levels).most_common(1)
     for path, values in zip(paths, levels):
         if values.shape[:2] != shape:
-            sizes = "{}x{} and {}x{}".format(*shape, *values.shape[:2])
+            both = (shape, values.shape[:2])
+            sizes = " and ".join("x".join(map(str, size)) for size in both)
             raise UserError(f"{path}: the pictures must be of one size, not {sizes}")
     return shape
 
 
-def _common_paper(transparent: list[np.ndarray], notes: list[str]) -> bool:
+def _common_paper(transparent: list[np.ndarray]) -> tuple[bool, list[str]]:
     """Whether transparent pictures are laid over black: if most of them are bright."""
     bright = [is_bright(values) for values in transparent]
     black = 2 * sum(bright) > len(bright)
     over = f"transparent, laid over {'black' if black else 'white'}"
     doubt = f"{over}, though it may be lost there"
-    notes += [over if one == black else doubt for one in bright]
-    return black
+    return black, [over if one == black else doubt for one in bright]
 
 
-def _common_depth(deep: list[np.ndarray], notes: list[str]) -> int:
+def _common_depth(deep: list[np.ndarray]) -> tuple[int, list[str]]:
     """The fewest bits of DEPTHS that hold all the grey levels."""
     highest = max((int(values.max()) for values in deep), default=0)
     bits = next(bits for bits in DEPTHS if highest < 2**bits)
-    notes += [f"grey levels up to {highest}, read as {bits}-bit ones"] * len(deep)
-    return bits
+    return bits, [f"grey levels up to {highest}, read as {bits}-bit ones"] * len(deep)
 
 
-def _common_range(floats: list[np.ndarray], folder: Path, notes: list[str]) -> float:
+def _common_range(floats: list[np.ndarray], folder: Path) -> tuple[float, list[str]]:
     """The float that is white: 1, 255 for integers, or the highest that occurs."""
     highest = max((float(values.max()) for values in floats), default=0.0)
     if any(values.min() < 0 for values in floats):
@@ -216,5 +216,4 @@ def _common_range(floats: list[np.ndarray], folder: Path, notes: list[str]) -> f
     integers = all((values == np.rint(values)).all() for values in floats)
     white = 255.0 if integers and 1 < highest <= 255 else max(1.0, highest)
     note = f"floats up to {highest:g}, {white:g} is taken as white"
-    notes += [note] * len(floats)
-    return white
+    return white, [note] * len(floats)

@@ -67,18 +67,20 @@ class Colors:
 
 
 def find_tones(
-    picture: np.ndarray, seen: np.ndarray, ink: str, notes: list[str]
-) -> Tones:
-    """The tones of a picture, (rows, columns).
+    picture: np.ndarray,
+    seen: np.ndarray,
+    ink: str,
+) -> tuple[Tones, list[str]]:
+    """The tones of a picture (rows, columns), and notes on what they will change.
 
     Args:
         seen: bool (rows, columns), which pixels are observed.
         ink: "light" or "dark"; "auto" takes the side of the median on which values
             reach further.
-        notes: what they will change is added.
     """
     middle, low, high = np.quantile(picture[seen], [0.5, 0.002, 0.998])
     dark = ink == "dark" or (ink == "auto" and middle - low > high - middle)
+    notes = []
     if dark:
         how_to_keep = "" if ink == "dark" else " (--ink light keeps it as it is)"
         notes.append(f"dark ink on a light ground: inverted{how_to_keep}")
@@ -97,18 +99,18 @@ def find_tones(
     above = (light - ground)[seen] - 3 * noise
     top = above.max() if len(above) < 1000 else np.quantile(above, 0.999)
     if top < max(0.05, noise):  # nothing stands out: there is no ink, or nothing else
-        return as_it_is
+        return as_it_is, notes
     middle = np.median(ground[seen])
     brightest = middle + 3 * noise + np.quantile(above[above > top / 2], 0.75)
     if plain and abs(sign * middle - paper) < 0.02 and brightest - middle > 0.9:
-        return as_it_is
+        return as_it_is, notes
 
     shade = "ground" if plain else "shaded or noisy ground"
     notes.append(
         f"{shade} around {sign * middle:.2f} and ink of {sign * brightest:.2f}: "
         "brought to 0 and 1"
     )
-    return Tones(sign * ground, sign * brightest, sign * 3 * noise)
+    return Tones(sign * ground, sign * brightest, sign * 3 * noise), notes
 
 
 def _fit_ground(light: np.ndarray, seen: np.ndarray) -> tuple[np.ndarray, float]:
@@ -119,7 +121,7 @@ def _fit_ground(light: np.ndarray, seen: np.ndarray) -> tuple[np.ndarray, float]
 
     # Some 20,000 places are enough.
     step = max(1, round((light.size / 20_000) ** 0.5))
-    some = np.s_[::step, ::step]
+    some = (slice(None, None, step), slice(None, None, step))
     places = basis[some][seen[some]]
     values = light[some][seen[some]]
 

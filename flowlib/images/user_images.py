@@ -9,25 +9,9 @@ from PIL import Image, ImageFilter
 from torch import Tensor
 
 from flowlib.files import UserError, write_atomically
-from flowlib.images.frames import (
-    Frame,
-    Size,
-    around,
-    cut,
-    find_frame,
-    paste,
-    paste_mask,
-    two_figures,
-    whole_frame,
-)
-from flowlib.images.pictures import (
-    ENDINGS,
-    grey_levels,
-    is_bright,
-    lay_over,
-    open_picture,
-    pictures_in,
-)
+from flowlib.images import frames, pictures
+from flowlib.images.frames import Frame, cut, find_frame, paste, two_figures
+from flowlib.images.pictures import ENDINGS, open_picture, pictures_in
 from flowlib.images.tones import Colors, Tones, find_tones
 
 TWO_FIGURES = (
@@ -61,21 +45,22 @@ class Picture:
         `filled` is what the model sees, (1, height, width) with values in [0, 1]. It is
         drawn into `original`: a copy of a photograph would need as much memory again.
         """
+        columns, height = self.original.size
         sides = [self.factor * n for n in self.tones.ground.shape]
-        for top in range(0, len(self.full_mask), BAND):
-            mask = self.full_mask[top : top + BAND]
+        for top in range(0, height, BAND):
+            rows = range(top, min(top + BAND, height))
+            mask = self.full_mask[rows.start : rows.stop]
             if not mask.any():
                 continue
-            fill = paste(filled[0].numpy(), self.frame, top, mask.shape)[mask]
-            ground = paste(self.tones.ground, (0, 0, *sides), top, mask.shape)[mask]
+            fill = paste(filled[0].numpy(), self.frame, rows, columns)[mask]
+            ground = paste(self.tones.ground, (0, 0, *sides), rows, columns)[mask]
             grey = self.tones.draw(fill.clip(0, 1), ground)
 
-            rows, columns = mask.shape
-            place = (0, top, columns, top + rows)
-            pixels = np.array(self.original.crop(place))
-            drawn = np.rint(np.iinfo(pixels.dtype).max * self.colors.draw(grey))
-            pixels[mask] = drawn.reshape(pixels[mask].shape)
-            self.original.paste(Image.fromarray(pixels), place)
+            place = (0, rows.start, columns, rows.stop)
+            band = np.array(self.original.crop(place))
+            drawn = np.rint(np.iinfo(band.dtype).max * self.colors.draw(grey))
+            band[mask] = drawn.reshape(band[mask].shape)
+            self.original.paste(Image.fromarray(band), place)
         return self.original
 
 
@@ -88,9 +73,8 @@ def find_pictures(paths: list[Path]) -> list[Path]:
     for path in paths:
         files = pictures_in(path) if path.is_dir() else [path]
         if not files:
-            raise UserError(
-                f"no picture in the folder {path} (looked for {', '.join(ENDINGS)})"
-            )
+            endings = ", ".join(ENDINGS)
+            raise UserError(f"no picture in the folder {path} (looked for {endings})")
         found += files
     return found
 
@@ -107,13 +91,13 @@ def find_mask(mask: str, picture: Path) -> Path | None:
         raise UserError(
             f"{file} holds the pictures: their masks need a folder of their own"
         )
-    for match in pictures_in(file):
-        if match.stem == picture.stem:
-            return match
-    raise UserError(
-        f"no mask for {picture.name} in the folder {file}: "
-        f"it must be called {picture.stem}.png or the like"
-    )
+    matches = [match for match in pictures_in(file) if match.stem == picture.stem]
+    if not matches:
+        raise UserError(
+            f"no mask for {picture.name} in the folder {file}: "
+            f"it must be called {picture.stem}.png or the like"
+        )
+    return matches[0]
 
 
 def read_picture(
@@ -128,8 +112,7 @@ def read_picture(
 ) -> Picture:
     """Reads a picture and its mask, and brings both to the model's size and levels.
 
-    The ground becomes 0 and the ink 1, as in MNIST, be the paper grey or shaded. Raises
-    UserError if a file is missing or no picture, or if the mask does not fit.
+    The ground becomes 0 and the ink 1, as in MNIST, be the paper grey or shaded.
 
     Args:
         path: a picture of any kind and size. Transparency is laid over white, or over
@@ -140,84 +123,94 @@ def read_picture(
         polarity: the color of a mask file that marks what is missing. "auto" takes
             white, or black if white covers more than half. See `_open_mask`.
         crop: sees only the part around ink and mask where that helps; see `find_frame`.
+    Raises:
+        UserError: if a file is missing or no picture, or if the mask does not fit.
     """
-    notes: list[str] = []
-    original = _open_integers(path, notes)
+    original, notes = _open_integers(path)
     size = (original.height, original.width)
-    sides = shape[1:]
     full_mask = np.zeros(size, bool)
     if isinstance(mask, Path):
-        full_mask = _open_mask(mask, notes, polarity, original.size)
+        full_mask, said = _open_mask(mask, polarity, original.size)
+        notes += said
 
     # Ground, ink and frame are found in a smaller copy.
-    factor = max(1, max(size) // WORKING_SIDE)
+    factor = _copy_factor(size)
     copy = _reduce(original, factor)
     share = _missing_share(full_mask, factor)
     missing = share > 0
     seen = ~missing | missing.all()
-    light = _to_grey(copy, seen, notes)
-    tones = find_tones(light, seen, ink, notes)
+    light, said = _to_grey(copy, seen)
+    tones, more = find_tones(light, seen, ink)
     grey = np.where(missing, 0.0, tones.normalize(light))  # it must not bleed out
-    frame = find_frame(grey, missing, sides, crop, notes)
+    frame, others = find_frame(grey, missing, shape[1:], crop)
+    notes += said + more + others
     if two_figures(grey, missing):
         notes.append(TWO_FIGURES)
-    if size != sides:
-        notes.append("resized from {1}x{0} to {3}x{2}".format(*size, *sides))
+    if size != shape[1:]:
+        notes.append("resized from {1}x{0} to {3}x{2}".format(*size, *shape[1:]))
 
-    image = torch.from_numpy(cut(grey, frame, sides) * (levels - 1))
-    image = image.round().to(torch.uint8)[None]
-    part = tuple(factor * number for number in frame)  # of the original
+    image = _to_levels(cut(grey, frame), shape, levels)
+    part = frames.enlarge(frame, factor)  # of the original
     if isinstance(mask, Path):
-        mask = _shrink_mask(share, frame, sides)
+        mask = _shrink_mask(cut(share, frame), shape)
     else:
-        full_mask = paste_mask(mask[0].numpy(), part, size)
-        share = _missing_share(full_mask, factor)
+        full_mask = frames.paste_mask(mask[0].numpy(), part, size)
     if mask.all():
         notes.append("nothing of the picture is known: what is filled in is any image")
-    colors = _find_nearby_colors(copy, light, tones, share > 0)
+    missing = _missing_share(full_mask, factor) > 0
+    colors = _find_nearby_colors(copy, light, tones, missing)
     return Picture(image, mask, notes, original, full_mask, tones, colors, part, factor)
 
 
-def _open_integers(path: Path, notes: list[str]) -> Image.Image:
-    """The picture in a file; floats become 16-bit grey levels."""
-    picture = open_picture(path, notes)
+def _open_integers(path: Path) -> tuple[Image.Image, list[str]]:
+    """The picture in a file, and notes; floats become 16-bit grey levels."""
+    picture, notes = open_picture(path)
     if picture.mode != "F":
-        return picture
+        return picture, notes
     values = np.asarray(picture)
     highest = float(values.max())
     if highest <= 0:
         raise UserError(f"{path} has no value above 0")
     notes.append(f"floats: 0 ... {highest:g} scaled to 16 bits, when filled too")
-    levels = np.rint(values / highest * 65535).clip(min=0)
-    return Image.fromarray(levels.astype(np.uint16))
+    levels = np.rint(values / highest * 65535).clip(0, 65535)
+    return Image.fromarray(levels.astype(np.uint16)), notes
+
+
+def _copy_factor(size: tuple[int, int]) -> int:
+    """How many times smaller the copy is in which ground, ink and frame are found."""
+    return max(1, max(size) // WORKING_SIDE)
 
 
 def _reduce(picture: Image.Image, factor: int) -> Image.Image:
     """The picture made smaller: each block of pixels is averaged."""
-    if picture.mode != "I;16":
+    if picture.mode != "I;16" or factor == 1:
         return picture.reduce(factor)
     integers = picture.convert("I")  # Pillow does not average 16 bits
-    return integers.reduce(factor).convert("I;16")
+    return Image.fromarray(np.asarray(integers.reduce(factor)).astype(np.uint16))
 
 
 def _missing_share(mask: np.ndarray, factor: int) -> np.ndarray:
     """How much of each block of factor x factor pixels is missing, in [0, 1]."""
-    return np.asarray(Image.fromarray(mask.astype(np.float32)).reduce(factor))
+    return np.asarray(_reduce(Image.fromarray(mask.astype(np.float32)), factor))
 
 
-def _to_grey(picture: Image.Image, seen: np.ndarray, notes: list[str]) -> np.ndarray:
-    """Grey values in [0, 1], float32 (height, width); `seen` are the observed ones."""
-    levels = grey_levels(picture)
+def _to_grey(picture: Image.Image, seen: np.ndarray) -> tuple[np.ndarray, list[str]]:
+    """Grey values in [0, 1], float32 (height, width), and notes.
+
+    `seen` are the observed pixels.
+    """
+    notes = []
+    levels = pictures.grey_levels(picture)
     highest = np.iinfo(levels.dtype).max
     if highest > 255:
         notes.append("16-bit grey levels: brought to 8 bits")
     if levels.ndim == 3:
-        bright = is_bright(levels[seen])
+        bright = pictures.is_bright(levels[seen])
         notes.append(f"transparent parts: laid over {'black' if bright else 'white'}")
-        levels = lay_over(levels, bright)
+        levels = pictures.lay_over(levels, bright)
     if picture.mode in ("RGB", "RGBA"):
         notes.append("color: turned to grey")
-    return levels.astype(np.float32) / highest
+    return levels.astype(np.float32) / highest, notes
 
 
 def _find_nearby_colors(
@@ -227,7 +220,7 @@ def _find_nearby_colors(
     mask: np.ndarray,
 ) -> Colors:
     """The colors of the observed pixels around the mask; of all, if no ink is there."""
-    near = around(mask) & ~mask
+    near = frames.around(mask) & ~mask
     if not near.any() or np.ptp(tones.normalize(light)[near]) < 0.5:
         near = ~mask
 
@@ -238,35 +231,36 @@ def _find_nearby_colors(
 
 def read_mask(path: Path, shape: tuple[int, int, int]) -> Tensor:
     """A mask file alone, at the model's size: bool (1, height, width)."""
-    mask = _open_mask(path, notes=[])
-    return _shrink_mask(mask, whole_frame(mask.shape, shape[1:]), shape[1:])
+    mask, _ = _open_mask(path, "auto")
+    share = _missing_share(mask, _copy_factor(mask.shape))
+    frame, _ = find_frame(share, share > 0, shape[1:], crop=False)
+    return _shrink_mask(cut(share, frame), shape)
 
 
 def _open_mask(
     path: Path,
-    notes: list[str],
-    polarity: str = "auto",
+    polarity: str,
     size: tuple[int, int] | None = None,
-) -> np.ndarray:
-    """A mask file, bool (height, width), True where missing.
+) -> tuple[np.ndarray, list[str]]:
+    """A mask file, bool (height, width), True where missing, and notes.
 
     `size` is the picture's. In a mask with transparent parts these, or the opaque ones,
     are missing: whichever are fewer. In any other the brightest color is white.
     """
-    picture = open_picture(path, notes)
+    picture, notes = open_picture(path)
     if size and picture.size != size:
         found = "{}x{}, its picture {}x{}".format(*picture.size, *size)
         raise UserError(f"the mask {path} is {found}: they must be of one size")
 
-    levels = grey_levels(picture)
+    levels = pictures.grey_levels(picture)
     if levels.ndim == 3:
         opaque = levels[..., 1] > 127
         if polarity == "auto" and not opaque.all():
             notes.append("the mask's transparency says what is missing")
             levels = opaque if opaque.mean() <= 0.5 else ~opaque
         else:
-            levels = lay_over(levels, is_bright(levels))
-    highest = float(levels.max())
+            levels = pictures.lay_over(levels, pictures.is_bright(levels))
+    highest = max(float(levels.max()), 1e-9)
     if ((levels > 0.02 * highest) & (levels < 0.98 * highest)).any():
         notes.append("the mask is not only black and white: cut at half")
 
@@ -283,20 +277,33 @@ def _open_mask(
         raise UserError(
             f"the mask {path} marks no pixel: --mask-polarity says which color does"
         )
-    return missing
+    return missing, notes
 
 
-def _shrink_mask(share: np.ndarray, frame: Frame, size: Size) -> Tensor:
-    """The part `frame` of a mask at the model's size, bool (1, height, width).
+def _to_levels(grey: np.ndarray, shape: tuple[int, int, int], levels: int) -> Tensor:
+    """Grey values as an image of the model's, uint8 (1, height, width)."""
+    image = np.rint(_resize(grey, shape) * (levels - 1)).clip(0, levels - 1)
+    return torch.from_numpy(image.astype(np.uint8))[None]
 
-    `share` says how much is missing, in [0, 1]. A pixel is missing if a quarter of it
-    is, or if a scratch runs through it.
+
+def _shrink_mask(share: np.ndarray, shape: tuple[int, int, int]) -> Tensor:
+    """A mask of the model's size, bool (1, height, width).
+
+    A pixel is missing if a quarter of it is, or if a scratch runs through it.
     """
-    share = cut(share, frame, size)
+    share = _resize(share, shape)
     large = share > 0.25
     near = Image.fromarray(large.astype(np.uint8)).filter(ImageFilter.MaxFilter(3))
     scratch = (share > 0) & (np.asarray(near) == 0)
     return torch.from_numpy(large | scratch)[None]
+
+
+def _resize(values: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+    """To the model's (height, width), averaging where it gets smaller."""
+    _, height, width = shape
+    larger = values.shape[0] > height
+    method = Image.Resampling.BOX if larger else Image.Resampling.BILINEAR
+    return np.asarray(Image.fromarray(values).resize((width, height), method))
 
 
 def save_grey(path: Path, image: Tensor) -> None:
