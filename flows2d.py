@@ -329,9 +329,9 @@ class AffineCoupling(nn.Module):
         return ", ".join(f"{name}={value}" for name, value in self.config.items())
 
     def _log_scale_and_shift(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        log_scale, shift = self.net((x * self.mask).clamp(-REACH, REACH)).chunk(
-            2, dim=-1
-        )
+        # hardtanh cuts off as clamp does, and its gradient takes fewer operations
+        seen = nn.functional.hardtanh(x * self.mask, -REACH, REACH)
+        log_scale, shift = self.net(seen).chunk(2, dim=-1)
         transformed = 1 - self.mask
         return log_scale.tanh() * (self.bound * transformed), shift * transformed
 

@@ -3,18 +3,19 @@
     python -m benchmarks.moons_peers
 
 trains each model on one thread on the same batches of two moons, in standardized
-coordinates, with the batches and the optimizer of train_moons.py: Adam, clipping,
-linear layers at a share of the rate, warm-up and cosine. The schedule follows the CPU
-time spent, so it ends when the time does. Each model's learning rate, ours too, is
-first chosen on held-out points. The density is known exactly, so both KL divergences
-come from quadrature, as in train_moons.py. `mass` is the integral of the model's
-density around the moons; it is 1 for a normalized density.
+coordinates, with the batches and the schedule of train_moons.py: clipping, linear
+layers at a share of the rate, warm-up and cosine. The schedule follows the CPU time
+spent, so it ends when the time does. Each model's optimizer (Adam alone, or Muon for
+the hidden matrices as in train_moons.py) and learning rate, ours too, are first chosen
+on held-out points. The density is known exactly, so both KL divergences come from
+quadrature, as in train_moons.py. `mass` is the integral of the model's density around
+the moons; it is 1 for a normalized density.
 
 Needs    the peers in requirements-dev.txt: normflows, nflows and zuko
 Writes   benchmarks/results/moons.json after each finished row. Run again with the same
          settings, it goes on where it stopped
-Takes    about 80 minutes on one CPU core: for each of 2 noise levels and 10 models,
-         3 rates of 10 s and 3 seeds of 60 s
+Takes    about 85 minutes on one CPU core: for each of 2 noise levels and 10 models,
+         3 recipes of 15 s and 3 seeds of 60 s
 """
 
 import importlib.util
@@ -38,14 +39,16 @@ from benchmarks.moons_models import LINEAR_LAYERS, MODELS, Builder
 from flowlib.cli import Parser, number, one_line_errors
 from flowlib.files import UserError, versions, write_json
 from flowlib.grids import evaluate, finite, grid, kl_flow_truth, kl_truth_flow
+from flowlib.muon import Muon, hidden_matrices
 from flowlib.points import make_shape
 from flowlib.rng import rng
 from flowlib.toy2d import TwoMoons
-from train_moons import CLIP, LINEAR_SHARE
+from train_moons import CLIP, LINEAR_SHARE, MUON_SHARE
 
 BATCH = 512
 WARM_UP = 0.02  # share of the time
-LEARNING_RATES = (1e-3, 3e-3, 8e-3)
+# Optimizers and learning rates to choose from.
+RECIPES = (("Adam", 3e-3), ("Adam", 8e-3), ("Muon", 1e-2))
 EXTRA_PEERS = ("nflows", "zuko")  # imported only where they are built
 
 
@@ -71,8 +74,8 @@ class Data:
 # ---------------------------------------------------------------- train
 
 
-def make_optimizer(model: nn.Module) -> torch.optim.Optimizer:
-    """train_moons.py's optimizer for any model.
+def make_optimizers(model: nn.Module, optimizer: str) -> list[torch.optim.Optimizer]:
+    """train_moons.py's "Muon", which has Adam beside it, or "Adam" for all parameters.
 
     `share` is a group's share of the rate, LINEAR_SHARE for linear layers.
     """
@@ -83,39 +86,50 @@ def make_optimizer(model: nn.Module) -> torch.optim.Optimizer:
         for parameter in layer.parameters()
     }
     slow = [parameter for parameter in model.parameters() if parameter in linear]
-    fast = [parameter for parameter in model.parameters() if parameter not in linear]
+    hidden = hidden_matrices(model) if optimizer == "Muon" else []
+    others = linear | set(hidden)
+    fast = [parameter for parameter in model.parameters() if parameter not in others]
 
     groups = [{"params": fast, "share": 1.0}]
     if slow:
         groups.append({"params": slow, "share": LINEAR_SHARE})
-    return torch.optim.Adam(groups, betas=(0.9, 0.99), fused=True)
+    adam = torch.optim.Adam(groups, betas=(0.9, 0.99), fused=True)
+    if not hidden:
+        return [adam]
+
+    muon = Muon(hidden, adam.defaults["lr"] * MUON_SHARE)
+    muon.param_groups[0]["share"] = MUON_SHARE
+    return [adam, muon]
 
 
 def take_step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, batch: Tensor
+    model: nn.Module, optimizers: list[torch.optim.Optimizer], batch: Tensor
 ) -> bool:
     """One training step. False, and nothing changed, if something is not finite."""
     loss = -model.log_prob(batch).mean()
-    optimizer.zero_grad()
+    model.zero_grad()
     loss.backward()
     norm = nn.utils.clip_grad_norm_(model.parameters(), CLIP)
     if not math.isfinite((loss + norm).item()):
         return False
 
-    optimizer.step()
+    for optimizer in optimizers:
+        optimizer.step()
     return True
 
 
 def train_model(
-    build: Builder, data: Data, lr: float, seconds: float
+    build: Builder, data: Data, recipe: tuple[str, float], seconds: float
 ) -> tuple[nn.Module, dict]:
     """A model trained for that much CPU time, and a record.
 
     `steps` counts skipped ones too.
     """
+    optimizer, lr = recipe
     torch.manual_seed(data.seed)
     model = build(data.mean, data.std)
-    optimizer = make_optimizer(model)
+    optimizers = make_optimizers(model, optimizer)
+    groups = [group for one in optimizers for group in one.param_groups]
     batches = data.batches()
     steps = 0
     skipped = 0
@@ -123,23 +137,24 @@ def train_model(
     start = time.process_time()
     while (done := (time.process_time() - start) / seconds) < 1:
         rate = lr * min(1, done / WARM_UP) * (1 + math.cos(math.pi * done)) / 2
-        for group in optimizer.param_groups:
+        for group in groups:
             group["lr"] = group["share"] * rate
-        skipped += not take_step(model, optimizer, next(batches))
+        skipped += not take_step(model, optimizers, next(batches))
         steps += 1
 
-    spent = time.process_time() - start
-    return model, {"steps": steps, "skipped_steps": skipped, "cpu_seconds": spent}
+    record = {"sigma": data.truth.noise, "optimizer": optimizer, "lr": lr}
+    record |= {"steps": steps, "skipped_steps": skipped}
+    record["cpu_seconds"] = time.process_time() - start
+    return model, record
 
 
-def try_learning_rates(name: str, data: Data, seconds: float) -> list[dict]:
-    """A short run with each rate; that of the lowest held-out NLL is `chosen`."""
+def try_recipes(name: str, data: Data, seconds: float) -> list[dict]:
+    """A short run with each recipe; that of the lowest held-out NLL is `chosen`."""
     rows = []
-    for lr in LEARNING_RATES:
-        model, record = train_model(MODELS[name], data, lr, seconds)
+    for recipe in RECIPES:
+        model, record = train_model(MODELS[name], data, recipe, seconds)
         nll = finite(-evaluate(model.log_prob, data.held_out, data.held_out).mean())
-        row = {"model": name, "sigma": data.truth.noise, "lr": lr, "held_out_nll": nll}
-        rows.append(row | record)
+        rows.append({"model": name, "held_out_nll": nll} | record)
 
     values = [finite_or_worst(row["held_out_nll"]) for row in rows]
     best = values.index(min(values))
@@ -205,26 +220,28 @@ class CallCounter(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def calls_per_step(model: nn.Module, data: Data) -> int:
+def calls_per_step(model: nn.Module, data: Data, optimizer: str) -> int:
     """How many operations of torch's one training step takes."""
-    optimizer = make_optimizer(model)
+    optimizers = make_optimizers(model, optimizer)
     batch = next(data.batches())
-    take_step(model, optimizer, batch)  # the first one also makes Adam's averages
+    take_step(model, optimizers, batch)  # the first one also makes the averages
     with CallCounter() as counter:
-        take_step(model, optimizer, batch)
+        take_step(model, optimizers, batch)
     return counter.calls
 
 
-def measure_row(name: str, data: Data, lr: float, seconds: float) -> dict:
+def measure_row(
+    name: str, data: Data, recipe: tuple[str, float], seconds: float
+) -> dict:
     """Trains and evaluates one model: a row of the results."""
-    model, record = train_model(MODELS[name], data, lr, seconds)
-    row = {"model": name, "sigma": data.truth.noise, "seed": data.seed, "lr": lr}
-    row |= record
+    model, record = train_model(MODELS[name], data, recipe, seconds)
+    row = {"model": name, "seed": data.seed} | record
     row["parameters"] = sum(parameter.numel() for parameter in model.parameters())
     row["ms_per_step"] = record["cpu_seconds"] / record["steps"] * 1000
     row |= evaluate_model(model, data)
     row["samples_per_second"] = samples_per_second(model)
-    row["calls_per_step"] = calls_per_step(model, data)  # last, for it trains on
+    # Last, for it trains on.
+    row["calls_per_step"] = calls_per_step(model, data, recipe[0])
     return row
 
 
@@ -236,7 +253,7 @@ def load_earlier(path: Path, about: dict) -> dict:
 
     Raises UserError if the file is another's.
     """
-    results = {"about": about, "rows": [], "learning_rates": []}
+    results = {"about": about, "rows": [], "recipes": []}
     if not path.is_file():
         return results
 
@@ -288,6 +305,7 @@ def moons_table() -> str:
         return [
             f"{key[0]}",
             key[1],
+            groups[key][0]["optimizer"],
             spread(kl) or "not finite",
             spread(reverse) or "-",
             f"{middle(column(key, 'ms_per_step')):.1f}",
@@ -302,7 +320,7 @@ def moons_table() -> str:
         return key[0], middle(column(key, "kl_truth_flow"))
 
     order = sorted(groups, key=by_noise_and_kl)
-    header = ["σ", "model", "KL(truth ‖ flow), nats, over the seeds"]
+    header = ["σ", "model", "optimizer", "KL(truth ‖ flow), nats, over the seeds"]
     header += ["KL(flow ‖ truth)", "ms a step", "operations a step", "steps"]
     header += ["parameters", "mass", "non-finite", "samples/s"]
 
@@ -322,7 +340,7 @@ def parse_args(argv=None):
     add = parser.add_argument
     seconds = number(float, 0.01)
     add("--seconds", type=seconds, default=60, help="CPU time for each model")
-    add("--lr-seconds", type=seconds, default=10, help="CPU time for each rate")
+    add("--recipe-seconds", type=seconds, default=15, help="CPU time for each recipe")
     add("--seeds", type=number(int, 1), default=3, help="how many seeds: 0, 1, ...")
     noise = dict(type=number(float, 0.02, 1), nargs="+", default=[0.05, 0.1])
     add("--sigmas", **noise, help="noise levels of the moons")
@@ -364,10 +382,11 @@ def main(argv=None) -> None:
     about = provenance(command, torch.device("cpu"))
     about["versions"] = versions()
     about["versions"] |= {name: metadata.version(name) for name in EXTRA_PEERS}
-    about |= {"seconds": args.seconds, "lr_seconds": args.lr_seconds, "batch": BATCH}
+    about |= {"seconds": args.seconds, "recipe_seconds": args.recipe_seconds}
+    about["batch"] = BATCH
     results = load_earlier(args.output, about)
     rows = results["rows"]
-    rates = results["learning_rates"]
+    tried = results["recipes"]
 
     for seed in range(args.seeds):
         for sigma in args.sigmas:
@@ -376,16 +395,17 @@ def main(argv=None) -> None:
                 if find(rows, model=name, sigma=sigma, seed=seed):
                     continue
 
-                # Rates are chosen once, so at the first seed, 0.
-                if not find(rates, model=name, sigma=sigma):
-                    rates += try_learning_rates(name, data, args.lr_seconds)
+                # Recipes are chosen once, so at the first seed, 0.
+                if not find(tried, model=name, sigma=sigma):
+                    tried += try_recipes(name, data, args.recipe_seconds)
                     write_json(args.output, results)
-                lr = find(rates, model=name, sigma=sigma, chosen=True)[0]["lr"]
+                best = find(tried, model=name, sigma=sigma, chosen=True)[0]
+                recipe = (best["optimizer"], best["lr"])
 
-                row = measure_row(name, data, lr, args.seconds)
+                row = measure_row(name, data, recipe, args.seconds)
                 rows.append(row)
                 write_json(args.output, results)
-                where = f"seed {seed}  sigma {sigma}  {name:25} lr {lr}"
+                where = f"seed {seed}  sigma {sigma}  {name:25} {recipe}"
                 kl = f"KL {row['kl_truth_flow']}, {row['kl_flow_truth']}"
                 print(f"{where}  {kl}", flush=True)
     print(f"wrote {args.output}")

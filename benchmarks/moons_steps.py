@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from benchmarks.about import add_output_flag, command_of, provenance
 from benchmarks.markdown import load, measured_on, table
 from benchmarks.moons_models import STEP_TIME_PAIRS
-from benchmarks.moons_peers import BATCH, Data, make_optimizer, take_step, use_one_core
+from benchmarks.moons_peers import BATCH, Data, make_optimizers, take_step, use_one_core
 from flowlib.cli import Parser, number, one_line_errors
 from flowlib.files import write_json
 
@@ -33,16 +33,16 @@ def time_pair(
     models: list[nn.Module], batches: Iterator[Tensor], rounds: int, steps: int
 ) -> list[list[float]]:
     """CPU time of a training step in ms: for each model, one number a round."""
-    # The optimizers have Adam's own rate of 0.001.
-    optimizers = [make_optimizer(model) for model in models]
+    # At Adam's own rate of 0.001.
+    optimizers = [make_optimizers(model, "Muon") for model in models]
     times: list[list[float]] = [[] for _ in models]
 
     for i in range(rounds + 1):
-        for model, optimizer, taken in zip(models, optimizers, times):
+        for model, its_optimizers, taken in zip(models, optimizers, times):
             drawn = [next(batches) for _ in range(steps if i else WARM_UP_STEPS)]
             start = time.process_time()
             for batch in drawn:
-                take_step(model, optimizer, batch)
+                take_step(model, its_optimizers, batch)
 
             # The first round only warms up.
             if i:

@@ -72,6 +72,15 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_sub_(parameters, list(steps.view_as(ahead).unbind()), alpha=lr)
 
 
+def hidden_matrices(model: nn.Module) -> list[Tensor]:
+    """The weights of a model's linear layers that have 8 rows and columns or more.
+
+    These are the ones to give to Muon: with it the narrow ones learned worse.
+    """
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
+    return [layer.weight for layer in layers if min(layer.weight.shape) >= 8]
+
+
 def muon_and_adam(model: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
     """Muon at `lr` for the kernels that mix channels, Adam at lr / 10 for the rest."""
     layers = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d)]

@@ -1,7 +1,7 @@
 import torch
 from torch import nn
 
-from flowlib.muon import Muon, muon_and_adam, orthogonalize
+from flowlib.muon import Muon, hidden_matrices, muon_and_adam, orthogonalize
 from flowlib.rng import rng
 
 
@@ -64,3 +64,10 @@ def test_every_parameter_has_one_optimizer_and_muon_the_kernels_that_mix_channel
     ids = [id(parameter) for parameter in muon["params"] + adam["params"]]
     assert sorted(ids) == sorted(id(parameter) for parameter in model.parameters())
     assert (muon["lr"], adam["lr"]) == (0.1, 0.01)
+
+
+def test_hidden_matrices_are_the_large_weights_of_linear_layers():
+    large = nn.Linear(8, 9)
+    narrow = nn.Linear(9, 4)
+    model = nn.Sequential(nn.Linear(2, 8), large, narrow, nn.Conv2d(8, 8, 1))
+    assert [id(weight) for weight in hidden_matrices(model)] == [id(large.weight)]

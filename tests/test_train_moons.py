@@ -355,6 +355,25 @@ def test_a_training_batch_is_spread_evenly_and_never_the_same():
     assert not torch.equal(again.draw(512).mean(0), means[0])
 
 
+def test_every_parameter_has_one_optimizer_and_muon_the_hidden_matrices():
+    flow = realnvp(2, layers=3, hidden=(16, 16), modes=2)
+    training = train_moons.Training(lr=0.1)
+    adam, muon = train_moons.make_optimizers(flow, training)
+    moved = [parameter for group in adam.param_groups for parameter in group["params"]]
+    assert sum(group["lr"] == 0.1 for group in adam.param_groups) == 2
+    (matrices,) = muon.param_groups
+    assert [weight.shape for weight in matrices["params"]] == 3 * [(16, 16)]
+    assert matrices["lr"] == pytest.approx(0.04)
+    ids = sorted(id(parameter) for parameter in moved + matrices["params"])
+    assert ids == sorted(id(parameter) for parameter in flow.parameters())
+
+    # Adam alone for tables, and where the networks are too narrow for Muon.
+    for few_or_many in (train_moons.FEW_ROWS, train_moons.MANY_ROWS):
+        assert len(train_moons.make_optimizers(flow, few_or_many)) == 1
+    narrow = realnvp(2, layers=3, hidden=(4, 4))
+    assert len(train_moons.make_optimizers(narrow, training)) == 1
+
+
 def test_training_gets_better_and_keeps_the_best_held_out_epoch():
     points = train_moons.make_shape("moons", 0.1, 0)
     flow = realnvp(2, layers=4, hidden=(16, 16), mean=[0.5, 0.25], std=[0.9, 0.5])
