@@ -65,8 +65,8 @@ TABLE_LAYERS = 8
 # them moves everything: clipped at 1, or at a tenth of the rate, they slow the others.
 CLIP = 10.0
 LINEAR_SHARE = 0.01
-# Muon's share of the rate. It moves the couplings' hidden matrices: with it as many
-# steps end a third closer to the truth than with Adam alone.
+# Muon's share of the rate. It moves the couplings' hidden matrices: with it 3,600 steps
+# of the permutation flow end a third closer to the truth than with Adam alone.
 MUON_SHARE = 0.4
 KL = {"kl_truth_flow": "KL(truth || flow)", "kl_flow_truth": "KL(flow || truth)"}
 

@@ -14,7 +14,7 @@ the moons; it is 1 for a normalized density.
 Needs    the peers in requirements-dev.txt: normflows, nflows and zuko
 Writes   benchmarks/results/moons.json after each finished row. Run again with the same
          settings, it goes on where it stopped
-Takes    about 85 minutes on one CPU core: for each of 2 noise levels and 10 models,
+Takes    about 95 minutes on one CPU core: for each of 2 noise levels and 10 models,
          3 recipes of 15 s and 3 seeds of 60 s
 """
 
