@@ -13,8 +13,8 @@ The fills are those of inpainting_table.py, from its folder where they are there
 that are missing are made, 32 images at a time, so a run that was stopped goes on.
 
 Writes   benchmarks/results/digit_calibration.json, figures/digit_calibration.png
-Takes    five seconds for each image and mask on one core of an AMD EPYC without
-         AVX-512, where the fill is not there yet
+Takes    a second for each image and mask on one core of an AMD EPYC with bfloat16,
+         where the fill is not there yet
 """
 
 import os

@@ -10,7 +10,7 @@ inpaint.py, and this engine from random references. A mode is a component of the
 mixture. Its weight among the fills should be its probability given what is observed.
 
 Writes   benchmarks/results/known_answer.json
-Takes    a quarter of an hour on one CPU core, a third of it for the mixture
+Takes    three minutes on one CPU core, most of them for the mixture
 """
 
 from collections.abc import Iterator

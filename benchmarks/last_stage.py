@@ -9,7 +9,7 @@ draw the same noise. The differences are paired, image by image. The endings wer
 on these images, so none of them is a test image.
 
 Writes   benchmarks/results/last_stage.json
-Takes    two seconds for each image and mask on one core of an AMD EPYC with AVX-512
+Takes    a second for each image and mask on one core of an AMD EPYC with bfloat16
 """
 
 import time
