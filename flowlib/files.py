@@ -273,14 +273,16 @@ def _difference(name: str, earlier: Any, now: Any) -> str:
     """How one entry of a fingerprint differs, in words."""
     if name in ("values", "pixels"):  # a hash
         return f"other {name}"
-    if not isinstance(now, list):
+    if not (isinstance(earlier, list) and isinstance(now, list)):
         return f"{name} {earlier}, now {now}"
 
     # Short lists are shown, of long ones what is new and what is gone.
+    earlier = list(map(str, earlier))
+    now = list(map(str, now))
     if max(len(earlier), len(now)) < 10:
         return f"{name} {', '.join(earlier)}, now {', '.join(now)}"
-    new = sorted(set(now) - set(earlier))
-    gone = sorted(set(earlier) - set(now))
+    new = [item for item in now if item not in set(earlier)]
+    gone = [item for item in earlier if item not in set(now)]
     parts = []
     if new:
         parts.append(f"{len(new)} new, such as {new[0]}")
@@ -378,7 +380,7 @@ def hardware(device: torch.device) -> str:
 
     name = platform.processor() or platform.machine()
     with contextlib.suppress(OSError):
-        found = re.search("model name.*: (.*)", Path("/proc/cpuinfo").read_text())
-        name = found[1] if found else name
+        if found := re.search("model name.*: (.*)", Path("/proc/cpuinfo").read_text()):
+            name = found[1]
     threads = torch.get_num_threads()
     return f"{name}, {threads} thread{'' if threads == 1 else 's'}"

@@ -229,6 +229,7 @@ MANY = [f"{i}.png" for i in range(12)]
         ({"files": MANY}, {"files": [*MANY, "x.png"]}, "files: 1 new, such as x.png"),
         ({"files": MANY}, {"files": MANY[2:]}, "files: 2 gone, such as 0.png"),
         ({"files": MANY}, {"files": MANY[::-1]}, "files: in another order"),
+        ({"files": 3}, {"files": MANY[:1]}, r"files 3, now \['0.png'\]"),
         ({"name": "mnist"}, {"name": "digits"}, "name mnist, now digits"),
         ({"name": "mnist"}, {"files": MANY}, "mnist, now files of one's own"),
     ],
