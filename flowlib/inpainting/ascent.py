@@ -29,7 +29,7 @@ class Adam:
 
         A gradient that is infinite or not a number counts as 0.
         """
-        grad = torch.nan_to_num(grad, nan=0.0, posinf=0.0, neginf=0.0)
+        grad = torch.where(grad.isfinite(), grad, 0)
         first, second = BETAS
         self.steps += 1
         self.mean = self.mean.lerp(grad, 1 - first)

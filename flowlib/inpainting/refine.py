@@ -154,10 +154,10 @@ def add_noise(
     """
     noise = width * density.hole  # nothing moves outside of the hole
     y = y + noise * streams.randn(*y.shape[1:])
+    move = LANGEVIN_STEP * noise
     for _ in range(steps):
         _, grad = density.value_and_grad(y)
-        grad = torch.nan_to_num(grad, nan=0.0, posinf=0.0, neginf=0.0)
-        move = LANGEVIN_STEP * noise
+        grad = torch.where(grad.isfinite(), grad, 0)
         y = y + move.square() * grad / 2 + move * streams.randn(*y.shape[1:])
     return y
 

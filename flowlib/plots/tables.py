@@ -33,6 +33,8 @@ def plot_gaps(
     scale = standardize(train)
     known = scale(train.double())[0].numpy()
     found = scale(samples)[0].numpy()
+    if truth is not None:
+        truth = scale(truth)[0]
     size = (7, 1.3 + 0.27 * len(cells))
     figure = Figure(figsize=size, layout="constrained")
     panel = figure.subplots()
@@ -47,8 +49,7 @@ def plot_gaps(
         dots = fills[:SAMPLES]
         panel.plot(dots, [place] * len(dots), ".", color=BLUE, markersize=5)
         if truth is not None:
-            exact = scale(truth)[0][row, column]
-            panel.plot(exact, place, "x", color=ORANGE, markersize=7)
+            panel.plot(truth[row, column], place, "x", color=ORANGE, markersize=7)
         labels.append(f"row {row + 1}, {names[column]}".replace("$", r"\$"))
 
     panel.set_yticks(range(len(cells)), labels, fontsize=9)

@@ -38,8 +38,8 @@ def sample_hmc(
     width: Tensor,
     streams: Streams,
     *,
-    moves: int = 4,
-    leapfrog: int = 2,
+    moves: int,
+    leapfrog: int,
 ) -> Chains:
     """Moves C chains for each of B examples from y (B, C, D).
 
