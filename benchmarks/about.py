@@ -45,3 +45,10 @@ def add_figures_flag(parser: argparse.ArgumentParser) -> None:
     """Adds --figures."""
     options = dict(type=Path, metavar="FOLDER", default=ROOT / "figures")
     parser.add_argument("--figures", **options, help="folder of the figures")
+
+
+def print_rows(rows: Sequence[dict]) -> None:
+    """Prints flat rows, each in a line: its columns' names and values."""
+    for row in rows:
+        cells = [f"{v:.3g}" if isinstance(v, float) else v for v in row.values()]
+        print("   ".join(f"{key} {cell}" for key, cell in zip(row, cells)))

@@ -75,8 +75,7 @@ def ranks_of(
 
     # The digits of the truth, then of the fills.
     images = torch.cat([glow.quantize(v)[:, None], found.plausible], 1)
-    digit = inpainter.classifier.classify(images.flatten(0, 1)).argmax(1)
-    digit = digit.unflatten(0, images.shape[:2])  # (B, 1 + C)
+    digit = inpainter.classifier.find_classes(images)  # (B, 1 + C)
 
     log_p = inpainter.log_prob(v)
     return {

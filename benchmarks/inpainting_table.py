@@ -84,7 +84,7 @@ def score(
     truth = problem.truth.grey
     mask = problem.mask
     drawn = fill[:, None] if several is None else several
-    seen_as = methods.classifier.classify(fill * 255).argmax(1)
+    seen_as = methods.classifier.find_classes(fill * 255)
     return {
         "mse": hole_mse(fill, truth, mask),
         "correct": (seen_as == labels).float(),
@@ -116,7 +116,10 @@ def measure_ours(kind: str, first: int, images: Images, methods: Methods) -> dic
     return {
         "methods": scores,
         "ranks": rank[problem.mask],
-        "digits": {"ours": vote(ours.plausible, methods), "label": labels},
+        "digits": {
+            "ours": methods.classifier.find_classes(ours.plausible),
+            "label": labels,
+        },
         "hardware": hardware(inpainter.glow.device),
     }
 
@@ -132,7 +135,7 @@ def measure_others(kind: str, first: int, images: Images, methods: Methods) -> d
     unet = methods.classifier.classify(255 * fills["U-Net, supervised"][0])  # (B, 10)
     return {
         "methods": score_all(kind, fills, problem, labels, methods),
-        "digits": {"neighbors": vote(similar, methods), "unet": unet},
+        "digits": {"neighbors": methods.classifier.find_classes(similar), "unet": unet},
     }
 
 
@@ -165,12 +168,6 @@ def score_all(
         drawn = several[0] if several else None
         scores[name] = score(fill, problem, labels, methods, drawn)
     return scores
-
-
-def vote(fills: Tensor, methods: Methods) -> Tensor:
-    """Which digit each fill is: (B, S, 1, H, W) grey levels -> (B, S)."""
-    seen_as = methods.classifier.classify(fills.flatten(0, 1)).argmax(1)  # (B S,)
-    return seen_as.unflatten(0, fills.shape[:2])
 
 
 # ---------------------------------------------------------------- chunks of images

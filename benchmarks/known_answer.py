@@ -19,7 +19,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks.about import add_data_flag, add_output_flag, command_of, provenance
+from benchmarks.about import (
+    add_data_flag,
+    add_output_flag,
+    command_of,
+    print_rows,
+    provenance,
+)
 from benchmarks.baselines import Mixture
 from benchmarks.inpainting_methods import fitted_mixture
 from benchmarks.markdown import load, measured_on, table
@@ -196,9 +202,7 @@ def main(argv=None) -> None:
     command = command_of("known_answer", "--images", args.images)
     about = provenance(command, torch.device("cpu"))
     write_json(args.output, {"about": about, "rows": rows})
-    for row in rows:
-        cells = [f"{v:.3g}" if isinstance(v, float) else v for v in row.values()]
-        print("   ".join(f"{key} {cell}" for key, cell in zip(row, cells)))
+    print_rows(rows)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks.about import add_data_flag, add_output_flag, command_of, provenance
+from benchmarks.about import (
+    add_data_flag,
+    add_output_flag,
+    command_of,
+    print_rows,
+    provenance,
+)
+from benchmarks.digit_calibration import mean_and_error
 from benchmarks.inpainting_methods import cut_holes
 from benchmarks.markdown import load, measured_on, table
 from flowlib.cli import Parser, number, one_line_errors
@@ -27,7 +34,7 @@ from flowlib.images.classifier import load_classifier
 from flowlib.images.datasets import load_images
 from flowlib.images.glow import PRECISIONS, load_glow, precision_for
 from flowlib.inpainting.density import HoleDensity
-from flowlib.inpainting.fill import Problem
+from flowlib.inpainting.fill import Fill
 from flowlib.inpainting.inpainter import Inpainter
 from flowlib.inpainting.refine import add_noise
 from flowlib.inpainting.scores import crps, hole_mse, inside, ranks
@@ -58,25 +65,17 @@ def end(
     return sample_hmc(density, y, width, streams, moves=4, leapfrog=2).y
 
 
-def score(
-    inpainter: Inpainter, v: Tensor, problem: Problem, labels: Tensor
-) -> dict[str, Tensor]:
-    """Every score of fills v (B, C, 1, H, W), a number for each image: (B,) each."""
-    truth = problem.truth
-    mask = problem.mask
-    levels = inpainter.to_levels(v, problem)
-    grey = levels / (inpainter.glow.levels - 1)
-    log_p = inpainter.log_prob(v.flatten(0, 1)).unflatten(0, v.shape[:2])  # (B, C)
-    digits = inpainter.classifier.classify(levels.flatten(0, 1)).argmax(1)
-    digits = digits.unflatten(0, v.shape[:2])
-
+def score(fill: Fill, digits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """Every score of the fills, which are of these `digits` (B, C): (B,) each."""
+    truth = fill.problem.truth
+    mask = fill.problem.mask
     scores = {
-        "above_truth": log_p.mean(1) - truth.log_prob,
-        "mean_mse": hole_mse(grey.mean(1), truth.grey, mask),
-        "crps": crps(grey, truth.grey, mask),
+        "above_truth": fill.log_prob.mean(1) - truth.log_prob,
+        "mean_mse": hole_mse(fill.mean(), truth.grey, mask),
+        "crps": crps(fill.grey(fill.plausible), truth.grey, mask),
         "digit": (digits == labels[:, None]).float().mean(1),
     }
-    rank = ranks(v, truth.v, rng(0, "ties"))
+    rank = ranks(fill.plausible_v, truth.v, rng(0, "ties"))
     for share in (0.5, 0.9):
         covered = (inside(rank, share) & mask).flatten(1).sum(1)
         scores[f"coverage_{100 * share:.0f}"] = covered / mask.flatten(1).sum(1)
@@ -101,7 +100,9 @@ def measure(inpainter: Inpainter, kind: str, images: Tensor, labels: Tensor) -> 
             start = time.process_time()
             v = density.decode(end(name, density, y, width, streams))
             seconds[name] += time.process_time() - start
-            scores.append(score(inpainter, v, problem, labels[part]))
+            fill = inpainter.to_fill(problem, v)
+            digits = inpainter.classifier.find_classes(fill.plausible)
+            scores.append(score(fill, digits, labels[part]))
 
     per_image = {}
     for name, parts in found.items():
@@ -112,10 +113,10 @@ def measure(inpainter: Inpainter, kind: str, images: Tensor, labels: Tensor) -> 
         row["refine_seconds"] = seconds["refine"] / len(images)
         row["seconds"] = seconds[name] / len(images)
         for key, values in scores.items():
-            more = values - per_image[OURS][key]
+            more, error = mean_and_error(values - per_image[OURS][key])
             row[key] = values.mean().item()
-            row[f"{key}_more"] = more.mean().item()
-            row[f"{key}_more_se"] = more.std().item() / len(more) ** 0.5
+            row[f"{key}_more"] = more
+            row[f"{key}_more_se"] = error
         rows.append(row)
     return rows
 
@@ -184,9 +185,7 @@ def main(argv=None) -> None:
     about = provenance(command_of("last_stage", *flags), device)
     about["precision"] = str(glow.precision).removeprefix("torch.")
     write_json(args.output, {"about": about, "rows": rows})
-    for row in rows:
-        cells = [f"{v:.4g}" if isinstance(v, float) else v for v in row.values()]
-        print("   ".join(f"{key} {cell}" for key, cell in zip(row, cells)))
+    print_rows(rows)
 
 
 if __name__ == "__main__":

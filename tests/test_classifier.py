@@ -34,3 +34,11 @@ def test_the_shipped_classifier_knows_mnist(mnist):
 def test_a_missing_file_says_what_makes_it(tmp_path):
     with pytest.raises(UserError, match="train_classifier"):
         classifier.load_classifier(tmp_path / "none.pt")
+
+
+def test_classes_keep_the_shape_of_the_images_and_are_the_likeliest():
+    model = classifier.Classifier((1, 8, 8), levels=17, classes=10).eval()
+    images = torch.randint(0, 17, (3, 4, 1, 8, 8))
+    found = model.find_classes(images)
+    assert torch.equal(found[1], model.classify(images[1]).argmax(1))
+    assert torch.equal(model.find_classes(images[2]), found[2])

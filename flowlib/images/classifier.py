@@ -59,6 +59,11 @@ class Classifier(nn.Module):
         device = self.net[0].weight.device
         return torch.cat([self(part.to(device)).exp() for part in images.split(chunk)])
 
+    def find_classes(self, images: Tensor) -> Tensor:
+        """The likeliest class of each image, on the CPU: (..., 1, H, W) -> (...)."""
+        classes = self.classify(images.flatten(0, -4)).argmax(1).cpu()
+        return classes.unflatten(0, images.shape[:-3])
+
 
 def load_classifier(path: str | Path, device: str | torch.device = "cpu") -> Classifier:
     """The trained classifier; UserError if the file is missing or unusable."""

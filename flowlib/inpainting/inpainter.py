@@ -114,9 +114,7 @@ class Inpainter:
 
         digits = None
         if self.classifier is not None:
-            images = fill.plausible.flatten(0, 1)
-            digits = self.classifier.classify(images).argmax(1).cpu()
-            digits = digits.unflatten(0, fill.log_prob.shape)  # (B, S)
+            digits = self.classifier.find_classes(fill.plausible)  # (B, C)
         mean, std = self.typical_log_prob
         return replace(
             fill,
@@ -137,7 +135,11 @@ class Inpainter:
         likely, and gets noise. `tick` is that of `run_engine`.
         """
         density, y, streams = self.refine(problem, tick)
-        v = density.decode(add_noise(density, y, self.widths(density, y), streams))
+        y = add_noise(density, y, self.widths(density, y), streams)
+        return self.to_fill(problem, density.decode(y))
+
+    def to_fill(self, problem: Problem, v: Tensor) -> Fill:
+        """The images v (B, C, 1, H, W) as plausible fills; no MAP estimate."""
         return Fill(
             problem,
             self.glow.levels,
