@@ -189,8 +189,6 @@ def save_animation(flows: dict[str, Flow], points, path: Path, seed: int = 0) ->
     figure = Figure(figsize=(8, 3), dpi=80, layout="constrained")
     noise = rng(seed, "animation")
     paths = [_path_to_data(flow, flow.sample(800, noise)) for flow in flows.values()]
-    ends = np.concatenate([states[[0, -1]] for states in paths]).reshape(-1, 2)
-    low, high = np.quantile(ends, [0.002, 0.998], axis=0)  # without stray points
 
     panels = figure.subplots(1, len(flows))
     dots = []
@@ -198,7 +196,7 @@ def save_animation(flows: dict[str, Flow], points, path: Path, seed: int = 0) ->
         start = path_of_points[0]
         x, y = ((start - start.mean(0)) / start.std(0)).T
         sector = np.floor(np.arctan2(y, x) / (2 * np.pi) * len(SECTORS)).astype(int)
-        panel.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), xticks=[], yticks=[])
+        panel.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), xticks=[], yticks=[])
         panel.set(title=TITLES[name])
         colors = np.array(SECTORS)[sector]
         dots.append(panel.scatter(*start.T, s=3, c=colors, linewidths=0))
@@ -229,18 +227,19 @@ def save_animation(flows: dict[str, Flow], points, path: Path, seed: int = 0) ->
 def _path_to_data(flow: Flow, x: Tensor) -> np.ndarray:
     """Where the points are after each transform, noise first: (transforms, n, 2).
 
-    All states have the data's scale and order of coordinates: `Standardize`, a built
-    flow's first transform, is undone in each, and so are the permutations.
+    The permutations are undone in each state. Each has its own scale, because couplings
+    also stretch and shift the whole: but for a few stray points it lies in [0, 1].
     """
-    scale = flow.transforms[0]
     order = torch.arange(2, device=x.device)
     states = []
     for transform, state in zip(flow.transforms, flow.trajectory(x)[1:]):
         if isinstance(transform, PermutationTransform):
             order = order[transform.permutation]
         else:
-            states.append(scale.inverse(state[:, order.argsort()])[0].cpu().numpy())
-    return np.stack(states[::-1])
+            states.append(state[:, order.argsort()].cpu().numpy())
+    path = np.stack(states[::-1])
+    low, high = np.quantile(path, [0.002, 0.998], axis=1, keepdims=True)
+    return (path - low) / (high - low)
 
 
 def picture_grid(points) -> tuple[Bounds, np.ndarray, np.ndarray, Tensor]:
