@@ -12,6 +12,7 @@ image. MNIST is read from data/, and downloaded if it is missing.
     python train_glow_mnist.py --evaluate            measures a checkpoint's bits/dim
     python train_glow_mnist.py --figure-only         redraws a checkpoint's figures
     python train_glow_mnist.py --resume              continues a run that was stopped
+    python train_glow_mnist.py --start FILE          goes on from a checkpoint's weights
     torchrun --nproc-per-node 2 train_glow_mnist.py  trains in two processes: GPUs, CPUs
 
 Writes   checkpoints/glow_mnist.pt, figures/Gen.png, figures/glow_interpolation.png; of
@@ -43,13 +44,14 @@ from flowlib.images.datasets import (
     figure_name,
     load_together,
 )
-from flowlib.images.glow import PRECISIONS, Glow, choose_glow, precision_for
+from flowlib.images.glow import PRECISIONS, Glow, choose_glow, load_glow, precision_for
 from flowlib.inpainting.inpainter import Inpainter
 from flowlib.muon import muon_and_adam
 from flowlib.rng import rng
 from flowlib.training import TrainingState
 
 STEPS = 4_500
+SHIFTED = 0.75  # of the steps; in the others all images are where they are
 PATIENCE = 20  # non-finite steps in a row before training stops
 EVERY = 250  # steps between two looks at the held-out images
 SAVE_EVERY = 300  # seconds between two resume files
@@ -67,12 +69,15 @@ class Settings:
     steps: int = STEPS
     batch: int = 32
     lr: float = 0.02
+    shift: int = 0
+    start: str = ""
     precision: str = "auto"
     seed: int = 0
 
 
-# Those that are flags of training alone.
+# Those that are flags of training alone, and of them those that `start` decides.
 FLAGS = [field.name for field in fields(Settings) if field.name not in ("data", "seed")]
+SIZES = ("blocks", "hidden", "depth", "dequantizer")
 
 
 def default_steps(images: Images) -> int:
@@ -84,18 +89,39 @@ def default_steps(images: Images) -> int:
 
 
 def build_glow(images: Images, settings: Settings, device: torch.device) -> Glow:
-    """A Glow for these images, its ActNorm layers set on 512 of them."""
-    torch.manual_seed(settings.seed)
-    glow = Glow(
-        images.shape,
-        images.levels,
-        blocks=settings.blocks,
-        hidden=settings.hidden,
-        depth=settings.depth,
-        dequantizer=settings.dequantizer,
-    )
-    glow.initialize(images.train[:512], rng(settings.seed, "initialize"))
+    """A Glow for these images.
+
+    It has the weights of `settings.start`. Without that it is a new one, its ActNorm
+    layers set on 512 of the images.
+    """
+    if settings.start:
+        glow = load_glow(settings.start)
+        if glow.shape != images.shape or glow.levels != images.levels:
+            sides = "{}x{}".format(*glow.shape[1:])
+            raise UserError(
+                f"{settings.start} is for images of {sides} pixels "
+                f"and {glow.levels} grey levels"
+            )
+    else:
+        torch.manual_seed(settings.seed)
+        sizes = {name: getattr(settings, name) for name in SIZES}
+        glow = Glow(images.shape, images.levels, **sizes)
+        glow.initialize(images.train[:512], rng(settings.seed, "initialize"))
     return glow.set_precision(precision_for(settings.precision, device)).to(device)
+
+
+def shift_images(images: Tensor, most: int, generator: torch.Generator) -> Tensor:
+    """Each image (B, 1, H, W) moved at random, by up to `most` pixels either way.
+
+    What comes into the image repeats its edge. Images that are never the same twice are
+    harder to learn by heart.
+    """
+    count, _, height, width = images.shape
+    down, right = torch.randint(-most, most + 1, (2, count, 1), generator=generator)
+    rows = (torch.arange(height) - down).clamp(0, height - 1)
+    columns = (torch.arange(width) - right).clamp(0, width - 1)
+    each = torch.arange(count)[:, None, None]
+    return images[each, :, rows[:, :, None], columns[:, None]].movedim(3, 1)
 
 
 def schedule(step: int, steps: int) -> float:
@@ -135,6 +161,9 @@ def train_glow(
         state.step += 1
 
         batch = images[next(order)]
+        if state.step <= SHIFTED * settings.steps:
+            generator = rng(seed, "shift", state.step)
+            batch = shift_images(batch, settings.shift, generator)
         noise = torch.randn(batch.shape, generator=rng(seed, "noise", state.step))
         loss = model(group.share(batch), group.share(noise)).mean()
         state.model.zero_grad()
@@ -388,7 +417,7 @@ def add_training_flags(parser: Parser) -> None:
     """Adds the flags that decide how a model is built and trained."""
     model = parser.add_argument_group("model")
     course = parser.add_argument_group("training")
-    limits = Glow.LIMITS | {"batch": (2, 10_000), "lr": (1e-8, 10)}
+    limits = Glow.LIMITS | {"batch": (2, 10_000), "lr": (1e-8, 10), "shift": (0, 64)}
     for section, name, text in (
         (model, "blocks", "Glow blocks per level"),
         (model, "hidden", "channels inside each coupling's network"),
@@ -396,6 +425,7 @@ def add_training_flags(parser: Parser) -> None:
         (model, "dequantizer", "channels inside the dequantizer's network"),
         (course, "batch", "images per step, over all processes"),
         (course, "lr", "Muon's peak learning rate; Adam's is a tenth of it"),
+        (course, "shift", "pixels by which images are moved at random while training"),
     ):
         value = getattr(Settings, name)
         kind = number(type(value), *limits[name])
@@ -405,6 +435,12 @@ def add_training_flags(parser: Parser) -> None:
         "--steps",
         type=number(int, 1),
         help=f"training steps (default: {STEPS}, with few images fewer)",
+    )
+    course.add_argument(
+        "--start",
+        type=Path,
+        metavar="FILE",
+        help="a checkpoint to go on from, with its sizes (default: a new model)",
     )
     course.add_argument(
         "--precision",
@@ -458,7 +494,20 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parser.refuse(args, "with --figure-only", *of_training, "draws", "metrics")
     else:
         parser.refuse(args, "with training", "draws")
+        if args.start:
+            parser.refuse(args, "with --start", *SIZES)
     return args
+
+
+def make_settings(args: argparse.Namespace, images: Images) -> Settings:
+    """What the flags say of a run."""
+    given = {name: getattr(args, name) for name in FLAGS}
+    given["steps"] = args.steps or default_steps(images)
+    if args.start:
+        config = load_glow(args.start).config
+        given |= {name: config[name] for name in SIZES}
+        given["start"] = str(args.start)
+    return Settings(data=images.source, seed=args.seed, **given)
 
 
 @one_line_errors()
@@ -473,9 +522,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if not (args.evaluate or args.figure_only):
             checkpoint = args.checkpoint or CHECKPOINTS / f"glow_{images.name}.pt"
             files.require_writable(args.figures, files=[checkpoint, args.metrics])
-            given = {name: getattr(args, name) for name in FLAGS}
-            given["steps"] = args.steps or default_steps(images)
-            settings = Settings(data=images.source, seed=args.seed, **given)
+            settings = make_settings(args, images)
             with files.lock(checkpoint, wanted=group.first):
                 glow = run_training(
                     images,

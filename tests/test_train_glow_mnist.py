@@ -24,7 +24,7 @@ from flowlib.inpainting.inpainter import Inpainter
 from flowlib.muon import muon_and_adam
 from flowlib.rng import rng
 from flowlib.training import TrainingState
-from train_glow_mnist import Settings, measure_bits, train_glow
+from train_glow_mnist import Settings, measure_bits, shift_images, train_glow
 
 QUICK = ["--dataset", "digits", "--steps", 3, "--blocks", 1]
 QUICK += ["--hidden", 8, "--batch", 8]
@@ -159,6 +159,30 @@ def test_training_lowers_the_bits_of_the_weights_and_of_their_average(
         assert measure_bits(model, digits.held_out)[0] < before - 0.2
 
 
+def test_images_are_shifted_by_whole_pixels_in_all_ways_and_repeat_their_edge():
+    image = torch.arange(20, dtype=torch.uint8).reshape(1, 1, 5, 4)
+    rows = torch.tensor([[0, 0, 1, 2, 3], [0, 1, 2, 3, 4], [1, 2, 3, 4, 4]])
+    columns = torch.tensor([[0, 0, 1, 2], [0, 1, 2, 3], [1, 2, 3, 3]])
+    expected = image[0][:, rows[:, None, :, None], columns[None, :, None, :]]
+    expected = set(map(tuple, expected.reshape(9, 20).tolist()))
+
+    shifted = shift_images(image.expand(300, -1, -1, -1), 1, rng(0, "test"))
+    assert shifted.shape == (300, 1, 5, 4)
+    assert set(map(tuple, shifted.reshape(300, 20).tolist())) == expected
+    assert torch.equal(shift_images(image, 0, rng(0, "test")), image)
+
+
+def test_training_shifts_its_images_but_for_the_last_quarter(digits, small_glow):
+    seen = []
+    real = small_glow.forward
+    small_glow.forward = lambda *given: seen.append(given[0]) or real(*given)
+    for shift in (0, 2):
+        state = TrainingState(small_glow, muon_and_adam(small_glow, 0.02))
+        list(train_glow(state, digits.train, Settings(steps=8, batch=8, shift=shift)))
+    same = [torch.equal(still, moved) for still, moved in zip(seen[:8], seen[8:])]
+    assert same == [False] * 6 + [True] * 2
+
+
 def test_steps_that_are_not_finite_change_nothing_are_counted_and_stop_in_the_end(
     digits, small_glow, monkeypatch
 ):
@@ -175,6 +199,30 @@ def test_steps_that_are_not_finite_change_nothing_are_counted_and_stop_in_the_en
     assert equal(before, small_glow.state_dict())
     with pytest.raises(UserError, match="20 times in a row, up to step 20"):
         next(steps)
+
+
+def test_a_run_goes_on_from_a_checkpoint_and_takes_its_sizes(
+    tmp_path, digits, mnist, one_line_error, monkeypatch
+):
+    run(*QUICK, *into(tmp_path), "--checkpoint", tmp_path / "first.pt")
+    first = load_glow(tmp_path / "first.pt")
+    start = ["--dataset", "digits", "--batch", 8, "--start", tmp_path / "first.pt"]
+    start += [*into(tmp_path), "--checkpoint", tmp_path / "second.pt"]
+
+    run(*start, "--steps", 1, "--lr", 1e-8)
+    second = load_glow(tmp_path / "second.pt")
+    assert second.config == first.config
+    assert second.metrics["blocks"] == 1
+    bits = [glow.metrics["test_bits_per_dim"] for glow in (first, second)]
+    assert bits[0] == pytest.approx(bits[1], abs=1e-5)
+
+    error = one_line_error(train_glow_mnist.main, *start, "--blocks", 2)
+    assert "--blocks has no meaning with --start" in error
+    missing = [*start, "--start", tmp_path / "none.pt"]
+    assert "none.pt" in one_line_error(train_glow_mnist.main, *missing)
+    monkeypatch.setattr(train_glow_mnist, "load_together", lambda *_: mnist)
+    error = one_line_error(train_glow_mnist.main, *start)
+    assert "first.pt is for images of 8x8 pixels and 17 grey levels" in error
 
 
 # ---------------------------------------------------------------- stopped, resumed
@@ -340,6 +388,7 @@ def test_bad_flags(argv, says, tmp_path, one_line_error):
         (["--draws", 4], "--draws", "training"),
         (["--evaluate", "--batch", 16], "--batch", "--evaluate"),
         (["--evaluate", "--resume"], "--resume", "--evaluate"),
+        (["--figure-only", "--start", "a.pt"], "--start", "--figure-only"),
         (["--evaluate", "--figure-only"], "--figure-only", "--evaluate"),
         (["--evaluate", "--figures", "elsewhere"], "--figures", "--evaluate"),
         (["--figure-only", "--steps", 1], "--steps", "--figure-only"),
