@@ -26,6 +26,7 @@ ENDINGS = (
     ".pgm",
 )
 HIDDEN = ("@eaDir", "__MACOSX")  # besides names that start with a dot
+PAPERS = {"white": 255, "black": 0}  # what transparent pictures are laid over
 DEPTHS = (8, 10, 12, 14, 16)  # bits, that cameras have
 
 
@@ -125,20 +126,20 @@ def grey_levels(picture: Image.Image) -> np.ndarray:
     return levels[..., 0] if levels[..., 1].min() == 255 else levels
 
 
-def is_bright(levels: np.ndarray) -> bool:
-    """Whether nothing that is visible is dark: (..., 2) with the opacity.
+def choose_paper(levels: np.ndarray) -> str:
+    """What grey levels with their opacity, (..., 2), are laid over: a key of PAPERS.
 
-    Over white it would be lost.
+    It is black if nothing that is visible is dark: over white it would be lost.
     """
     visible = levels[..., 0][levels[..., 1] > 0]
-    return visible.size > 0 and bool(np.quantile(visible, 0.005) > 160)
+    bright = visible.size > 0 and np.quantile(visible, 0.005) > 160
+    return "black" if bright else "white"
 
 
-def lay_over(levels: np.ndarray, black: bool) -> np.ndarray:
-    """Grey levels with their opacity over black or white, float32 (rows, columns)."""
-    paper = 0 if black else 255
+def lay_over(levels: np.ndarray, paper: str) -> np.ndarray:
+    """Grey levels with their opacity over paper, float32 (rows, columns)."""
     opacity = levels[..., 1] / np.float32(255)
-    return levels[..., 0] * opacity + paper * (1 - opacity)
+    return levels[..., 0] * opacity + PAPERS[paper] * (1 - opacity)
 
 
 def read_alike(folder: Path, paths: list[Path]) -> np.ndarray:
@@ -158,7 +159,7 @@ def read_alike(folder: Path, paths: list[Path]) -> np.ndarray:
         levels.append(grey_levels(picture))
     shape = _common_shape(paths, levels)
 
-    black, papers = _common_paper([v for v in levels if v.ndim == 3])
+    paper, papers = _common_paper([v for v in levels if v.ndim == 3])
     bits, depths = _common_depth([v for v in levels if v.dtype == np.uint16])
     white, ranges = _common_range([v for v in levels if v.dtype == np.float32], folder)
     notes += papers + depths + ranges
@@ -166,7 +167,7 @@ def read_alike(folder: Path, paths: list[Path]) -> np.ndarray:
     images = np.empty((len(paths), *shape), np.uint8)
     for image, values in zip(images, levels):
         if values.ndim == 3:
-            values = lay_over(values, black)
+            values = lay_over(values, paper)
         elif values.dtype == np.uint16:
             values = values >> (bits - 8)
         elif values.dtype == np.float32:
@@ -193,13 +194,13 @@ def _common_shape(paths: list[Path], levels: list[np.ndarray]) -> tuple[int, int
     return shape
 
 
-def _common_paper(transparent: list[np.ndarray]) -> tuple[bool, list[str]]:
-    """Whether transparent pictures are laid over black: if most of them are bright."""
-    bright = [is_bright(values) for values in transparent]
-    black = 2 * sum(bright) > len(bright)
-    over = f"transparent, laid over {'black' if black else 'white'}"
+def _common_paper(transparent: list[np.ndarray]) -> tuple[str, list[str]]:
+    """The paper of all transparent pictures: black if most of them are bright."""
+    own = [choose_paper(values) for values in transparent]
+    paper = max(PAPERS, key=own.count)  # of two equals the first
+    over = f"transparent, laid over {paper}"
     doubt = f"{over}, though it may be lost there"
-    return black, [over if one == black else doubt for one in bright]
+    return paper, [over if one == paper else doubt for one in own]
 
 
 def _common_depth(deep: list[np.ndarray]) -> tuple[int, list[str]]:

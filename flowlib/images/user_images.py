@@ -205,9 +205,9 @@ def _to_grey(picture: Image.Image, seen: np.ndarray) -> tuple[np.ndarray, list[s
     if highest > 255:
         notes.append("16-bit grey levels: brought to 8 bits")
     if levels.ndim == 3:
-        bright = pictures.is_bright(levels[seen])
-        notes.append(f"transparent parts: laid over {'black' if bright else 'white'}")
-        levels = pictures.lay_over(levels, bright)
+        paper = pictures.choose_paper(levels[seen])
+        notes.append(f"transparent parts: laid over {paper}")
+        levels = pictures.lay_over(levels, paper)
     if picture.mode in ("RGB", "RGBA"):
         notes.append("color: turned to grey")
     return levels.astype(np.float32) / highest, notes
@@ -259,7 +259,7 @@ def _open_mask(
             notes.append("the mask's transparency says what is missing")
             levels = opaque if opaque.mean() <= 0.5 else ~opaque
         else:
-            levels = pictures.lay_over(levels, pictures.is_bright(levels))
+            levels = pictures.lay_over(levels, pictures.choose_paper(levels))
     highest = max(float(levels.max()), 1e-9)
     if ((levels > 0.02 * highest) & (levels < 0.98 * highest)).any():
         notes.append("the mask is not only black and white: cut at half")
