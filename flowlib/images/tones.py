@@ -22,10 +22,6 @@ class Tones:
         ground = self.ground + self.reach
         return ((picture - ground) / (self.ink - ground)).clip(0, 1)
 
-    def draw(self, values: np.ndarray, ground: np.ndarray) -> np.ndarray:
-        """The grey values that show values in [0, 1] on some of the ground, (N,)."""
-        return ground + values * (self.ink - ground)
-
 
 @dataclass
 class Colors:
