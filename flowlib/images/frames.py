@@ -33,7 +33,7 @@ def find_frame(
     if not crop or not used.any():
         return everything, []
 
-    first, last = np.array(_extent(used)).T
+    first, last = _extent(used)
     scale = ((last - first) / sides).max() * 28 / 20
     smaller = scale <= 0.7 * full_scale and scale * size[0] >= 12
     scale = scale if smaller else full_scale
@@ -51,7 +51,7 @@ def find_frame(
     reach = scale * (sides / 2 - 2)
     low = np.minimum(last - reach, middle)
     high = np.maximum(first + reach, middle)
-    center = np.clip(center, low, high)
+    center = center.clip(low, high)
 
     off = (np.abs(center - shape / 2) > full_scale * sides / 8).any()
     if not (smaller or off):
@@ -61,44 +61,47 @@ def find_frame(
     return frame(center, scale), [f"{what} (--no-crop keeps the whole)"]
 
 
-def _extent(used: np.ndarray) -> list[tuple[int, int]]:
-    """The first row of what is used and the one after the last; columns likewise."""
-    places = [np.flatnonzero(used.any(axis)) for axis in (1, 0)]
-    return [(int(some[0]), int(some[-1]) + 1) for some in places]
-
-
-def enlarge(frame: Frame, factor: int) -> Frame:
-    """The same part of a picture that is `factor` times larger."""
-    top, left, height, width = frame
-    return factor * top, factor * left, factor * height, factor * width
+def _extent(used: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The first row and column of what is used, and those after the last: (2,) each."""
+    places = np.argwhere(used)
+    return places.min(0), places.max(0) + 1
 
 
 def around(mask: np.ndarray) -> np.ndarray:
     """The rectangle around the missing pixels, twice as high and wide: bool."""
     near = np.zeros(mask.shape, bool)
     if mask.any():
-        parts = []
-        for first, last in _extent(mask):
-            margin = (last - first) // 2 + 2
-            parts.append(slice(max(0, first - margin), last + margin))
-        near[tuple(parts)] = True
+        first, last = _extent(mask)
+        margin = (last - first) // 2 + 2
+        top, left = np.maximum(first - margin, 0)
+        bottom, right = last + margin
+        near[top:bottom, left:right] = True
     return near
 
 
-def cut(values: np.ndarray, frame: Frame) -> np.ndarray:
-    """The part `frame` of a picture, float32; outside of the picture it is 0."""
-    top, left, height, width = frame
-    picture = Image.fromarray(values.astype(np.float32))
-    return np.asarray(picture.crop((left, top, left + width, top + height)))
+def cut(values: np.ndarray, frame: Frame, size: tuple[int, int]) -> np.ndarray:
+    """The part `frame` of a picture as the model sees it: float32, (height, width).
 
-
-def paste(values: np.ndarray, frame: Frame, rows: range, columns: int) -> np.ndarray:
-    """The opposite of `cut`, smoothly: some rows of a picture, float32.
-
-    The picture has `values` in its frame and 0 elsewhere. All rows of a photograph at
-    once would need gigabytes.
+    It is averaged where it gets smaller. Outside of the picture it is 0.
     """
     top, left, height, width = frame
+    picture = Image.fromarray(values.astype(np.float32))
+    part = picture.crop((left, top, left + width, top + height))
+    larger = height > size[0]
+    method = Image.Resampling.BOX if larger else Image.Resampling.BILINEAR
+    return np.asarray(part.resize(size[::-1], method))
+
+
+def paste(
+    values: np.ndarray, frame: Frame, factor: int, rows: range, columns: int
+) -> np.ndarray:
+    """The opposite of `cut`, smoothly: some rows of a picture, float32.
+
+    The picture is `factor` times larger than the one that the frame is of. It has
+    `values` in its frame and 0 elsewhere. All rows of a photograph at once would need
+    gigabytes.
+    """
+    top, left, height, width = (factor * side for side in frame)
     first = max(rows.start, top)
     last = min(rows.stop, top + height)
     if first >= last:
@@ -112,9 +115,11 @@ def paste(values: np.ndarray, frame: Frame, rows: range, columns: int) -> np.nda
     return np.asarray(picture.crop(place))
 
 
-def paste_mask(mask: np.ndarray, frame: Frame, shape: tuple[int, int]) -> np.ndarray:
-    """The opposite of `cut` for a mask, without smoothing: bool (rows, columns)."""
-    top, left, height, width = frame
+def paste_mask(
+    mask: np.ndarray, frame: Frame, factor: int, shape: tuple[int, int]
+) -> np.ndarray:
+    """As `paste`, for a mask and all rows, without smoothing: bool (rows, columns)."""
+    top, left, height, width = (factor * side for side in frame)
     picture = Image.new("1", shape[::-1])
     part = Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST)
     picture.paste(part, (left, top))
@@ -130,8 +135,9 @@ def two_figures(grey: np.ndarray, mask: np.ndarray) -> bool:
     ink = (grey > INK) & ~mask
     if not ink.any():
         return False
-    (top, bottom), (left, right) = _extent(ink | mask)
-    proportion = (right - left) / (bottom - top)
+    first, last = _extent(ink | mask)
+    height, width = (last - first).tolist()
+    proportion = width / height
     if proportion > 1 and _side_by_side(ink | mask, ink):
         return True
     return proportion > 1.45 and _side_by_side(ink, ink)

@@ -3,6 +3,7 @@
 Functions that change what is in a file also return notes on it, a sentence each.
 """
 
+import statistics
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -25,6 +26,7 @@ ENDINGS = (
     ".pgm",
 )
 HIDDEN = ("@eaDir", "__MACOSX")  # besides names that start with a dot
+PAPERS = {"white": 255, "black": 0}  # what transparent pictures are laid over
 DEPTHS = (8, 10, 12, 14, 16)  # bits, that cameras have
 
 
@@ -34,7 +36,7 @@ def pictures_in(folder: Path, deep: bool = False) -> list[Path]:
     Folders that are linked count, each folder once. Hidden files and folders do not,
     such as macOS's ._a.png and Jupyter's .ipynb_checkpoints.
     """
-    found: list[Path] = []
+    found = []
     waiting = [folder]  # folders, the linked ones last
     entered = set(folder.resolve().parents)  # where a link would lead into a loop
     while waiting:
@@ -80,8 +82,10 @@ def open_picture(path: Path) -> tuple[Image.Image, list[str]]:
             "reduce it first"
         ) from None
     except (OSError, ValueError, SyntaxError) as error:
-        reason = type(error).__name__  # UnidentifiedImageError is an OSError
-        raise UserError(f"{path} cannot be read as a picture ({reason})") from None
+        # UnidentifiedImageError is an OSError.
+        raise UserError(
+            f"{path} cannot be read as a picture ({type(error).__name__})"
+        ) from None
 
     if min(picture.size) < 4:
         raise UserError(f"{path} is only {picture.size[0]}x{picture.size[1]}")
@@ -122,20 +126,20 @@ def grey_levels(picture: Image.Image) -> np.ndarray:
     return levels[..., 0] if levels[..., 1].min() == 255 else levels
 
 
-def is_bright(levels: np.ndarray) -> bool:
-    """Whether nothing that is visible is dark: (..., 2) with the opacity.
+def choose_paper(levels: np.ndarray) -> str:
+    """What grey levels with their opacity, (..., 2), are laid over: a key of PAPERS.
 
-    Over white it would be lost.
+    It is black if nothing that is visible is dark: over white it would be lost.
     """
     visible = levels[..., 0][levels[..., 1] > 0]
-    return visible.size > 0 and bool(np.quantile(visible, 0.005) > 160)
+    bright = visible.size > 0 and np.quantile(visible, 0.005) > 160
+    return "black" if bright else "white"
 
 
-def lay_over(levels: np.ndarray, black: bool) -> np.ndarray:
-    """Grey levels with their opacity over black or white, float32 (rows, columns)."""
-    paper = 0 if black else 255
+def lay_over(levels: np.ndarray, paper: str) -> np.ndarray:
+    """Grey levels with their opacity over paper, float32 (rows, columns)."""
     opacity = levels[..., 1] / np.float32(255)
-    return levels[..., 0] * opacity + paper * (1 - opacity)
+    return levels[..., 0] * opacity + PAPERS[paper] * (1 - opacity)
 
 
 def read_alike(folder: Path, paths: list[Path]) -> np.ndarray:
@@ -145,7 +149,7 @@ def read_alike(folder: Path, paths: list[Path]) -> np.ndarray:
     one depth, floats one range. Printed lines say what was done. Raises UserError if
     the pictures are not of one size, or one of them cannot be read.
     """
-    notes: list[str] = []
+    notes = []
     levels = []
     for path in paths:
         picture, said = open_picture(path)
@@ -155,63 +159,61 @@ def read_alike(folder: Path, paths: list[Path]) -> np.ndarray:
         levels.append(grey_levels(picture))
     shape = _common_shape(paths, levels)
 
-    black, said = _common_paper([v for v in levels if v.ndim == 3])
-    notes += said
-    bits, said = _common_depth([v for v in levels if v.dtype == np.uint16])
-    notes += said
-    top, said = _common_range([v for v in levels if v.dtype == np.float32], folder)
-    notes += said
+    paper, papers = _common_paper([v for v in levels if v.ndim == 3])
+    bits, depths = _common_depth([v for v in levels if v.dtype == np.uint16])
+    white, ranges = _common_range([v for v in levels if v.dtype == np.float32], folder)
+    notes += papers + depths + ranges
 
     images = np.empty((len(paths), *shape), np.uint8)
     for image, values in zip(images, levels):
         if values.ndim == 3:
-            values = np.rint(lay_over(values, black))
+            values = lay_over(values, paper)
         elif values.dtype == np.uint16:
             values = values >> (bits - 8)
         elif values.dtype == np.float32:
-            values = np.rint(255 * (values / top))
-        image[:] = values
+            values = 255 * (values / white)
+        image[:] = np.rint(values)
 
     for note, count in Counter(notes).items():
         print(f"{folder}: {count} of {len(paths)} pictures: {note}")
     if (images == images[0]).all():
         print(f"{folder}: all pictures are equal")
-    elif len(found := set().union(*(np.unique(i).tolist() for i in images))) == 2:
-        print(f"{folder}: the pictures have no grey levels but {sorted(found)}")
+    elif len(found := np.unique(images).tolist()) == 2:
+        print(f"{folder}: the pictures have no grey levels but {found}")
     return images
 
 
 def _common_shape(paths: list[Path], levels: list[np.ndarray]) -> tuple[int, int]:
     """The shape of nearly all pictures; UserError names one that has another."""
-    ((shape, _),) = Counter(values.shape[:2] for values in levels).most_common(1)
-    for path, values in zip(paths, levels):
-        if values.shape[:2] != shape:
-            both = (shape, values.shape[:2])
-            sizes = " and ".join("x".join(map(str, size)) for size in both)
+    shapes = [values.shape[:2] for values in levels]
+    shape = statistics.mode(shapes)
+    for path, own in zip(paths, shapes):
+        if own != shape:
+            sizes = "{}x{} and {}x{}".format(*shape, *own)
             raise UserError(f"{path}: the pictures must be of one size, not {sizes}")
     return shape
 
 
-def _common_paper(transparent: list[np.ndarray]) -> tuple[bool, list[str]]:
-    """Whether transparent pictures are laid over black: if most of them are bright."""
-    bright = [is_bright(values) for values in transparent]
-    black = 2 * sum(bright) > len(bright)
-    over = f"transparent, laid over {'black' if black else 'white'}"
+def _common_paper(transparent: list[np.ndarray]) -> tuple[str, list[str]]:
+    """The paper of all transparent pictures: black if most of them are bright."""
+    own = [choose_paper(values) for values in transparent]
+    paper = max(PAPERS, key=own.count)  # of two equals the first
+    over = f"transparent, laid over {paper}"
     doubt = f"{over}, though it may be lost there"
-    return black, [over if one == black else doubt for one in bright]
+    return paper, [over if one == paper else doubt for one in own]
 
 
 def _common_depth(deep: list[np.ndarray]) -> tuple[int, list[str]]:
     """The fewest bits of DEPTHS that hold all the grey levels."""
-    highest = max((int(values.max()) for values in deep), default=0)
+    highest = int(np.max(deep, initial=0))
     bits = next(bits for bits in DEPTHS if highest < 2**bits)
     return bits, [f"grey levels up to {highest}, read as {bits}-bit ones"] * len(deep)
 
 
 def _common_range(floats: list[np.ndarray], folder: Path) -> tuple[float, list[str]]:
     """The float that is white: 1, 255 for integers, or the highest that occurs."""
-    highest = max((float(values.max()) for values in floats), default=0.0)
-    if any(values.min() < 0 for values in floats):
+    highest = float(np.max(floats, initial=0))
+    if np.min(floats, initial=0) < 0:
         raise UserError(f"{folder}: pictures of floats must not have values below 0")
     integers = all((values == np.rint(values)).all() for values in floats)
     white = 255.0 if integers and 1 < highest <= 255 else max(1.0, highest)

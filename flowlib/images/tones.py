@@ -22,10 +22,6 @@ class Tones:
         ground = self.ground + self.reach
         return ((picture - ground) / (self.ink - ground)).clip(0, 1)
 
-    def draw(self, values: np.ndarray, ground: np.ndarray) -> np.ndarray:
-        """The grey values that show values in [0, 1] on some of the ground, (N,)."""
-        return ground + values * (self.ink - ground)
-
 
 @dataclass
 class Colors:
@@ -84,7 +80,7 @@ def find_tones(
     if dark:
         how_to_keep = "" if ink == "dark" else " (--ink light keeps it as it is)"
         notes.append(f"dark ink on a light ground: inverted{how_to_keep}")
-    paper = 1.0 if dark else 0.0
+    paper = float(dark)
     as_it_is = Tones(np.full(picture.shape, paper), 1 - paper)
 
     # Times the sign, the ink is above the ground.
@@ -96,12 +92,13 @@ def find_tones(
     if not plain:
         ground, noise = _fit_ground(light, seen)
 
-    above = (light - ground)[seen] - 3 * noise
+    reach = 3 * noise
+    above = (light - ground)[seen] - reach
     top = above.max() if len(above) < 1000 else np.quantile(above, 0.999)
     if top < max(0.05, noise):  # nothing stands out: there is no ink, or nothing else
         return as_it_is, notes
     middle = np.median(ground[seen])
-    brightest = middle + 3 * noise + np.quantile(above[above > top / 2], 0.75)
+    brightest = middle + reach + np.quantile(above[above > top / 2], 0.75)
     if plain and abs(sign * middle - paper) < 0.02 and brightest - middle > 0.9:
         return as_it_is, notes
 
@@ -110,7 +107,7 @@ def find_tones(
         f"{shade} around {sign * middle:.2f} and ink of {sign * brightest:.2f}: "
         "brought to 0 and 1"
     )
-    return Tones(sign * ground, sign * brightest, sign * 3 * noise), notes
+    return Tones(sign * ground, sign * brightest, sign * reach), notes
 
 
 def _fit_ground(light: np.ndarray, seen: np.ndarray) -> tuple[np.ndarray, float]:
@@ -121,7 +118,7 @@ def _fit_ground(light: np.ndarray, seen: np.ndarray) -> tuple[np.ndarray, float]
 
     # Some 20,000 places are enough.
     step = max(1, round((light.size / 20_000) ** 0.5))
-    some = (slice(None, None, step), slice(None, None, step))
+    some = np.s_[::step, ::step]
     places = basis[some][seen[some]]
     values = light[some][seen[some]]
 
@@ -132,5 +129,5 @@ def _fit_ground(light: np.ndarray, seen: np.ndarray) -> tuple[np.ndarray, float]
         ground = np.abs(values - surface) <= 2.5 * noise
         weights = np.linalg.lstsq(places[ground], values[ground], rcond=None)[0]
         surface = places @ weights
-        noise = 1.48 * float(np.median(np.abs(values - surface)[ground]))
+        noise = 1.48 * np.median(np.abs(values - surface)[ground])
     return basis @ weights, noise

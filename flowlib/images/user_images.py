@@ -9,9 +9,23 @@ from PIL import Image, ImageFilter
 from torch import Tensor
 
 from flowlib.files import UserError, write_atomically
-from flowlib.images import frames, pictures
-from flowlib.images.frames import Frame, cut, find_frame, paste, two_figures
-from flowlib.images.pictures import ENDINGS, open_picture, pictures_in
+from flowlib.images.frames import (
+    Frame,
+    around,
+    cut,
+    find_frame,
+    paste,
+    paste_mask,
+    two_figures,
+)
+from flowlib.images.pictures import (
+    ENDINGS,
+    choose_paper,
+    grey_levels,
+    lay_over,
+    open_picture,
+    pictures_in,
+)
 from flowlib.images.tones import Colors, Tones, find_tones
 
 TWO_FIGURES = (
@@ -23,6 +37,7 @@ INKS = ("auto", "light", "dark")
 WORKING_SIDE = 1000  # pixels: of larger pictures, a copy of some such size is looked at
 BAND = 64  # rows of a picture that are drawn at once
 FEW = 200_000  # pixels are enough to fit the colors
+Shape = tuple[int, int, int]  # of the model's images: 1, height, width
 
 
 @dataclass
@@ -36,7 +51,7 @@ class Picture:
     full_mask: np.ndarray  # bool (rows, columns), True where `original` is missing
     tones: Tones  # of a copy that is smaller by `factor`
     colors: Colors
-    frame: Frame  # the part of `original` that the model sees
+    frame: Frame  # the part of that copy that the model sees
     factor: int
 
     def restore(self, filled: Tensor) -> Image.Image:
@@ -46,17 +61,18 @@ class Picture:
         drawn into `original`: a copy of a photograph would need as much memory again.
         """
         columns, height = self.original.size
-        sides = [self.factor * n for n in self.tones.ground.shape]
+        tones = self.tones
         for top in range(0, height, BAND):
-            rows = range(top, min(top + BAND, height))
-            mask = self.full_mask[rows.start : rows.stop]
+            rows = range(height)[top : top + BAND]
+            mask = self.full_mask[top : rows.stop]
             if not mask.any():
                 continue
-            fill = paste(filled[0].numpy(), self.frame, rows, columns)[mask]
-            ground = paste(self.tones.ground, (0, 0, *sides), rows, columns)[mask]
-            grey = self.tones.draw(fill.clip(0, 1), ground)
+            part = (self.factor, rows, columns)
+            fill = paste(filled[0].numpy(), self.frame, *part)[mask]
+            ground = paste(tones.ground, (0, 0, *tones.ground.shape), *part)[mask]
+            grey = ground + fill.clip(0, 1) * (tones.ink - ground)
 
-            place = (0, rows.start, columns, rows.stop)
+            place = (0, top, columns, rows.stop)
             band = np.array(self.original.crop(place))
             drawn = np.rint(np.iinfo(band.dtype).max * self.colors.draw(grey))
             band[mask] = drawn.reshape(band[mask].shape)
@@ -69,12 +85,13 @@ def find_pictures(paths: list[Path]) -> list[Path]:
 
     Raises UserError if a folder holds none.
     """
-    found: list[Path] = []
+    found = []
     for path in paths:
         files = pictures_in(path) if path.is_dir() else [path]
         if not files:
-            endings = ", ".join(ENDINGS)
-            raise UserError(f"no picture in the folder {path} (looked for {endings})")
+            raise UserError(
+                f"no picture in the folder {path} (looked for {', '.join(ENDINGS)})"
+            )
         found += files
     return found
 
@@ -91,19 +108,19 @@ def find_mask(mask: str, picture: Path) -> Path | None:
         raise UserError(
             f"{file} holds the pictures: their masks need a folder of their own"
         )
-    matches = [match for match in pictures_in(file) if match.stem == picture.stem]
-    if not matches:
-        raise UserError(
-            f"no mask for {picture.name} in the folder {file}: "
-            f"it must be called {picture.stem}.png or the like"
-        )
-    return matches[0]
+    for found in pictures_in(file):
+        if found.stem == picture.stem:
+            return found
+    raise UserError(
+        f"no mask for {picture.name} in the folder {file}: "
+        f"it must be called {picture.stem}.png or the like"
+    )
 
 
 def read_picture(
     path: Path,
     mask: Path | Tensor,
-    shape: tuple[int, int, int],
+    shape: Shape,
     levels: int,
     *,
     ink: str = "auto",
@@ -126,40 +143,40 @@ def read_picture(
     Raises:
         UserError: if a file is missing or no picture, or if the mask does not fit.
     """
-    original, notes = _open_integers(path)
-    size = (original.height, original.width)
+    picture, notes = _open_integers(path)
+    size = (picture.height, picture.width)
+    small = shape[1:]
     full_mask = np.zeros(size, bool)
     if isinstance(mask, Path):
-        full_mask, said = _open_mask(mask, polarity, original.size)
+        full_mask, said = _open_mask(mask, polarity, picture.size)
         notes += said
 
     # Ground, ink and frame are found in a smaller copy.
-    factor = _copy_factor(size)
-    copy = _reduce(original, factor)
-    share = _missing_share(full_mask, factor)
+    copy, factor = _reduce(picture)
+    share = _missing_share(full_mask)
     missing = share > 0
     seen = ~missing | missing.all()
     light, said = _to_grey(copy, seen)
     tones, more = find_tones(light, seen, ink)
     grey = np.where(missing, 0.0, tones.normalize(light))  # it must not bleed out
-    frame, others = find_frame(grey, missing, shape[1:], crop)
+    frame, others = find_frame(grey, missing, small, crop)
     notes += said + more + others
     if two_figures(grey, missing):
         notes.append(TWO_FIGURES)
-    if size != shape[1:]:
-        notes.append("resized from {1}x{0} to {3}x{2}".format(*size, *shape[1:]))
+    if size != small:
+        notes.append("resized from {1}x{0} to {3}x{2}".format(*size, *small))
 
-    image = _to_levels(cut(grey, frame), shape, levels)
-    part = frames.enlarge(frame, factor)  # of the original
+    values = np.rint(cut(grey, frame, small) * (levels - 1)).astype(np.uint8)
+    image = torch.from_numpy(values)[None]
     if isinstance(mask, Path):
-        mask = _shrink_mask(cut(share, frame), shape)
+        mask = _shrink_mask(cut(share, frame, small))
     else:
-        full_mask = frames.paste_mask(mask[0].numpy(), part, size)
+        full_mask = paste_mask(mask[0].numpy(), frame, factor, size)
+        missing = _missing_share(full_mask) > 0
     if mask.all():
         notes.append("nothing of the picture is known: what is filled in is any image")
-    missing = _missing_share(full_mask, factor) > 0
-    colors = _find_nearby_colors(copy, light, tones, missing)
-    return Picture(image, mask, notes, original, full_mask, tones, colors, part, factor)
+    colors = _find_nearby_colors(copy, light, grey, missing)
+    return Picture(image, mask, notes, picture, full_mask, tones, colors, frame, factor)
 
 
 def _open_integers(path: Path) -> tuple[Image.Image, list[str]]:
@@ -172,26 +189,26 @@ def _open_integers(path: Path) -> tuple[Image.Image, list[str]]:
     if highest <= 0:
         raise UserError(f"{path} has no value above 0")
     notes.append(f"floats: 0 ... {highest:g} scaled to 16 bits, when filled too")
-    levels = np.rint(values / highest * 65535).clip(0, 65535)
+    levels = np.rint(values / highest * 65535).clip(0)
     return Image.fromarray(levels.astype(np.uint16)), notes
 
 
-def _copy_factor(size: tuple[int, int]) -> int:
-    """How many times smaller the copy is in which ground, ink and frame are found."""
-    return max(1, max(size) // WORKING_SIDE)
+def _reduce(picture: Image.Image) -> tuple[Image.Image, int]:
+    """A copy that is smaller by a whole factor if the picture is large; the factor.
+
+    Each block of factor x factor pixels is averaged.
+    """
+    factor = max(1, max(picture.size) // WORKING_SIDE)
+    if picture.mode != "I;16":
+        return picture.reduce(factor), factor
+    # Pillow does not average 16 bits.
+    return picture.convert("I").reduce(factor).convert("I;16"), factor
 
 
-def _reduce(picture: Image.Image, factor: int) -> Image.Image:
-    """The picture made smaller: each block of pixels is averaged."""
-    if picture.mode != "I;16" or factor == 1:
-        return picture.reduce(factor)
-    integers = picture.convert("I")  # Pillow does not average 16 bits
-    return Image.fromarray(np.asarray(integers.reduce(factor)).astype(np.uint16))
-
-
-def _missing_share(mask: np.ndarray, factor: int) -> np.ndarray:
-    """How much of each block of factor x factor pixels is missing, in [0, 1]."""
-    return np.asarray(_reduce(Image.fromarray(mask.astype(np.float32)), factor))
+def _missing_share(mask: np.ndarray) -> np.ndarray:
+    """How much of each of the copy's pixels is missing, in [0, 1]."""
+    copy, _ = _reduce(Image.fromarray(mask.astype(np.float32)))
+    return np.asarray(copy)
 
 
 def _to_grey(picture: Image.Image, seen: np.ndarray) -> tuple[np.ndarray, list[str]]:
@@ -200,14 +217,14 @@ def _to_grey(picture: Image.Image, seen: np.ndarray) -> tuple[np.ndarray, list[s
     `seen` are the observed pixels.
     """
     notes = []
-    levels = pictures.grey_levels(picture)
+    levels = grey_levels(picture)
     highest = np.iinfo(levels.dtype).max
     if highest > 255:
         notes.append("16-bit grey levels: brought to 8 bits")
     if levels.ndim == 3:
-        bright = pictures.is_bright(levels[seen])
-        notes.append(f"transparent parts: laid over {'black' if bright else 'white'}")
-        levels = pictures.lay_over(levels, bright)
+        paper = choose_paper(levels[seen])
+        notes.append(f"transparent parts: laid over {paper}")
+        levels = lay_over(levels, paper)
     if picture.mode in ("RGB", "RGBA"):
         notes.append("color: turned to grey")
     return levels.astype(np.float32) / highest, notes
@@ -216,25 +233,28 @@ def _to_grey(picture: Image.Image, seen: np.ndarray) -> tuple[np.ndarray, list[s
 def _find_nearby_colors(
     copy: Image.Image,
     light: np.ndarray,
-    tones: Tones,
+    grey: np.ndarray,
     mask: np.ndarray,
 ) -> Colors:
-    """The colors of the observed pixels around the mask; of all, if no ink is there."""
-    near = frames.around(mask) & ~mask
-    if not near.any() or np.ptp(tones.normalize(light)[near]) < 0.5:
+    """The colors of the observed pixels around the mask; of all, if no ink is there.
+
+    `light` are the copy's own grey values; in `grey` the ground is 0 and the ink 1.
+    """
+    near = around(mask) & ~mask
+    if not near.any() or np.ptp(grey[near]) < 0.5:
         near = ~mask
 
-    step = max(1, int(near.sum()) // FEW)
+    step = max(1, near.sum() // FEW)
     levels = np.asarray(copy).reshape(*light.shape, -1)[near][::step]  # (N, channels)
     return Colors.fit(levels / np.iinfo(levels.dtype).max, light[near][::step])
 
 
-def read_mask(path: Path, shape: tuple[int, int, int]) -> Tensor:
+def read_mask(path: Path, shape: Shape) -> Tensor:
     """A mask file alone, at the model's size: bool (1, height, width)."""
     mask, _ = _open_mask(path, "auto")
-    share = _missing_share(mask, _copy_factor(mask.shape))
+    share = _missing_share(mask)
     frame, _ = find_frame(share, share > 0, shape[1:], crop=False)
-    return _shrink_mask(cut(share, frame), shape)
+    return _shrink_mask(cut(share, frame, shape[1:]))
 
 
 def _open_mask(
@@ -252,20 +272,20 @@ def _open_mask(
         found = "{}x{}, its picture {}x{}".format(*picture.size, *size)
         raise UserError(f"the mask {path} is {found}: they must be of one size")
 
-    levels = pictures.grey_levels(picture)
+    levels = grey_levels(picture)
     if levels.ndim == 3:
         opaque = levels[..., 1] > 127
         if polarity == "auto" and not opaque.all():
             notes.append("the mask's transparency says what is missing")
             levels = opaque if opaque.mean() <= 0.5 else ~opaque
         else:
-            levels = pictures.lay_over(levels, pictures.is_bright(levels))
+            levels = lay_over(levels, choose_paper(levels))
     highest = max(float(levels.max()), 1e-9)
     if ((levels > 0.02 * highest) & (levels < 0.98 * highest)).any():
         notes.append("the mask is not only black and white: cut at half")
 
     missing = levels > 0.5 * highest
-    if polarity == "auto" and missing.mean() > 0.5 and not missing.all():
+    if polarity == "auto" and 0.5 < missing.mean() < 1:
         notes.append(
             f"white covers {missing.mean():.0%} of the mask: took black as missing "
             "(--mask-polarity white says otherwise)"
@@ -280,35 +300,20 @@ def _open_mask(
     return missing, notes
 
 
-def _to_levels(grey: np.ndarray, shape: tuple[int, int, int], levels: int) -> Tensor:
-    """Grey values as an image of the model's, uint8 (1, height, width)."""
-    image = np.rint(_resize(grey, shape) * (levels - 1)).clip(0, levels - 1)
-    return torch.from_numpy(image.astype(np.uint8))[None]
-
-
-def _shrink_mask(share: np.ndarray, shape: tuple[int, int, int]) -> Tensor:
-    """A mask of the model's size, bool (1, height, width).
+def _shrink_mask(share: np.ndarray) -> Tensor:
+    """The mask, bool (1, height, width), of how much of each pixel is missing.
 
     A pixel is missing if a quarter of it is, or if a scratch runs through it.
     """
-    share = _resize(share, shape)
     large = share > 0.25
-    near = Image.fromarray(large.astype(np.uint8)).filter(ImageFilter.MaxFilter(3))
-    scratch = (share > 0) & (np.asarray(near) == 0)
+    near = Image.fromarray(large).filter(ImageFilter.MaxFilter(3))
+    scratch = (share > 0) & ~np.asarray(near)
     return torch.from_numpy(large | scratch)[None]
-
-
-def _resize(values: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
-    """To the model's (height, width), averaging where it gets smaller."""
-    _, height, width = shape
-    larger = values.shape[0] > height
-    method = Image.Resampling.BOX if larger else Image.Resampling.BILINEAR
-    return np.asarray(Image.fromarray(values).resize((width, height), method))
 
 
 def save_grey(path: Path, image: Tensor) -> None:
     """Writes grey values in [0, 1], (1, height, width), as an 8-bit PNG."""
-    levels = (image[0].clamp(0, 1) * 255).round().to(torch.uint8)
+    levels = (image[0].clamp(0, 1) * 255).round().byte()
     save_picture(path, Image.fromarray(levels.numpy()))
 
 
