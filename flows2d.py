@@ -1,4 +1,4 @@
-"""Normalizing flows for vectors: the container, four transforms, two architectures.
+"""Normalizing flows for vectors: the container, five transforms, two architectures.
 
 A flow carries data x to latents z through invertible transforms f = f_K ∘ ... ∘ f_1,
 where z has a density that is known, the base. The change of variables gives that of x:
@@ -15,7 +15,7 @@ What a transform needs but does not learn (masks, permutations, signs) is a buff
 it is saved with the weights. An argument that cannot be used raises a ValueError that
 names it. The file needs torch alone: copy it and it works. Papers: Dinh et al. (2017),
 arXiv:1605.08803 (RealNVP); Kingma and Dhariwal (2018), arXiv:1807.03039 (Glow, the
-linear layer).
+linear layer); Durkan et al. (2019), arXiv:1906.04032 (splines).
 """
 
 import math
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 # a coupling's network sees its input cut off here; standardized data reaches about 3
 REACH = 10.0
+SMALLEST_BIN = 1e-3  # least width and height of a spline's bin, shares of the range
 Vector = Sequence[float] | Tensor
 
 
@@ -81,8 +82,8 @@ class Flow(nn.Module):
     @staticmethod
     def from_config(config: dict) -> "Flow":
         """The flow with this `config` and new weights; KeyError for an unknown part."""
-        kinds = [AffineCoupling, InvertibleLinear, PermutationTransform, Standardize]
-        kinds += [StandardNormal, MixtureBase]
+        kinds = [AffineCoupling, SplineCoupling, InvertibleLinear, PermutationTransform]
+        kinds += [Standardize, StandardNormal, MixtureBase]
         by_name = {kind.__name__: kind for kind in kinds}
         # Flows from before there were bases with modes name none.
         base = config.get("base", ["StandardNormal", {"dim": config["dim"]}])
@@ -277,15 +278,51 @@ def _draw_normal(
     return noise.to(like.device)
 
 
-class AffineCoupling(nn.Module):
+class Coupling(nn.Module):
+    """Changes some entries by amounts that a network computes from the rest.
+
+    The mask m is 1 where an entry passes through unchanged, so the inverse can compute
+    the same amounts. The network sees m ⊙ x, cut off at ±10: no density overflows far
+    from the data. `AffineCoupling` and `SplineCoupling` say what is done with them.
+
+    Args:
+        mask: (dim,) of 0 and 1, not all 1.
+        hidden: widths of the network's hidden layers (ReLU).
+        outputs: how many numbers the network computes.
+    """
+
+    def __init__(self, mask: Tensor, hidden: Sequence[int], outputs: int):
+        super().__init__()
+        hidden = [_check_count("hidden", width) for width in hidden]
+        self.dim = len(mask)
+        self.config: dict = {"mask": mask.int().tolist(), "hidden": hidden}
+        self.register_buffer("mask", mask.to(torch.get_default_dtype()))
+
+        layers = []
+        widths = [self.dim, *hidden, outputs]
+        for before, after in zip(widths, widths[1:]):
+            layers += [nn.Linear(before, after), nn.ReLU()]
+        self.net = nn.Sequential(*layers[:-1])  # no ReLU at the end
+        # With zeros here the coupling starts as the identity.
+        nn.init.zeros_(self.net[-1].weight)
+        nn.init.zeros_(self.net[-1].bias)
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={value}" for name, value in self.config.items())
+
+    def _compute(self, x: Tensor) -> Tensor:
+        """What the network computes: (B, dim) -> (B, outputs)."""
+        # hardtanh cuts off as clamp does, and its gradient takes fewer operations
+        return self.net(nn.functional.hardtanh(x * self.mask, -REACH, REACH))
+
+
+class AffineCoupling(Coupling):
     """Scales and shifts some entries by amounts that a network computes from the rest.
 
     z = m ⊙ x + (1 - m) ⊙ (x ⊙ exp s + t),   (s, t) = network(m ⊙ x)
     log|det J| = Σ (1 - m) ⊙ s
 
-    The mask m is 1 where an entry passes through unchanged, so the inverse can compute
-    s and t too. The network sees its input cut off at ±10, and s = bound · tanh(...).
-    So no density overflows far from the data. Source: Dinh et al. (2017),
+    It holds s = bound · tanh(...). For m see `Coupling`. Source: Dinh et al. (2017),
     arXiv:1605.08803, section 3.4.
 
     Args:
@@ -297,41 +334,13 @@ class AffineCoupling(nn.Module):
     def __init__(
         self, mask: Vector, hidden: Sequence[int] = (32, 32), bound: float = 2.0
     ):
-        super().__init__()
-        mask = torch.as_tensor(mask)
-        if mask.ndim != 1 or mask.all() or not ((mask == 0) | (mask == 1)).all():
-            raise ValueError(
-                f"mask must be a vector of 0 and 1 with a 0, not {mask.tolist()}"
-            )
-        if not 0 < bound < math.inf:
-            raise ValueError(f"bound must be positive and finite, not {bound}")
-        hidden = [_check_count("hidden", width) for width in hidden]
-
-        self.dim = len(mask)
-        self.bound = float(bound)
-        self.config = {
-            "mask": mask.int().tolist(),
-            "hidden": hidden,
-            "bound": self.bound,
-        }
-        self.register_buffer("mask", mask.to(torch.get_default_dtype()))
-
-        layers = []
-        widths = [self.dim, *hidden, 2 * self.dim]
-        for before, after in zip(widths, widths[1:]):
-            layers += [nn.Linear(before, after), nn.ReLU()]
-        self.net = nn.Sequential(*layers[:-1])  # no ReLU at the end
-        # With zeros here the coupling starts as the identity.
-        nn.init.zeros_(self.net[-1].weight)
-        nn.init.zeros_(self.net[-1].bias)
-
-    def extra_repr(self) -> str:
-        return ", ".join(f"{name}={value}" for name, value in self.config.items())
+        mask = _as_mask(mask)
+        super().__init__(mask, hidden, 2 * len(mask))
+        self.bound = _check_bound(bound)
+        self.config["bound"] = self.bound
 
     def _log_scale_and_shift(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        # hardtanh cuts off as clamp does, and its gradient takes fewer operations
-        seen = nn.functional.hardtanh(x * self.mask, -REACH, REACH)
-        log_scale, shift = self.net(seen).chunk(2, dim=-1)
+        log_scale, shift = self._compute(x).chunk(2, dim=-1)
         transformed = 1 - self.mask
         return log_scale.tanh() * (self.bound * transformed), shift * transformed
 
@@ -342,6 +351,142 @@ class AffineCoupling(nn.Module):
     def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
         log_scale, shift = self._log_scale_and_shift(z)
         return (z - shift) * (-log_scale).exp(), -log_scale.sum(-1)
+
+
+class SplineCoupling(Coupling):
+    """Sends some entries through splines that a network computes from the rest.
+
+    z = m ⊙ x + (1 - m) ⊙ spline(x),   the spline's bins and slopes = network(m ⊙ x)
+    log|det J| = Σ (1 - m) ⊙ log spline'(x)
+
+    An affine map of a Gaussian is a Gaussian. A spline can split it in two, so a few
+    couplings do what takes many affine ones. For m see `Coupling`. Source: Durkan et
+    al. (2019), arXiv:1906.04032.
+
+    Args:
+        mask: (dim,) of 0 and 1, not all 1.
+        hidden: widths of the network's hidden layers (ReLU).
+        bins: of each spline.
+        bound: beyond ±bound the splines are the identity.
+    """
+
+    def __init__(
+        self,
+        mask: Vector,
+        hidden: Sequence[int] = (64, 64),
+        bins: int = 8,
+        bound: float = 6.0,
+    ):
+        mask = _as_mask(mask)
+        self.bins = _check_count("bins", bins)
+        changed = (mask == 0).nonzero().squeeze(1)
+        super().__init__(mask, hidden, (3 * bins - 1) * len(changed))
+        self.bound = _check_bound(bound)
+        self.config |= {"bins": bins, "bound": self.bound}
+        self.register_buffer("changed", changed, persistent=False)
+
+    def _map(self, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+        parameters = self._compute(x).unflatten(1, (3 * self.bins - 1, -1))
+        sizes, slopes = parameters.split([2 * self.bins, self.bins - 1], dim=1)
+        changed = x.index_select(1, self.changed)
+        changed, log_slope = spline(changed, sizes, slopes, self.bound, inverse)
+        return x.index_copy(1, self.changed, changed), log_slope.sum(1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self._map(x, inverse=False)
+
+    def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        return self._map(z, inverse=True)
+
+
+def spline(
+    x: Tensor,
+    sizes: Tensor,
+    slopes: Tensor,
+    bound: float,
+    inverse: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """A monotone rational-quadratic spline on [-bound, bound], and log dy/dx.
+
+    Outside y = x. The range is cut into bins. In a bin of width w and height h the
+    curve goes from (x₀, y₀), with slope d₀, to (x₀ + w, y₀ + h), with slope d₁. Let
+    s = h / w and t = (x - x₀) / w in [0, 1]:
+
+        y = y₀ + h (s t² + d₀ t (1 - t)) / (s + (d₀ + d₁ - 2 s) t (1 - t))
+
+    The inverse solves this for t, a quadratic equation (Durkan et al. 2019, section
+    3.1).
+
+    Args:
+        x: (B, ...), any shape.
+        sizes: (B, 2·bins, ...): the bins' log-widths, then their log-heights, not
+            normalized.
+        slopes: (B, bins - 1, ...): log-slopes where two bins meet, softly bounded by
+            ±4.
+    Returns:
+        y, of x's shape, and log dy/dx entry by entry. If all parameters are zero,
+        y = x.
+    """
+    inside = x.abs() < bound
+    u = torch.where(inside, x, 0) / (2 * bound) + 0.5  # [-bound, bound] -> [0, 1]
+    (left, bottom), (width, height), (d0, d1) = _bin_of(u, sizes, slopes, inverse)
+    slope = height / width  # s, the bin's mean slope
+    bend = d0 + d1 - 2 * slope  # 0 if the curve is straight
+
+    # How far the place is along its bin: t in [0, 1].
+    if inverse:  # a t² + b t + c = 0; this form of its root loses no digits
+        y = u - bottom
+        a = y * bend + height * (slope - d0)
+        b = height * d0 - y * bend
+        c = -slope * y
+        t = 2 * c / (-b - (b * b - 4 * a * c).clamp(min=0).sqrt())
+    else:
+        t = (u - left) / width
+    curve = t * (1 - t)
+    denominator = slope + bend * curve
+    if inverse:
+        y = left + width * t
+    else:
+        y = bottom + height * (slope * t * t + d0 * curve) / denominator
+
+    # dy/dx = s² (d₁ t² + 2 s t (1 - t) + d₀ (1 - t)²) / denominator²
+    rise = d1 * t * t + 2 * slope * curve + d0 * (1 - t) ** 2
+    log_slope = (slope**2 * rise / denominator**2).log()
+    y = torch.where(inside, (2 * y - 1) * bound, x)  # [0, 1] -> [-bound, bound]
+    return y, torch.where(inside, -log_slope if inverse else log_slope, 0)
+
+
+def _bin_of(
+    u: Tensor,
+    sizes: Tensor,
+    slopes: Tensor,
+    inverse: bool,
+) -> tuple[tuple, tuple, tuple]:
+    """u's bin in [0, 1]: its corner (x₀, y₀), its size (w, h), its slopes (d₀, d₁)."""
+    bins = slopes.shape[1] + 1
+    rest = u.ndim - 1
+    # Each bin has the least size; the softmax shares out what is left of the range:
+    # widths and heights, (B, 2, bins, ...).
+    sizes = sizes.unflatten(1, (2, bins)).softmax(2)
+    left_over = 1 - bins * SMALLEST_BIN
+    # Slope 1 at both ends of the range, so that the spline joins the identity smoothly:
+    # log-slopes (B, bins + 1, ...), log 1 = 0.
+    slopes = nn.functional.pad(slopes, (0, 0) * rest + (1, 1))
+
+    # The bin's index has no gradient. The inverse looks for it along y.
+    k = torch.arange(bins, device=u.device).reshape(-1, *[1] * rest)  # (bins, 1, ...)
+    with torch.no_grad():
+        axis = sizes[:, 1 if inverse else 0]  # (B, bins, ...)
+        edges = left_over * axis[:, :-1].cumsum(1) + SMALLEST_BIN * k[1:]
+        bin = (edges <= u[:, None]).sum(1, keepdim=True)  # (B, 1, ...)
+        before = (k < bin).to(u.dtype)  # (B, bins, ...): 1 for the bins before it
+
+    # A bin's corner is the sum of all widths and heights before it: (B, 2, ...).
+    corner = left_over * (sizes * before[:, None]).sum(2) + SMALLEST_BIN * bin
+    chosen = bin[:, None].expand(-1, 2, *bin.shape[1:])  # (B, 2, 1, ...)
+    size = left_over * sizes.gather(2, chosen).squeeze(2) + SMALLEST_BIN  # (B, 2, ...)
+    ends = slopes.gather(1, torch.cat([bin, bin + 1], 1))  # (B, 2, ...)
+    return corner.unbind(1), size.unbind(1), (4 * torch.tanh(ends / 4)).exp().unbind(1)
 
 
 class InvertibleLinear(nn.Module):
@@ -470,6 +615,7 @@ def realnvp(
     mean: Vector | None = None,
     std: Vector | None = None,
     modes: int = 1,
+    bins: int = 0,
 ) -> Flow:
     """Couplings with alternating masks, an `InvertibleLinear` between each two.
 
@@ -480,6 +626,8 @@ def realnvp(
         mean, std: (dim,) each, of the data; given, the flow standardizes x before the
             couplings.
         modes: of the base; N(0, I) for one, otherwise a `MixtureBase`.
+        bins: of the couplings' splines; without any the couplings are affine, as in
+            RealNVP's paper.
     """
     transforms = _start(dim, layers, mean, std)
     for i in range(layers):
@@ -488,7 +636,7 @@ def realnvp(
             transforms.append(InvertibleLinear(dim, torch.eye(dim)))
         # In one dimension there is nothing to pass through.
         mask = (torch.arange(dim) + i) % 2 == 0 if dim > 1 else torch.zeros(1)
-        transforms.append(AffineCoupling(mask, hidden))
+        transforms.append(_coupling(mask, hidden, bins))
     return _require_all_transformed(Flow(transforms, dim, _base(dim, modes)))
 
 
@@ -499,6 +647,7 @@ def permutation_flow(
     mean: Vector | None = None,
     std: Vector | None = None,
     modes: int = 1,
+    bins: int = 0,
     seed: int | None = None,
 ) -> Flow:
     """Couplings with one mask, a fixed random `PermutationTransform` between each two.
@@ -512,7 +661,7 @@ def permutation_flow(
     for i in range(layers):
         if i > 0:
             transforms.append(PermutationTransform(dim, generator=generator))
-        transforms.append(AffineCoupling(mask, hidden))
+        transforms.append(_coupling(mask, hidden, bins))
     return _require_all_transformed(Flow(transforms, dim, _base(dim, modes)))
 
 
@@ -527,6 +676,11 @@ def _start(
     mean = torch.zeros(dim) if mean is None else mean
     std = torch.ones(dim) if std is None else std
     return [Standardize(mean, std)]
+
+
+def _coupling(mask: Tensor, hidden: Sequence[int], bins: int) -> Coupling:
+    """One with splines of this many bins, or an affine one."""
+    return SplineCoupling(mask, hidden, bins) if bins else AffineCoupling(mask, hidden)
 
 
 def _base(dim: int, modes: int) -> nn.Module:
@@ -551,7 +705,7 @@ def _require_all_transformed(flow: Flow) -> Flow:
     for transform in flow.transforms:
         if isinstance(transform, PermutationTransform):
             place = place[transform.permutation]
-        elif isinstance(transform, AffineCoupling):
+        elif isinstance(transform, Coupling):
             missed -= set(place[transform.mask == 0].tolist())
             couplings += 1
 
@@ -575,6 +729,22 @@ def _as_floats(vector: Sequence | Tensor) -> Tensor:
     return (
         vector if vector.is_floating_point() else vector.to(torch.get_default_dtype())
     )
+
+
+def _as_mask(mask: Vector) -> Tensor:
+    """A coupling's mask; ValueError unless it is of 0 and 1, with a 0."""
+    mask = torch.as_tensor(mask)
+    if mask.ndim != 1 or mask.all() or not ((mask == 0) | (mask == 1)).all():
+        raise ValueError(
+            f"mask must be a vector of 0 and 1 with a 0, not {mask.tolist()}"
+        )
+    return mask
+
+
+def _check_bound(bound: float) -> float:
+    if not 0 < bound < math.inf:
+        raise ValueError(f"bound must be positive and finite, not {bound}")
+    return float(bound)
 
 
 def _check_count(name: str, value: int) -> int:

@@ -1,11 +1,11 @@
-"""The Glow's layers: networks, splines, couplings, ActNorm, split prior, dequantizer.
+"""The Glow's layers: networks, couplings, ActNorm, split prior, dequantizer.
 
 Every layer is a normflows `Flow`: `inverse` takes data to latent, `forward` takes
 latent to data. Both also return the log-determinant in nats: (B,), or one number if all
 examples share it.
 
-Papers: Kingma and Dhariwal (2018), arXiv:1807.03039 (Glow); Durkan et al. (2019),
-arXiv:1906.04032 (splines); Ho et al. (2019), arXiv:1902.00275 (learned dequantization).
+The couplings' splines are those of flows2d.py. Papers: Kingma and Dhariwal (2018),
+arXiv:1807.03039 (Glow); Ho et al. (2019), arXiv:1902.00275 (learned dequantization).
 """
 
 import math
@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from flows2d import spline
+
 LOG_TWO_PI = math.log(2 * math.pi)
 RANGE = 3.0  # beyond ±3 a coupling's spline is the identity
-SMALLEST_BIN = 1e-3  # least width and height of a spline's bin, shares of the range
 
 
 class ConvNet(nn.Module):
@@ -58,96 +59,6 @@ class ConvNet(nn.Module):
                 h = h + block(h)
             y = self.last(h.relu())
         return y.to(x.dtype, memory_format=torch.contiguous_format)
-
-
-def spline(
-    x: Tensor,
-    sizes: Tensor,
-    slopes: Tensor,
-    bound: float,
-    inverse: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """A monotone rational-quadratic spline on [-bound, bound], and log dy/dx.
-
-    Outside y = x. The range is cut into bins. In a bin of width w and height h the
-    curve goes from (x₀, y₀), with slope d₀, to (x₀ + w, y₀ + h), with slope d₁. Let
-    s = h / w and t = (x - x₀) / w in [0, 1]:
-
-        y = y₀ + h (s t² + d₀ t (1 - t)) / (s + (d₀ + d₁ - 2 s) t (1 - t))
-
-    The inverse solves this for t, a quadratic equation (Durkan et al. 2019, section
-    3.1).
-
-    Args:
-        x: (B, ...), any shape.
-        sizes: (B, 2·bins, ...): the bins' log-widths, then their log-heights, not
-            normalized.
-        slopes: (B, bins - 1, ...): log-slopes where two bins meet, softly bounded by
-            ±4.
-    Returns:
-        y, of x's shape, and log dy/dx entry by entry. If all parameters are zero,
-        y = x.
-    """
-    inside = x.abs() < bound
-    u = torch.where(inside, x, 0) / (2 * bound) + 0.5  # [-bound, bound] -> [0, 1]
-    (left, bottom), (width, height), (d0, d1) = _bin_of(u, sizes, slopes, inverse)
-    slope = height / width  # s, the bin's mean slope
-    bend = d0 + d1 - 2 * slope  # 0 if the curve is straight
-
-    # How far the place is along its bin: t in [0, 1].
-    if inverse:  # a t² + b t + c = 0; this form of its root loses no digits
-        y = u - bottom
-        a = y * bend + height * (slope - d0)
-        b = height * d0 - y * bend
-        c = -slope * y
-        t = 2 * c / (-b - (b * b - 4 * a * c).clamp(min=0).sqrt())
-    else:
-        t = (u - left) / width
-    curve = t * (1 - t)
-    denominator = slope + bend * curve
-    if inverse:
-        y = left + width * t
-    else:
-        y = bottom + height * (slope * t * t + d0 * curve) / denominator
-
-    # dy/dx = s² (d₁ t² + 2 s t (1 - t) + d₀ (1 - t)²) / denominator²
-    rise = d1 * t * t + 2 * slope * curve + d0 * (1 - t) ** 2
-    log_slope = (slope**2 * rise / denominator**2).log()
-    y = torch.where(inside, (2 * y - 1) * bound, x)  # [0, 1] -> [-bound, bound]
-    return y, torch.where(inside, -log_slope if inverse else log_slope, 0)
-
-
-def _bin_of(
-    u: Tensor,
-    sizes: Tensor,
-    slopes: Tensor,
-    inverse: bool,
-) -> tuple[tuple, tuple, tuple]:
-    """u's bin in [0, 1]: its corner (x₀, y₀), its size (w, h), its slopes (d₀, d₁)."""
-    bins = slopes.shape[1] + 1
-    rest = u.ndim - 1
-    # Each bin has the least size; the softmax shares out what is left of the range:
-    # widths and heights, (B, 2, bins, ...).
-    sizes = sizes.unflatten(1, (2, bins)).softmax(2)
-    left_over = 1 - bins * SMALLEST_BIN
-    # Slope 1 at both ends of the range, so that the spline joins the identity smoothly:
-    # log-slopes (B, bins + 1, ...), log 1 = 0.
-    slopes = F.pad(slopes, (0, 0) * rest + (1, 1))
-
-    # The bin's index has no gradient. The inverse looks for it along y.
-    k = torch.arange(bins, device=u.device).reshape(-1, *[1] * rest)  # (bins, 1, ...)
-    with torch.no_grad():
-        axis = sizes[:, 1 if inverse else 0]  # (B, bins, ...)
-        edges = left_over * axis[:, :-1].cumsum(1) + SMALLEST_BIN * k[1:]
-        bin = (edges <= u[:, None]).sum(1, keepdim=True)  # (B, 1, ...)
-        before = (k < bin).to(u.dtype)  # (B, bins, ...): 1 for the bins before it
-
-    # A bin's corner is the sum of all widths and heights before it: (B, 2, ...).
-    corner = left_over * (sizes * before[:, None]).sum(2) + SMALLEST_BIN * bin
-    chosen = bin[:, None].expand(-1, 2, *bin.shape[1:])  # (B, 2, 1, ...)
-    size = left_over * sizes.gather(2, chosen).squeeze(2) + SMALLEST_BIN  # (B, 2, ...)
-    ends = slopes.gather(1, torch.cat([bin, bin + 1], 1))  # (B, 2, ...)
-    return corner.unbind(1), size.unbind(1), (4 * torch.tanh(ends / 4)).exp().unbind(1)
 
 
 class Coupling(nf.flows.Flow):
