@@ -59,8 +59,9 @@ from flows2d import Flow, InvertibleLinear, permutation_flow, realnvp
 
 ARCHITECTURES: dict[str, Callable[..., Flow]]
 ARCHITECTURES = {"realnvp": realnvp, "permutation": permutation_flow}
-LAYERS = 20  # couplings of a shape's flow
-TABLE_LAYERS = 8
+# Couplings, the width of their networks, the bins of their splines (0: affine).
+SIZES = {"layers": 4, "hidden": 64, "bins": 8}
+TABLE_SIZES = {"layers": 8, "hidden": 32, "bins": 0}
 # The largest gradient norm, and the linear layers' share of the learning rate. Each of
 # them moves everything: clipped at 1, or at a tenth of the rate, they slow the others.
 CLIP = 10.0
@@ -105,18 +106,24 @@ def table_format(args) -> Format:
 
 
 def build_flow(
-    name: str, points: Points, layers: int, hidden: int, modes: int, seed: int
+    name: str,
+    points: Points,
+    layers: int,
+    hidden: int,
+    bins: int,
+    modes: int,
+    seed: int,
 ) -> Flow:
     """An untrained flow that standardizes a shape; the seed decides its weights."""
     torch.manual_seed(seed)  # the first weights and the permutations
     sample = points.draw(10_000)
     mean, std = sample.mean(0), sample.std(0)
     build = ARCHITECTURES[name]
-    return build(2, layers, (hidden, hidden), mean, std, modes)
+    return build(2, layers, (hidden, hidden), mean, std, modes, bins)
 
 
 def make_start(
-    name: str, layers: int, hidden: int, seed: int, device: torch.device
+    name: str, layers: int, hidden: int, bins: int, seed: int, device: torch.device
 ) -> Callable[[Tensor, int, float], Flow]:
     """A function: a table's rows (N, D), modes, added -> a flow that is their mixture.
 
@@ -124,7 +131,7 @@ def make_start(
     """
 
     def build(dim: int) -> Flow:
-        return ARCHITECTURES[name](dim, layers, (hidden, hidden))
+        return ARCHITECTURES[name](dim, layers, (hidden, hidden), bins=bins)
 
     def start(rows: Tensor, modes: int, added: float) -> Flow:
         torch.manual_seed(seed)
@@ -415,15 +422,18 @@ def parse_args(argv: list[str] | None = None):
     add("--header", action=BooleanOptionalAction, help=header)
 
     add = parser.add_argument_group("model").add_argument
-    layers = f"couplings in a flow (default: {LAYERS}; of a table {TABLE_LAYERS})"
-    add("--layers", type=number(int, 2, 1000), help=layers)
-    hidden = "width of the couplings' networks"
-    add("--hidden", type=number(int, 1, 4096), default=32, help=hidden)
+    for name, low, high, text in (
+        ("layers", 2, 1000, "couplings in a flow"),
+        ("hidden", 1, 4096, "width of the couplings' networks"),
+        ("bins", 0, 500, "bins of the couplings' splines, 0 for affine couplings"),
+    ):
+        text += f" (default: {SIZES[name]}; of a table {TABLE_SIZES[name]})"
+        add(f"--{name}", type=number(int, low, high), help=text)
     modes = "Gaussians in the base (default: 1; of a table those that fit best)"
     add("--modes", type=number(int, 1, 100), help=modes)
 
     add = parser.add_argument_group("training").add_argument
-    for name, low, text in (
+    for name, least, text in (
         ("epochs", 1, "times that the held-out points are looked at"),
         ("steps-per-epoch", 1, "training steps between two of these times"),
         ("batch", 1, "points in a step"),
@@ -433,7 +443,7 @@ def parse_args(argv: list[str] | None = None):
         default = getattr(Training(), field)
         others = [f"{getattr(one, field):g}" for one in (FEW_ROWS, MANY_ROWS)]
         text += f" (default: {default:g}; of a table {' or '.join(others)})"
-        add(f"--{name}", type=number(type(default), low, 1_000_000), help=text)
+        add(f"--{name}", type=number(type(default), least, 1_000_000), help=text)
     seeds = "number of runs, from --seed on"
     add("--seeds", type=number(int, 1, 1000), default=1, metavar="N", help=seeds)
     parser.add_common_flags("folder of the two checkpoints (default: checkpoints/)")
@@ -454,28 +464,31 @@ def check_flags(parser: Parser, args) -> None:
     if args.decimal and args.decimal == args.thousands:
         parser.error("--decimal and --thousands must differ")
 
-    sizes = ("layers", "hidden", "epochs", "steps_per_epoch", "batch", "lr", "seeds")
+    sizes = (*SIZES, "epochs", "steps_per_epoch", "batch", "lr", "seeds")
     if args.score:
         parser.refuse(args, "with --score", *sizes, "metrics", "fill")
     if args.fill:
         parser.refuse(args, "with --fill", *sizes, "metrics")
 
 
+def given_flags(args, *names: str) -> dict[str, Any]:
+    """The values of those of these flags that were given."""
+    values = {name: getattr(args, name) for name in names}
+    return {name: value for name, value in values.items() if value is not None}
+
+
 def make_training(args, defaults: Training) -> Training:
     """How long and how fast to train: the defaults, or what the flags say."""
     flags = ("epochs", "steps_per_epoch", "batch", "lr")
-    given = {name: getattr(args, name) for name in flags}
-    return replace(
-        defaults, **{name: value for name, value in given.items() if value is not None}
-    )
+    return replace(defaults, **given_flags(args, *flags))
 
 
 def fit_shape_flows(args, points: Points, seed: int) -> dict[str, Fit]:
     """Both architectures, fitted to a shape."""
-    sizes = (args.layers or LAYERS, args.hidden, args.modes or 1)
+    sizes = SIZES | given_flags(args, *SIZES) | {"modes": args.modes or 1}
     fits = {}
     for name in ARCHITECTURES:
-        flow = build_flow(name, points, *sizes, seed).to(args.device)
+        flow = build_flow(name, points, seed=seed, **sizes).to(args.device)
         fits[name] = fit_flow(flow, points, make_training(args, Training()), name)
     return fits
 
@@ -489,12 +502,12 @@ def fit_table_flows(args, points: Points, seed: int) -> dict[str, Fit]:
         defaults = MANY_ROWS
         modes = args.modes or min(FIRST_MODES, modes)
 
-    layers = args.layers or TABLE_LAYERS
+    sizes = TABLE_SIZES | given_flags(args, *SIZES)
     training = make_training(args, defaults)
     train = partial(train_flow, held_out=None, training=training)
     fits = {}
     for name in ARCHITECTURES:
-        start = make_start(name, layers, args.hidden, seed, args.device)
+        start = make_start(name, seed=seed, device=args.device, **sizes)
         fits[name] = fit_table(start, train, points, choice, modes, training, name)
     return fits
 

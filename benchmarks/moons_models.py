@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from flows2d import MixtureBase, Standardize, StandardNormal, permutation_flow, realnvp
+from train_moons import SIZES
 
-# Sizes of most peers; our flows have those of train_moons.py.
+# Sizes of most peers.
 LAYERS = 12
 HIDDEN = 64
 
@@ -66,11 +67,11 @@ class Standardized(nn.Module):
 
 
 def our_flow(
-    architecture: Callable, layers: int, hidden: int, modes: int = 1
+    architecture: Callable, layers: int, hidden: int, bins: int, modes: int = 1
 ) -> Builder:
     """One of flows2d.py's architectures."""
     widths = (hidden, hidden)
-    return lambda mean, std: architecture(2, layers, widths, mean, std, modes)
+    return lambda mean, std: architecture(2, layers, widths, mean, std, modes, bins)
 
 
 def normflows_peer(
@@ -208,10 +209,11 @@ def spline_and_linear() -> list[nn.Module]:
 
 
 MODELS: dict[str, Builder] = {
-    "realnvp (ours)": our_flow(realnvp, 20, 32),  # the sizes of train_moons.py
-    "permutation (ours)": our_flow(permutation_flow, 20, 32),
-    "realnvp, 2 modes (ours)": our_flow(realnvp, 20, 32, modes=2),
-    "permutation, 2 modes (ours)": our_flow(permutation_flow, 20, 32, modes=2),
+    "realnvp (ours)": our_flow(realnvp, **SIZES),
+    "permutation (ours)": our_flow(permutation_flow, **SIZES),
+    "realnvp, 2 modes (ours)": our_flow(realnvp, **SIZES, modes=2),
+    "permutation, 2 modes (ours)": our_flow(permutation_flow, **SIZES, modes=2),
+    "permutation, affine (ours)": our_flow(permutation_flow, 20, 32, bins=0),
     "zuko NSF": zuko_nsf(),
     "zuko NSF, its 2 modes": zuko_nsf(modes=2),
     "normflows affine + LU": normflows_peer(LAYERS, affine_and_linear),
@@ -222,11 +224,11 @@ MODELS: dict[str, Builder] = {
 # Ours and normflows' with the same widths and depth, for the cost of a training step.
 STEP_TIME_PAIRS: dict[str, tuple[Builder, Builder]] = {
     "affine + linear": (
-        our_flow(realnvp, LAYERS, HIDDEN),
+        our_flow(realnvp, LAYERS, HIDDEN, bins=0),
         normflows_peer(LAYERS, affine_and_linear),
     ),
     "affine + permutation": (
-        our_flow(permutation_flow, LAYERS, HIDDEN),
+        our_flow(permutation_flow, LAYERS, HIDDEN, bins=0),
         normflows_peer(LAYERS, affine_and_swap),
     ),
 }

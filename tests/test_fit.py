@@ -11,7 +11,7 @@ from flowlib.tables.mixture import Choice, choose_mixture, mixture_flow
 from flowlib.tables.points import MANY, drawing_from, make_table_points
 from train_moons import Training, make_start, train_flow
 
-START = make_start("realnvp", 4, 16, 0, torch.device("cpu"))
+START = make_start("realnvp", 4, 16, 0, 0, torch.device("cpu"))
 
 
 def curved(count: int) -> torch.Tensor:

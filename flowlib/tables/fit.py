@@ -28,10 +28,10 @@ Train = Callable[[Flow, Callable[[int], Tensor]], Iterator]
 class Training:
     """How long and how fast to train."""
 
-    epochs: int = 36
+    epochs: int = 24
     steps_per_epoch: int = 50
     batch: int = 512
-    lr: float = 1e-2  # the highest
+    lr: float = 2e-2  # the highest
     decay: float = 0.0  # of the couplings' weights, in a step of rate 1
     muon: bool = True  # for the hidden matrices; otherwise Adam moves them too
     patience: int = 5  # of a table: epochs without a gain after which training ends
