@@ -15,16 +15,20 @@ from flows2d import (
     InvertibleLinear,
     MixtureBase,
     PermutationTransform,
+    SplineCoupling,
     Standardize,
     permutation_flow,
     realnvp,
+    spline,
 )
 
 DIMS = (1, 2, 3, 8)
 BUILDERS = {"realnvp": realnvp, "permutation": permutation_flow}
-# The same on a base with modes, for what holds of any flow.
+# The same on a base with modes, and with splines, for what holds of any flow.
 BUILDERS |= {
-    f"{name}, 3 modes": partial(build, modes=3) for name, build in BUILDERS.items()
+    f"{name}, {count} {option}": partial(build, **{option: count})
+    for name, build in BUILDERS.items()
+    for option, count in (("modes", 3), ("bins", 5))
 }
 
 
@@ -40,6 +44,8 @@ def layers(dim):
     mask = torch.arange(dim) % 2 if dim > 1 else torch.zeros(1)
     yield AffineCoupling(mask)
     yield AffineCoupling(torch.zeros(dim), hidden=())
+    yield SplineCoupling(mask)
+    yield SplineCoupling(torch.zeros(dim), hidden=(), bins=3, bound=1.0)
     yield InvertibleLinear(dim)
     yield PermutationTransform(dim)
     yield Standardize(torch.randn(dim), torch.rand(dim) + 0.5)
@@ -74,7 +80,7 @@ def test_each_layers_log_det_is_that_of_its_jacobian(dim):
 def test_a_whole_flows_log_det_is_that_of_its_jacobian(builder, dim):
     check_exact(
         randomized(
-            builder(dim, layers=6, hidden=(8, 8), mean=[0.5] * dim, std=[2.0] * dim),
+            builder(dim, layers=9, hidden=(8, 8), mean=[0.5] * dim, std=[2.0] * dim),
             0.2,
         ),
         dim,
@@ -86,19 +92,22 @@ def test_a_whole_flows_log_det_is_that_of_its_jacobian(builder, dim):
 def test_any_stack_is_exact(data):
     dim = data.draw(st.integers(1, 6), "dim")
     kinds = data.draw(
-        st.lists(st.sampled_from(("coupling", "linear", "permutation")), max_size=5),
+        st.lists(
+            st.sampled_from(("affine", "spline", "linear", "permutation")), max_size=5
+        ),
         "kinds",
     )
     stack = []
     for kind in kinds:
-        if kind == "coupling":
+        if kind in ("affine", "spline"):
             mask = data.draw(
                 st.lists(st.integers(0, 1), min_size=dim, max_size=dim).filter(
                     lambda bits: not all(bits)
                 ),
                 "mask",
             )
-            stack.append(AffineCoupling(mask, hidden=(4,)))
+            coupling = AffineCoupling if kind == "affine" else SplineCoupling
+            stack.append(coupling(mask, hidden=(4,)))
         elif kind == "linear":
             stack.append(InvertibleLinear(dim))
         else:
@@ -131,6 +140,67 @@ def test_a_couplings_first_and_second_derivatives(mask, hidden):
     assert torch.equal(
         torch.autograd.grad(log_det.sum(), far)[0], torch.zeros_like(far)
     )
+
+
+def knots(shape=(5, 3), bins=6, scale=2.0):
+    sizes = scale * torch.randn(5, 2 * bins, *shape[1:]).double()
+    return sizes, scale * torch.randn(5, bins - 1, *shape[1:]).double()
+
+
+def test_the_splines_log_slope_is_autograds():
+    x = (2 * torch.randn(5, 3, dtype=torch.float64)).requires_grad_()
+    y, log_slope = spline(x, *knots(), bound=3.0)
+    (slope,) = torch.autograd.grad(y.sum(), x)
+    assert (x.abs() > 3).any()
+    assert (x.abs() < 3).any()
+    torch.testing.assert_close(log_slope, slope.log(), rtol=0, atol=1e-10)
+
+
+def test_the_splines_inverse_undoes_it():
+    x, sizes_and_slopes = 2 * torch.randn(5, 3, dtype=torch.float64), knots()
+    y, log_slope = spline(x, *sizes_and_slopes, bound=3.0)
+    back, back_log_slope = spline(y, *sizes_and_slopes, bound=3.0, inverse=True)
+    torch.testing.assert_close(back, x, rtol=0, atol=1e-9)
+    torch.testing.assert_close(back_log_slope, -log_slope, rtol=0, atol=1e-7)
+
+
+def test_a_spline_is_continuous_increasing_and_the_identity_outside_and_for_zeros():
+    x = torch.linspace(-4, 4, 4001, dtype=torch.float64).expand(5, -1)
+    sizes, slopes = (value[..., :1].expand(-1, -1, 4001) for value in knots())
+    y, _ = spline(x, sizes, slopes, bound=3.0)
+    assert (y.diff() > 0).all()
+    assert torch.equal(y[x.abs() >= 3], x[x.abs() >= 3])
+    assert (y - x).abs()[:, 499:502].max() < 0.2  # nothing jumps at the border
+    identity, _ = spline(x, 0 * sizes, 0 * slopes, bound=3.0)
+    torch.testing.assert_close(identity, x, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("mask", [[1, 0], [0, 0], [0, 1, 1, 0]])
+def test_a_spline_coupling_sends_each_entry_through_a_spline_of_the_others(mask):
+    coupling = randomized(SplineCoupling(mask, hidden=(5, 4), bins=4, bound=2.0))
+    x = 2 * torch.randn(6, len(mask), dtype=torch.float64)
+    z, log_det = coupling(x)
+    kept = torch.tensor(mask) == 1
+    assert torch.equal(z[:, kept], x[:, kept])
+    outside = (x.abs() >= 2) & ~kept
+    assert torch.equal(z[outside], x[outside])
+    assert (z[(x.abs() < 2) & ~kept] != x[(x.abs() < 2) & ~kept]).all()
+
+    parameters = coupling.net(x * kept).reshape(6, 11, -1)
+    sizes, slopes = parameters[:, :8], parameters[:, 8:]
+    expected, log_slope = spline(x[:, ~kept], sizes, slopes, 2.0)
+    assert torch.equal(z[:, ~kept], expected)
+    assert torch.equal(log_det, log_slope.sum(1))
+
+
+def test_couplings_start_as_the_identity_and_a_single_bin_stays_it():
+    x = 3 * torch.randn(50, 3, dtype=torch.float64)
+    mask = [1, 0, 0]
+    start = (AffineCoupling(mask), SplineCoupling(mask))
+    for coupling in (*start, randomized(SplineCoupling(mask, bins=1))):
+        z, log_det = coupling.double()(x)
+        torch.testing.assert_close(z, x)
+        torch.testing.assert_close(log_det, torch.zeros_like(log_det))
 
 
 def test_log_prob_has_a_hessian():
@@ -362,6 +432,10 @@ def test_the_linear_layer_is_the_product_of_its_factors():
         (lambda: AffineCoupling([]), "mask"),
         (lambda: AffineCoupling([0, 1], hidden=(0,)), "hidden"),
         (lambda: AffineCoupling([0, 1], bound=0.0), "bound"),
+        (lambda: SplineCoupling([1, 1]), "mask"),
+        (lambda: SplineCoupling([0, 1], bins=0), "bins"),
+        (lambda: SplineCoupling([0, 1], bound=math.inf), "bound"),
+        (lambda: realnvp(2, bins=2.5), "bins"),
         (lambda: InvertibleLinear(0), "dim"),
         (lambda: InvertibleLinear(2.0), "dim"),
         (lambda: InvertibleLinear(2, torch.eye(3)), "weight"),
@@ -417,8 +491,9 @@ def test_a_damaged_checkpoint_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("make", [realnvp, permutation_flow])
-def test_a_flow_is_exported_with_a_free_batch_size(make):
-    flow = make(3, layers=4, mean=[1.0, 2.0, 3.0])
+@pytest.mark.parametrize("bins", [0, 4])
+def test_a_flow_is_exported_with_a_free_batch_size(make, bins):
+    flow = make(3, layers=4, mean=[1.0, 2.0, 3.0], bins=bins)
     free = ({0: torch.export.Dim("batch")},)
     exported = torch.export.export(
         flow, (torch.randn(7, 3),), dynamic_shapes=free
