@@ -160,10 +160,8 @@ def train_glow(
         share = schedule(state.step, settings.steps)
         state.step += 1
 
-        batch = images[next(order)]
-        if state.step <= SHIFTED * settings.steps:
-            generator = rng(seed, "shift", state.step)
-            batch = shift_images(batch, settings.shift, generator)
+        most = settings.shift if state.step <= SHIFTED * settings.steps else 0
+        batch = shift_images(images[next(order)], most, rng(seed, "shift", state.step))
         noise = torch.randn(batch.shape, generator=rng(seed, "noise", state.step))
         loss = model(group.share(batch), group.share(noise)).mean()
         state.model.zero_grad()
