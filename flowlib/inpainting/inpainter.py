@@ -1,7 +1,7 @@
 """Fills holes in grey images with a Glow: where model, images and engines meet."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -112,17 +112,13 @@ class Inpainter:
             v = self.find_map(problem, self.starts(fill))
             bar.update(total - bar.n)
 
-        digits = None
-        if self.classifier is not None:
-            digits = self.classifier.find_classes(fill.plausible)  # (B, C)
+        fill.map = self.to_levels(v, problem)
+        fill.map_log_prob = self.log_prob(v)
         mean, std = self.typical_log_prob
-        return replace(
-            fill,
-            map=self.to_levels(v, problem),
-            map_log_prob=self.log_prob(v),
-            typical=(fill.log_prob.amax(1) - mean) / std,
-            digits=digits,
-        )
+        fill.typical = (fill.log_prob.amax(1) - mean) / std
+        if self.classifier:
+            fill.digits = self.classifier.find_classes(fill.plausible)
+        return fill
 
     def find_fills(
         self,
@@ -162,7 +158,7 @@ class Inpainter:
         seeds = problem.seeds
         observed = problem.observed
         if observed is None:
-            many = problem.masked[:, None].expand(-1, count, -1, -1, -1)
+            many = problem.masked[:, None].repeat_interleave(count, 1)
             observed = self._dequantize(many, seeds, "observed")  # (B, C, 1, H, W)
         density = self._density(observed, problem.mask)
 
@@ -256,7 +252,7 @@ class Inpainter:
         near[0, 1:] = near[1:, 0] = 0
 
         pixel = images.flatten().long().to(v.device)
-        squares = grad.new_zeros(levels).index_add_(0, pixel, grad.square().flatten())
+        squares = torch.bincount(pixel, grad.square().flatten(), minlength=levels)
         counts = torch.bincount(pixel, minlength=levels).to(grad.dtype)
         return ((near @ squares + 1) / (near @ counts + 1)).rsqrt()
 
