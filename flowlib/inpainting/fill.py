@@ -121,11 +121,10 @@ class Fill(Batch):
         mean = self.grey(self.plausible).mean(1)
         return torch.where(self.problem.mask, mean, self.grey(self.problem.masked))
 
-    def interval(self, share: float) -> tuple[Tensor, Tensor]:
-        """Edges, low and high (B, 1, H, W), of the central interval of the fills."""
+    def interval(self, share: float) -> Tensor:
+        """Edges of the central interval of the fills, low and high: (2, B, 1, H, W)."""
         edges = torch.tensor([(1 - share) / 2, (1 + share) / 2])
-        low, high = self.grey(self.plausible).quantile(edges, dim=1)
-        return low, high
+        return self.grey(self.plausible).quantile(edges, dim=1)
 
     def describe_digits(self, i: int) -> str:
         """The two most frequent digits among image i's fills: "4: 8 of 12, 9: 3"."""

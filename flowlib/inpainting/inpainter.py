@@ -18,6 +18,7 @@ from flowlib.rng import Streams
 
 FIRST_STEPS = 10  # of the MAP ascent, after which the likeliest start goes on alone
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
+Tick = Callable[[], object]  # moves a progress bar on
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def run_engine(
     streams: Streams,
     settings: FillSettings,
     lr: float = 0.4,
-    tick: Callable[[], object] = lambda: None,
+    tick: Tick = lambda: None,
 ) -> Tensor:
     """Fills y (B, C, D), refined: each is near the top of a mode of the density.
 
@@ -120,11 +121,7 @@ class Inpainter:
             fill.digits = self.classifier.find_classes(fill.plausible)
         return fill
 
-    def find_fills(
-        self,
-        problem: Problem,
-        tick: Callable[[], object] = lambda: None,
-    ) -> Fill:
+    def find_fills(self, problem: Problem, tick: Tick = lambda: None) -> Fill:
         """Plausible fills of the missing pixels; no MAP estimate yet.
 
         A fill begins as a similar reference image, is refined until the flow finds it
@@ -147,7 +144,7 @@ class Inpainter:
     def refine(
         self,
         problem: Problem,
-        tick: Callable[[], object] = lambda: None,
+        tick: Tick = lambda: None,
     ) -> tuple[HoleDensity, Tensor, Streams]:
         """Refined fills without noise: their density, y (B, C, D), and random numbers.
 

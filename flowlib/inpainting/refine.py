@@ -176,16 +176,16 @@ def random_patches(
     """
     entries = hole.shape[2]
     center = (streams.rand(count, entries) * hole).argmax(2)  # (B, C)
-    box = hole
     flat = torch.arange(entries, device=hole.device)
-    for index in reversed(torch.unravel_index(flat, shape)):
-        # How far the hole reaches along this axis, on which entry d is index[d]: (B, 1).
+    box = hole
+    for index in reversed(torch.unravel_index(flat, shape)):  # along an axis, (D,)
+        # How far the hole reaches along this axis: (B, 1).
         last = torch.where(hole, index, -1).amax(2)
         first = torch.where(hole, index, entries).amin(2)
         side = (last - first + 1).clamp(min=1)
 
         length = 1 + side // 7 + (streams.rand(count) * (side // 2 - side // 7)).long()
         start = index[center] - (streams.rand(count) * length).long()  # (B, C)
-        past = start + length
-        box = box & (index >= start[..., None]) & (index < past[..., None])
+        end = start + length
+        box = box & (index >= start[..., None]) & (index < end[..., None])
     return box

@@ -49,8 +49,8 @@ def crps(samples: Tensor, truth: Tensor, mask: Tensor) -> Tensor:
     count = len(samples)
     error = (samples - truth).abs().mean(0)
 
-    # Sorted, the k-th of S samples enters the sum over all pairs 2 k - S - 1 times. Each
-    # pair is in E|X - X'| twice, and half of that is what counts.
+    # E|X - X'| / 2 is the sum over all pairs, each taken once, divided by S². Sorted,
+    # the k-th of S samples enters that sum 2 k - S - 1 times.
     times = torch.arange(1 - count, count, 2).to(samples)
     half_spread = torch.tensordot(times, samples.sort(0).values, 1) / count**2
     return hole_mean(error - half_spread, mask)

@@ -28,8 +28,8 @@ def plot_fills(fills: dict[str, Fill], title: str = "") -> Figure:
     """
     tables = {}
     for name, fill in fills.items():
-        count = min(ROWS, len(fill))
-        tables[name] = [describe_fill(fill[[i]]) for i in range(count)]
+        rows = range(len(fill))[:ROWS]
+        tables[name] = [describe_fill(fill[[i]]) for i in rows]
     heights = [len(table) for table in tables.values()]
     columns = max(len(table[0]) for table in tables.values())
 
