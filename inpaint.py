@@ -44,7 +44,7 @@ from flowlib.cli import Parser, number, one_line_errors, threads
 from flowlib.distributed import Processes, processes
 from flowlib.files import UserError
 from flowlib.images import user_images
-from flowlib.images.classifier import load_classifier
+from flowlib.images.classifier import Classifier, load_classifier
 from flowlib.images.datasets import (
     Images,
     add_dataset_flags,
@@ -82,18 +82,10 @@ def find_references(glow: Glow, data_dir: Path, seed: int) -> Tensor:
     return glow.quantize(glow.sample(SAMPLES, rng(seed, "reference images"))).cpu()
 
 
-def make_inpainter(
-    glow: Glow,
-    images: Images | None,
-    data_dir: Path,
-    seed: int,
-    settings: FillSettings,
-) -> Inpainter:
-    """The Glow with reference images, and a classifier if there is one of its data."""
-    references = images.train if images else find_references(glow, data_dir, seed)
+def find_classifier(glow: Glow) -> Classifier | None:
+    """The classifier of the Glow's data, if there is one."""
     file = files.find_checkpoint(f"classifier_{glow.made_from.get('name')}.pt")
-    classifier = load_classifier(file, glow.device) if file.is_file() else None
-    return Inpainter(glow, references, classifier, settings)
+    return load_classifier(file, glow.device) if file.is_file() else None
 
 
 def fill_together(
@@ -103,10 +95,10 @@ def fill_together(
     label: str,
 ) -> Fill:
     """Fills a problem's images, shared among the processes, with a progress bar."""
-    rows = torch.arange(len(problem)).tensor_split(group.count)[group.rank].tolist()
+    rows = group.share(torch.arange(len(problem))).tolist()
     label = label if group.first else None
     fill = inpainter.fill(problem[rows], label) if rows else None
-    return Fill.cat([part for part in group.gather(fill) if part is not None])
+    return Fill.cat([part for part in group.gather(fill) if part])
 
 
 # ---------------------------------------------------------------- test images
@@ -114,20 +106,15 @@ def fill_together(
 
 def fill_test_images(
     inpainter: Inpainter,
-    images: Images,
-    masks: list[str] | None,
-    count: int,
-    seed: int,
+    problems: dict[str, Problem],
     group: Processes,
     figures: Path,
+    name: str,
 ) -> dict:
-    """Fills holes in `count` test images; prints tables and draws the figure.
+    """Fills each kind of holes; prints tables and draws the figure of the data `name`.
 
-    `masks` are their kinds, by default squares of half the side and noise:0.5. Returns
-    the metrics of each.
+    Returns the metrics of each kind.
     """
-    masks = masks or [f"square:{images.shape[1] // 2}", "noise:0.5"]
-    problems = cut_test_images(inpainter, images, masks, count, seed)
     files.require_writable(figures)
     fills = {
         mask: fill_together(group, inpainter, problem, mask)
@@ -138,27 +125,32 @@ def fill_test_images(
 
     metrics = {}
     for mask, fill in fills.items():
-        words = describe_mask(mask)
-        metrics[mask] = {"mask": words} | fill.compare(fill.problem.truth)
+        scores = fill.compare(fill.problem.truth)
+        metrics[mask] = {"mask": describe_mask(mask)} | scores
         print_metrics(metrics[mask])
     print(EXPLANATION)
 
     from flowlib.plots.inpainting import plot_fills
 
     figure = plot_fills({describe_mask(mask): fill for mask, fill in fills.items()})
-    name = figure_name("batch_inpainting_result.png", images.name)
-    files.save_figure(figure, figures, name)
+    file = figure_name("batch_inpainting_result.png", name)
+    files.save_figure(figure, figures, file)
     return {"masks": metrics}
 
 
 def cut_test_images(
     inpainter: Inpainter,
     images: Images,
-    masks: list[str],
+    masks: list[str] | None,
     count: int,
     seed: int,
 ) -> dict[str, Problem]:
-    """A problem for each kind of mask, in the first `count` test images."""
+    """A problem for each kind of mask, in the first `count` test images.
+
+    The kinds are by default squares of half the side, and noise:0.5. Raises UserError
+    if there are fewer images.
+    """
+    masks = masks or [f"square:{images.shape[1] // 2}", "noise:0.5"]
     if count > len(images.test):
         raise UserError(f"--count {count}: only {len(images.test)} test images")
     grey = images.test[:count]
@@ -291,20 +283,21 @@ def write_picture(name: str, picture: Picture, fill: Fill, output: Path) -> dict
 
     plausible = fill.grey(fill.plausible)[0]
     low, high = fill.interval(0.9)
+    width = high - low
     overview, filled, *others = result_names(name, len(plausible))
     words = textwrap.fill("; ".join(notes), 110)
     files.save_figure(plot_fills({name: fill}, words), output, overview)
     likeliest = plausible[fill.log_prob[0].argmax()]
     user_images.save_picture(output / filled, picture.restore(likeliest))
-    shown = [fill.mean()[0], fill.grey(fill.map)[0], (high - low)[0], *plausible]
+    shown = [fill.mean()[0], fill.grey(fill.map)[0], width[0], *plausible]
     for file, image in zip(others, shown):
         user_images.save_grey(output / file, image)
 
     digits = fill.describe_digits(0) or "unknown (no classifier of such pictures)"
     print(f"{name}: digits among the fills {digits}")
     row = {"notes": notes, "missing_pixels": int(picture.mask.sum())}
-    width = (high - low)[fill.problem.mask].mean().item()
-    return row | fill.numbers(0) | {"mean_uncertainty": width}
+    uncertainty = width[fill.problem.mask].mean().item()
+    return row | fill.numbers(0) | {"mean_uncertainty": uncertainty}
 
 
 # ---------------------------------------------------------------- the command line
@@ -402,6 +395,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         own = ("mask_polarity", "ink", "no_crop", "output")
         parser.refuse(args, "without --image", *own)
         return args
+
     parser.refuse(args, "with --image", "count", "figures")
     if len(args.mask or []) != 1:
         parser.error("--image needs one --mask, such as square:14 or a picture")
@@ -414,7 +408,6 @@ def main(argv: list[str] | None = None) -> None:
     """Fills holes in test images, or in the pictures of --image."""
     args = parse_args(argv)
     start = time.perf_counter()
-    settings = FillSettings(args.map_steps, args.fills)
     with processes(args.device) as group:
         # The model of the data, and images that are like them.
         images = None
@@ -423,19 +416,23 @@ def main(argv: list[str] | None = None) -> None:
         name = images.name if images else data_name(args.dataset)
         glow = choose_glow(args.checkpoint, name, group.device, images)
         glow.set_precision(precision_for(args.precision, group.device))
-        inpainter = make_inpainter(glow, images, args.data_dir, args.seed, settings)
+        if images:
+            references = images.train
+        else:
+            references = find_references(glow, args.data_dir, args.seed)
+        settings = FillSettings(args.map_steps, args.fills)
+        inpainter = Inpainter(glow, references, find_classifier(glow), settings)
 
         files.require_writable(files=[args.metrics])
         if images:
-            metrics = fill_test_images(
+            problems = cut_test_images(
                 inpainter,
                 images,
                 args.mask,
                 args.count,
                 args.seed,
-                group,
-                args.figures,
             )
+            metrics = fill_test_images(inpainter, problems, group, args.figures, name)
         else:
             metrics = fill_pictures(
                 inpainter,
@@ -450,10 +447,9 @@ def main(argv: list[str] | None = None) -> None:
             )
 
     if group.first and args.metrics:
-        metrics = {"data": glow.metrics.get("data")} | metrics
         files.write_metrics(
             args.metrics,
-            metrics,
+            {"data": glow.metrics.get("data")} | metrics,
             seconds=time.perf_counter() - start,
             device=group.device,
             seed=args.seed,

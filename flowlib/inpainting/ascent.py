@@ -88,8 +88,9 @@ def find_map(
     """
     if starts.shape[2:] != density.shape or 0 in starts.shape[:2]:
         shape = ", ".join(map(str, density.shape))
-        found = tuple(starts.shape)
-        raise ValueError(f"starts must be of shape (B, S, {shape}), not {found}")
+        raise ValueError(
+            f"starts must be of shape (B, S, {shape}), not {tuple(starts.shape)}"
+        )
     if steps < 0 or not 0 < final_lr <= lr:
         raise ValueError(
             "steps must be >= 0 and 0 < final_lr <= lr, not "

@@ -1,7 +1,8 @@
 """What goes into an inpainter (`Problem`) and what comes out (`Fill`), batches both."""
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -28,13 +29,14 @@ class Batch:
         return type(self)(**{name: part(value) for name, value in vars(self).items()})
 
     def __len__(self) -> int:
-        return len(getattr(self, fields(self)[0].name))
+        first, *_ = vars(self).values()
+        return len(first)
 
     @classmethod
     def cat(cls: type[Kind], parts: Sequence[Kind]) -> Kind:
         """One batch of several."""
 
-        def joined(values: list) -> Any:
+        def joined(values: tuple) -> Any:
             first = values[0]
             if isinstance(first, Batch):
                 return first.cat(values)
@@ -42,8 +44,9 @@ class Batch:
                 return torch.cat(values)
             return sum(values, []) if isinstance(first, list) else first
 
-        names = [field.name for field in fields(cls)]
-        return cls(*[joined([getattr(part, name) for part in parts]) for name in names])
+        # One tuple a field, of what the parts have there.
+        columns = zip(*[vars(part).values() for part in parts])
+        return cls(*map(joined, columns))
 
 
 @dataclass
@@ -118,20 +121,19 @@ class Fill(Batch):
         mean = self.grey(self.plausible).mean(1)
         return torch.where(self.problem.mask, mean, self.grey(self.problem.masked))
 
-    def interval(self, share: float) -> tuple[Tensor, Tensor]:
-        """Edges, low and high (B, 1, H, W), of the central interval of the fills."""
+    def interval(self, share: float) -> Tensor:
+        """Edges of the central interval of the fills, low and high: (2, B, 1, H, W)."""
         edges = torch.tensor([(1 - share) / 2, (1 + share) / 2])
-        low, high = self.grey(self.plausible).quantile(edges, dim=1)
-        return low, high
+        return self.grey(self.plausible).quantile(edges, dim=1)
 
     def describe_digits(self, i: int) -> str:
         """The two most frequent digits among image i's fills: "4: 8 of 12, 9: 3"."""
         if self.digits is None:
             return ""
-        classes, counts = self.digits[i].unique(return_counts=True)
-        order = counts.argsort(descending=True, stable=True)[:2]
-        first, *others = [f"{classes[k]}: {counts[k]}" for k in order]
-        return ", ".join([f"{first} of {self.digits.shape[1]}", *others])
+        digits = sorted(self.digits[i].tolist())  # of equal counts, the smaller first
+        counts = Counter(digits).most_common(2)
+        first, *others = [f"{digit}: {count}" for digit, count in counts]
+        return ", ".join([f"{first} of {len(digits)}", *others])
 
     def numbers(self, i: int) -> dict:
         """Image i's log-densities and digits, as plain numbers."""

@@ -1,7 +1,7 @@
 """Fills holes in grey images with a Glow: where model, images and engines meet."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -18,6 +18,7 @@ from flowlib.rng import Streams
 
 FIRST_STEPS = 10  # of the MAP ascent, after which the likeliest start goes on alone
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
+Tick = Callable[[], object]  # moves a progress bar on
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def run_engine(
     streams: Streams,
     settings: FillSettings,
     lr: float = 0.4,
-    tick: Callable[[], object] = lambda: None,
+    tick: Tick = lambda: None,
 ) -> Tensor:
     """Fills y (B, C, D), refined: each is near the top of a mode of the density.
 
@@ -112,23 +113,15 @@ class Inpainter:
             v = self.find_map(problem, self.starts(fill))
             bar.update(total - bar.n)
 
-        digits = None
-        if self.classifier is not None:
-            digits = self.classifier.find_classes(fill.plausible)  # (B, C)
+        fill.map = self.to_levels(v, problem)
+        fill.map_log_prob = self.log_prob(v)
         mean, std = self.typical_log_prob
-        return replace(
-            fill,
-            map=self.to_levels(v, problem),
-            map_log_prob=self.log_prob(v),
-            typical=(fill.log_prob.amax(1) - mean) / std,
-            digits=digits,
-        )
+        fill.typical = (fill.log_prob.amax(1) - mean) / std
+        if self.classifier:
+            fill.digits = self.classifier.find_classes(fill.plausible)
+        return fill
 
-    def find_fills(
-        self,
-        problem: Problem,
-        tick: Callable[[], object] = lambda: None,
-    ) -> Fill:
+    def find_fills(self, problem: Problem, tick: Tick = lambda: None) -> Fill:
         """Plausible fills of the missing pixels; no MAP estimate yet.
 
         A fill begins as a similar reference image, is refined until the flow finds it
@@ -151,7 +144,7 @@ class Inpainter:
     def refine(
         self,
         problem: Problem,
-        tick: Callable[[], object] = lambda: None,
+        tick: Tick = lambda: None,
     ) -> tuple[HoleDensity, Tensor, Streams]:
         """Refined fills without noise: their density, y (B, C, D), and random numbers.
 
@@ -162,7 +155,7 @@ class Inpainter:
         seeds = problem.seeds
         observed = problem.observed
         if observed is None:
-            many = problem.masked[:, None].expand(-1, count, -1, -1, -1)
+            many = problem.masked[:, None].repeat_interleave(count, 1)
             observed = self._dequantize(many, seeds, "observed")  # (B, C, 1, H, W)
         density = self._density(observed, problem.mask)
 
@@ -256,7 +249,7 @@ class Inpainter:
         near[0, 1:] = near[1:, 0] = 0
 
         pixel = images.flatten().long().to(v.device)
-        squares = grad.new_zeros(levels).index_add_(0, pixel, grad.square().flatten())
+        squares = torch.bincount(pixel, grad.square().flatten(), minlength=levels)
         counts = torch.bincount(pixel, minlength=levels).to(grad.dtype)
         return ((near @ squares + 1) / (near @ counts + 1)).rsqrt()
 

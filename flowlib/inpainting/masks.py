@@ -90,8 +90,8 @@ def _noise_masks(
 ) -> Tensor:
     if not 0 <= share <= 1:
         raise ValueError("the fraction must be in [0, 1]")
-    order = torch.rand(n, height * width, generator=generator).argsort(dim=1)
-    rank = order.argsort(dim=1)  # each pixel's place in a random order
+    # Each pixel's place in a random order: (n, height · width).
+    rank = torch.rand(n, height * width, generator=generator).argsort(1).argsort(1)
     return (rank < round(share * height * width)).reshape(n, 1, height, width)
 
 

@@ -124,8 +124,8 @@ def cross_over(
         candidate = torch.where(patch, given, y)
 
         value = density(candidate)
-        gain = torch.nan_to_num(value - log_p, nan=-torch.inf)
-        taken = streams.rand(fills).log() < gain
+        # False where the density is not a number.
+        taken = streams.rand(fills).log() < value - log_p
         y = torch.where(taken[..., None], candidate, y)
         log_p = torch.where(taken, value, log_p)
     return y, (log_p - first).mean(1)
@@ -174,24 +174,18 @@ def random_patches(
     hole's. With larger boxes one good fill would replace all others, and they would
     look surer than they are.
     """
-    missing = hole.unflatten(2, shape)[:, 0]  # (B, *shape)
-    center = (streams.rand(count, hole.shape[2]) * hole).argmax(2)  # (B, C), flat index
-    box = torch.ones(len(hole), count, *shape, dtype=torch.bool, device=hole.device)
-    for axis in reversed(range(len(shape))):
-        size = shape[axis]
-        index = torch.arange(size, device=hole.device)
-        place = center % size  # the center's, along this axis
-        center = center // size
-
-        # How far the hole reaches along this axis: (B, size), then (B, 1).
-        along = missing.movedim(1 + axis, 1).reshape(len(hole), size, -1).any(2)
-        last = torch.where(along, index, -1).amax(1)
-        first = torch.where(along, index, size).amin(1)
-        side = (last - first + 1).clamp(min=1)[:, None]
+    entries = hole.shape[2]
+    center = (streams.rand(count, entries) * hole).argmax(2)  # (B, C)
+    flat = torch.arange(entries, device=hole.device)
+    box = hole
+    for index in reversed(torch.unravel_index(flat, shape)):  # along an axis, (D,)
+        # How far the hole reaches along this axis: (B, 1).
+        last = torch.where(hole, index, -1).amax(2)
+        first = torch.where(hole, index, entries).amin(2)
+        side = (last - first + 1).clamp(min=1)
 
         length = 1 + side // 7 + (streams.rand(count) * (side // 2 - side // 7)).long()
-        start = place - (streams.rand(count) * length).long()  # (B, C)
-        inside = (index >= start[..., None]) & (index < (start + length)[..., None])
-        others = (1,) * (len(shape) - axis - 1)
-        box &= inside.reshape(len(hole), count, *(1,) * axis, size, *others)
-    return box.flatten(2) & hole
+        start = index[center] - (streams.rand(count) * length).long()  # (B, C)
+        end = start + length
+        box = box & (index >= start[..., None]) & (index < end[..., None])
+    return box

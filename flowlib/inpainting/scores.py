@@ -14,8 +14,12 @@ COVERAGES = (0.5, 0.8, 0.9, 0.95)
 
 def hole_mse(filled: Tensor, truth: Tensor, mask: Tensor) -> Tensor:
     """Mean squared error over the missing pixels: (B, ...) -> (B,)."""
-    error = torch.where(mask, (filled - truth).square(), 0)
-    return error.flatten(1).sum(1) / mask.flatten(1).sum(1)
+    return hole_mean((filled - truth).square(), mask)
+
+
+def hole_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean over the missing pixels: (B, ...) -> (B,)."""
+    return torch.where(mask, values, 0).flatten(1).sum(1) / mask.flatten(1).sum(1)
 
 
 def psnr(mse: float) -> float:
@@ -45,12 +49,11 @@ def crps(samples: Tensor, truth: Tensor, mask: Tensor) -> Tensor:
     count = len(samples)
     error = (samples - truth).abs().mean(0)
 
-    # Sorted, the k-th of S samples enters the sum over all pairs 2 k - S - 1 times.
-    k = torch.arange(1, count + 1, dtype=samples.dtype, device=samples.device)
-    pairs = torch.tensordot(2 * k - count - 1, samples.sort(0).values, 1)
-    spread = 2 * pairs / count**2  # mean |X - X'|
-    score = torch.where(mask, error - spread / 2, 0)
-    return score.flatten(1).sum(1) / mask.flatten(1).sum(1)
+    # E|X - X'| / 2 is the sum over all pairs, each taken once, divided by S². Sorted,
+    # the k-th of S samples enters that sum 2 k - S - 1 times.
+    times = torch.arange(1 - count, count, 2).to(samples)
+    half_spread = torch.tensordot(times, samples.sort(0).values, 1) / count**2
+    return hole_mean(error - half_spread, mask)
 
 
 def ranks(

@@ -1,6 +1,6 @@
 """The figures of inpaint.py and of its notebook: masks and what fills them."""
 
-from typing import Any
+from functools import partial
 
 import matplotlib
 import torch
@@ -28,8 +28,8 @@ def plot_fills(fills: dict[str, Fill], title: str = "") -> Figure:
     """
     tables = {}
     for name, fill in fills.items():
-        count = min(ROWS, len(fill))
-        tables[name] = [describe_fill(fill[[i]]) for i in range(count)]
+        rows = range(len(fill))[:ROWS]
+        tables[name] = [describe_fill(fill[[i]]) for i in rows]
     heights = [len(table) for table in tables.values()]
     columns = max(len(table[0]) for table in tables.values())
 
@@ -86,16 +86,16 @@ def draw_table(panel: Axes, table: list[list[Cell]]) -> None:
     columns = len(table[0]) * (width + gap) - gap
 
     canvas = torch.ones(3, rows, columns)
+    write = partial(panel.text, ha="center", fontsize=FONT)
     for i, row in enumerate(table):
         for j, (heading, picture, caption) in enumerate(row):
             top = i * (height + line)
             left = j * (width + gap)
             canvas[:, top : top + height, left : left + width] = picture
             middle = left + width / 2 - 0.5
-            style: dict[str, Any] = {"ha": "center", "fontsize": FONT}
-            panel.text(middle, top + height, caption, va="top", **style)
+            write(middle, top + height, caption, va="top")
             if i == 0:
-                panel.text(middle, -1, heading, va="bottom", **style)
+                write(middle, -1, heading, va="bottom")
     panel.imshow(canvas.movedim(0, 2).numpy(), interpolation="nearest")
     panel.set_axis_off()
 
