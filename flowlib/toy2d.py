@@ -13,7 +13,6 @@ The two moons are the limit of scikit-learn's `make_moons` for many points.
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -22,24 +21,6 @@ from torch import Tensor
 from flowlib.grids import Bounds, grid
 
 Curve = Callable[[Tensor], Tensor]  # t in [0, 1], (n,) -> points (n, 2)
-
-
-class Truth(Protocol):
-    """What each distribution of this file has."""
-
-    noise: float
-
-    def __init__(self, noise: float): ...
-
-    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor: ...
-
-    def from_uniform(self, u: Tensor) -> Tensor: ...
-
-    def log_prob(self, x: Tensor) -> Tensor: ...
-
-    def entropy(self) -> float: ...
-
-    def bounds(self, sigmas: float) -> Bounds: ...
 
 
 class NoisyCurves:
@@ -71,29 +52,29 @@ class NoisyCurves:
         nodes, weights = np.polynomial.legendre.leggauss(count)
         t = torch.from_numpy((nodes + 1) / 2)
         self._centers = torch.cat([curve(t) for curve in curves])
-        weights = np.log(np.tile(weights, len(curves)) / (2 * len(curves)))
-        self._log_weights = torch.from_numpy(weights)
+        self._log_weights = torch.from_numpy(np.log(weights / (2 * len(curves))))
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """n points, (n, 2), independent; `make_moons` spaces its angles evenly."""
         t = torch.rand(n, generator=generator)
         which = torch.randint(len(self.curves), (n,), generator=generator)
-        on_each = torch.stack([curve(t) for curve in self.curves])  # (curves, n, 2)
-        points = on_each[which, torch.arange(n)]
-        return points + self.noise * torch.randn(n, 2, generator=generator)
+        return self._add_noise(which, t, torch.randn(n, 2, generator=generator))
 
     def from_uniform(self, u: Tensor) -> Tensor:
         """Points of numbers in (0, 1): (n, 3) -> (n, 2). Uniform u give `sample`'s law.
 
         The first number says which curve and which place on it, the others the noise.
         """
-        curves = len(self.curves)
-        which = (u[:, 0] * curves).long().clamp(max=curves - 1)
-        t = u[:, 0] * curves - which
-        on_each = torch.stack([curve(t) for curve in self.curves])  # (curves, n, 2)
-        points = on_each[which, torch.arange(len(u))]
-        points = points + self.noise * torch.special.ndtri(u[:, 1:])
+        place = u[:, 0] * len(self.curves)
+        which = place.long().clamp(max=len(self.curves) - 1)
+        t = place - which
+        points = self._add_noise(which, t, torch.special.ndtri(u[:, 1:]))
         return points.to(torch.get_default_dtype())
+
+    def _add_noise(self, which: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """The places `t` (n,) on the curves `which` (n,), plus σ times noise (n, 2)."""
+        on_each = torch.stack([curve(t) for curve in self.curves])  # (curves, n, 2)
+        return on_each[which, torch.arange(len(t))] + self.noise * noise
 
     def log_prob(self, x: Tensor) -> Tensor:
         """The exact log-density in nats: (B, 2) -> (B,), float64."""
@@ -106,8 +87,9 @@ class NoisyCurves:
             # The default mode loses digits of small distances.
             exact = "donot_use_mm_for_euclid_dist"
             distance = torch.cdist(part, self._centers, compute_mode=exact) / self.noise
+            distance = distance.unflatten(1, (len(self.curves), -1))  # (B, curves, t)
             terms = self._log_weights - 0.5 * distance.square()
-            log_p.append(terms.unflatten(1, (len(self.curves), -1)).logsumexp(2))
+            log_p.append(terms.logsumexp(2))
         return torch.cat(log_p) - math.log(2 * math.pi * self.noise**2)
 
     def entropy(self) -> float:
@@ -118,9 +100,9 @@ class NoisyCurves:
 
     def bounds(self, sigmas: float) -> Bounds:
         """The box that reaches `sigmas` noise levels beyond the curves."""
-        low = self._centers.min(0).values - sigmas * self.noise
-        high = self._centers.max(0).values + sigmas * self.noise
-        return (low[0].item(), high[0].item(), low[1].item(), high[1].item())
+        low, high = self._centers.aminmax(dim=0)
+        margin = sigmas * self.noise
+        return tuple(torch.stack([low - margin, high + margin], 1).flatten().tolist())
 
 
 def _polar(radius: Tensor | float, angle: Tensor) -> Tensor:
@@ -185,5 +167,6 @@ class Checkerboard:
         return (-end, end, -end, end)
 
 
+Truth = TwoMoons | Spirals | Checkerboard  # each has what the top of this file lists
 SHAPES: dict[str, type[Truth]]
 SHAPES = {"moons": TwoMoons, "spirals": Spirals, "checkerboard": Checkerboard}
