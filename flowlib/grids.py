@@ -33,8 +33,8 @@ def evaluate(function: Callable[[Tensor], Tensor], points: Tensor, like) -> Tens
     or a tensor.
     """
     results = []
-    options = {"desc": "evaluating", "leave": False, "delay": 3, "disable": None}
-    for part in tqdm(points.split(20_000), **options):
+    parts = points.split(20_000)
+    for part in tqdm(parts, "evaluating", leave=False, delay=3, disable=None):
         result = function(part.to(like.device, like.dtype))
         results.append(result.double().cpu())
     return torch.cat(results)

@@ -66,7 +66,7 @@ class NoisyCurves:
         The first number says which curve and which place on it, the others the noise.
         """
         place = u[:, 0] * len(self.curves)
-        which = place.long().clamp(max=len(self.curves) - 1)
+        which = place.long()
         t = place - which
         points = self._add_noise(which, t, torch.special.ndtri(u[:, 1:]))
         return points.to(torch.get_default_dtype())
@@ -145,7 +145,7 @@ class Checkerboard:
 
     def from_uniform(self, u: Tensor) -> Tensor:
         """Points of numbers in (0, 1): (n, 3) -> (n, 2); the first picks the square."""
-        square = (u[:, 0] * 8).long().clamp(max=7)
+        square = (u[:, 0] * 8).long()
         column = square % 4
         row = 2 * (square // 4) + column % 2
         points = (torch.stack([column, row], dim=1) + u[:, 1:]) / 2 - 1

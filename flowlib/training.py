@@ -12,7 +12,6 @@ import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 
 import torch
 from torch import Tensor, nn
@@ -184,7 +183,7 @@ def stop_requests() -> Iterator[threading.Event]:
     stop = threading.Event()
     received = []
 
-    def ask(asked: int, _: FrameType | None) -> None:
+    def ask(asked: int, *_) -> None:
         if stop.is_set() and asked == signal.SIGINT:
             raise KeyboardInterrupt
         received.append(asked)

@@ -137,9 +137,7 @@ def load_images(
     bundled = load_digits()
     images = torch.from_numpy(bundled.images).to(torch.uint8)
     labels = torch.from_numpy(bundled.target).long()
-    # The last 360 digits are the test images, and the 180 before them are held out.
-    sizes = [len(images) - 540, 180, 360]
-    return _cut(images, labels, sizes, "digits", levels=17)
+    return _cut(images, labels, [1257, 180, 360], "digits", levels=17)
 
 
 def _load_torchvision(dataset: str, data_dir: Path, download: bool) -> Images:
@@ -179,17 +177,17 @@ def _load_folder(folder: Path) -> Images:
 
     See `_find_parts` for the parts. Printed lines say what was found.
     """
-    paths = pictures_in(folder, deep=True)
+    paths = sorted(pictures_in(folder, deep=True), key=Path.as_posix)
     if len(paths) < LEAST:
         raise UserError(
             f"{folder} holds {len(paths)} pictures; at least {LEAST} are needed"
         )
-    names = sorted(path.relative_to(folder).as_posix() for path in paths)
-    pixels = read_alike(folder, [folder / name for name in names])  # (N, height, width)
-    if any(side % 4 or side > 512 for side in pixels.shape[1:]):
-        sides = "{}x{}".format(*pixels.shape[1:])
+    names = [path.relative_to(folder).as_posix() for path in paths]
+    pixels = read_alike(folder, paths)  # (N, height, width)
+    height, width = pixels.shape[1:]
+    if any(side % 4 or side > 512 for side in (height, width)):
         raise UserError(
-            f"{folder}: sides must be multiples of 4, at most 512, not {sides}"
+            f"{folder}: sides must be multiples of 4, at most 512, not {height}x{width}"
         )
 
     parts, kinds = _find_parts(folder, names)
@@ -232,7 +230,7 @@ def _find_parts(folder: Path, names: list[str]) -> tuple[list[str], list[str]]:
     kinds = [name.rpartition("/")[0] for name in names]
     tops = [name.partition("/")[0].lower() for name in names]
     given = set(tops) & OWN_PARTS.keys()
-    if "train" not in given or len(given) == 1:
+    if not given > {"train"}:
         return parts, kinds
 
     folders = ", ".join(f"{top}/" for top in sorted(given))
