@@ -29,8 +29,8 @@ class NoisyCurves:
     log p(x) = log mean over the curves of ∫ N(x; curve(t), σ² I) dt, t in [0, 1], by
     Gauss-Legendre quadrature.
 
-    Each of the curves carries t in [0, 1] to the plane, smoothly. The noise σ is at
-    least 0.02; anything else raises a ValueError.
+    A subclass says which `curves`: each carries t in [0, 1] to the plane, smoothly. The
+    noise σ is at least 0.02; anything else raises a ValueError.
 
     Example:
         >>> moons = TwoMoons(noise=0.05)
@@ -38,21 +38,22 @@ class NoisyCurves:
         torch.Size([100])
     """
 
-    def __init__(self, curves: Sequence[Curve], noise: float):
+    curves: Sequence[Curve]
+
+    def __init__(self, noise: float = 0.05):
         if not 0.02 <= noise < math.inf:
             raise ValueError(f"noise must be at least 0.02, not {noise}")
-        self.curves = curves
         self.noise = noise
 
         # Nodes at most 0.6 σ apart integrate a Gaussian of width σ up to rounding.
         t = torch.linspace(0, 1, 1001, dtype=torch.float64)
-        steps = [curve(t).diff(dim=0).norm(dim=1) for curve in curves]
+        steps = [curve(t).diff(dim=0).norm(dim=1) for curve in self.curves]
         speed = 1000 * torch.cat(steps).max().item()
         count = math.ceil(max(8, 2.6 * speed / noise))
         nodes, weights = np.polynomial.legendre.leggauss(count)
         t = torch.from_numpy((nodes + 1) / 2)
-        self._centers = torch.cat([curve(t) for curve in curves])
-        self._log_weights = torch.from_numpy(np.log(weights / (2 * len(curves))))
+        self._centers = torch.cat([curve(t) for curve in self.curves])
+        self._log_weights = torch.from_numpy(np.log(weights / (2 * len(self.curves))))
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """n points, (n, 2), independent; `make_moons` spaces its angles evenly."""
@@ -65,6 +66,7 @@ class NoisyCurves:
 
         The first number says which curve and which place on it, the others the noise.
         """
+        # A number below 1, times n, is never rounded up to n.
         place = u[:, 0] * len(self.curves)
         which = place.long()
         t = place - which
@@ -110,24 +112,26 @@ def _polar(radius: Tensor | float, angle: Tensor) -> Tensor:
     return torch.stack([radius * angle.cos(), radius * angle.sin()], dim=-1)
 
 
+def _half_circle(t: Tensor) -> Tensor:
+    """The upper moon."""
+    return _polar(1.0, math.pi * t)
+
+
 class TwoMoons(NoisyCurves):
     """Two half circles: (cos a, sin a) and (1 - cos a, 1/2 - sin a), a = π t."""
 
-    def __init__(self, noise: float = 0.05):
-        def upper(t: Tensor) -> Tensor:
-            return _polar(1.0, math.pi * t)
+    curves = (_half_circle, lambda t: t.new_tensor([1.0, 0.5]) - _half_circle(t))
 
-        super().__init__((upper, lambda t: t.new_tensor([1.0, 0.5]) - upper(t)), noise)
+
+def _arm(t: Tensor) -> Tensor:
+    """One of the two spirals."""
+    return _polar(0.2 + 1.3 * t, 3 * math.pi * t)
 
 
 class Spirals(NoisyCurves):
     """Two arms that wind around the origin one and a half times, out to radius 1.5."""
 
-    def __init__(self, noise: float = 0.05):
-        def arm(t: Tensor) -> Tensor:
-            return _polar(0.2 + 1.3 * t, 3 * math.pi * t)
-
-        super().__init__((arm, lambda t: -arm(t)), noise)
+    curves = (_arm, lambda t: -_arm(t))
 
 
 class Checkerboard:
