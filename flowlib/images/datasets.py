@@ -135,7 +135,7 @@ def load_images(
     from sklearn.datasets import load_digits  # here, for it takes a second to import
 
     bundled = load_digits()
-    images = torch.from_numpy(bundled.images).to(torch.uint8)
+    images = torch.from_numpy(bundled.images).byte()
     labels = torch.from_numpy(bundled.target).long()
     return _cut(images, labels, [1257, 180, 360], "digits", levels=17)
 
@@ -145,12 +145,15 @@ def _load_torchvision(dataset: str, data_dir: Path, download: bool) -> Images:
 
     emnist = dataset in ("letters", "balanced")
     kind = getattr(datasets, "EMNIST" if emnist else TITLES[dataset])
-    options = {"download": download} | ({"split": dataset} if emnist else {})
+    options = {"root": data_dir, "download": download}
+    if emnist:
+        options["split"] = dataset
+
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
     try:
-        train = kind(data_dir, train=True, **options)
-        test = kind(data_dir, train=False, **options)
+        train = kind(train=True, **options)
+        test = kind(train=False, **options)
     except Exception as error:  # torchvision checks a damaged file in many ways
         raise UserError(
             f"{TITLES[dataset]} cannot be read from {data_dir} "
@@ -191,7 +194,7 @@ def _load_folder(folder: Path) -> Images:
         )
 
     parts, kinds = _find_parts(folder, names)
-    order = sorted(range(len(names)), key=lambda i: _chance(names[i]))
+    order = np.argsort([_chance(name) for name in names])
     rows = [[i for i in order if parts[i] == part] for part in PARTS]
     sizes = [f"{len(chosen)} {part}" for part, chosen in zip(PARTS, rows)]
     classes, labels = np.unique(kinds, return_inverse=True)
@@ -206,9 +209,11 @@ def _load_folder(folder: Path) -> Images:
     digest.update(pixels.data)
     made_from = {"files": names, "pixels": digest.hexdigest()[:16]}
     source = str(folder.resolve())
-    parted = []
-    for values in (pixels[:, None], labels):
-        parted += [torch.from_numpy(values[chosen]) for chosen in rows]
+    parted = [
+        torch.from_numpy(values[chosen])
+        for values in (pixels[:, None], labels)
+        for chosen in rows
+    ]
     return Images(data_name(source), 256, source, made_from, *parted)
 
 
