@@ -140,8 +140,7 @@ def require_writable(*folders: Path, files: Sequence[Path | None] = ()) -> None:
     Raises:
         UserError: if one of them cannot be written to.
     """
-    files = [file for file in files if file]
-    for place in (*folders, *files):
+    for place in (*folders, *filter(None, files)):
         _refuse_shipped(place)
         is_file = place in files
         folder = place.parent if is_file else place

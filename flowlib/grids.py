@@ -32,12 +32,11 @@ def evaluate(function: Callable[[Tensor], Tensor], points: Tensor, like) -> Tens
     The function itself is given points of the dtype and on the device of `like`, a flow
     or a tensor.
     """
-    results = []
-    parts = points.split(20_000)
-    for part in tqdm(parts, "evaluating", leave=False, delay=3, disable=None):
-        result = function(part.to(like.device, like.dtype))
-        results.append(result.double().cpu())
-    return torch.cat(results)
+    parts = tqdm(points.split(20_000), "evaluating", leave=False, delay=3, disable=None)
+    found = [
+        function(part.to(like.device, like.dtype)).double().cpu() for part in parts
+    ]
+    return torch.cat(found)
 
 
 def kl_truth_flow(truth, log_prob: Callable[[Tensor], Tensor], like) -> float | None:
@@ -91,8 +90,7 @@ def kl_flow_truth(
     total = 0.0
     far = 8 * truth.noise
     for mode, weight in enumerate(base.weights().tolist()):
-        part = _integrate(partial(integrand, mode), far, spacing, parts)
-        total += weight * part
+        total += weight * _integrate(partial(integrand, mode), far, spacing, parts)
     return finite(total)
 
 

@@ -84,7 +84,7 @@ class TrainingState:
 
 def resume_path(checkpoint: Path) -> Path:
     """Where the state of an unfinished run is: beside its checkpoint."""
-    return checkpoint.with_name(checkpoint.stem + ".resume.pt")
+    return checkpoint.with_suffix(".resume.pt")
 
 
 def save_resume(
@@ -184,7 +184,7 @@ def stop_requests() -> Iterator[threading.Event]:
     received = []
 
     def ask(asked: int, *_) -> None:
-        if stop.is_set() and asked == signal.SIGINT:
+        if received and asked == signal.SIGINT:
             raise KeyboardInterrupt
         received.append(asked)
         stop.set()
