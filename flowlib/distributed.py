@@ -56,7 +56,7 @@ class Processes:
 
     def any(self, condition: bool) -> bool:
         """Whether the condition holds in some process: all leave a loop together."""
-        return any(self.gather(condition))
+        return bool(self.mean(torch.tensor(float(condition), device=self.device)))
 
     def wrap(self, model: nn.Module, *inputs: Tensor) -> nn.Module:
         """The model, ready to train on inputs of these shapes.

@@ -222,9 +222,8 @@ def load_model(
     checkpoint = read_checkpoint(path, kind.__name__.lower(), hint)
     problem = f"its config builds no {kind.__name__}"
     try:
-        config = checkpoint["config"]
-        from_config = getattr(kind, "from_config", None)
-        model = from_config(config) if from_config else kind(**config)
+        build = getattr(kind, "from_config", lambda config: kind(**config))
+        model = build(checkpoint["config"])
 
         # A model in float64 comes back as one.
         problem = "its weights do not fit its config"

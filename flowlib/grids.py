@@ -22,7 +22,7 @@ def grid(bounds: Bounds, spacing: float) -> tuple[Tensor, float]:
         area *= width
 
     points = torch.stack(torch.meshgrid(*axes, indexing="xy"), dim=-1)  # x runs fastest
-    return points.reshape(-1, 2), area
+    return points.flatten(0, 1), area
 
 
 @torch.no_grad()
@@ -118,7 +118,7 @@ def _integrate(integrand: Callable, far: float, spacing: float, parts: int) -> T
     # A wild flow stretches every cell: at most a million smaller cells, then.
     parts = max(2, min(parts, math.isqrt(1_000_000 // int(stretched.sum()))))
     offsets, _ = grid((-spacing / 2, spacing / 2) * 2, spacing / parts)
-    fine = (places[stretched][:, None] + offsets).reshape(-1, 2)  # (cells · parts², 2)
+    fine = (places[stretched][:, None] + offsets).flatten(0, 1)  # (cells · parts², 2)
     return total + integrand(fine)[0].sum() * area / parts**2
 
 

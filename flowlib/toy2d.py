@@ -168,7 +168,7 @@ class Checkerboard:
     def bounds(self, sigmas: float) -> Bounds:
         """The box that reaches 0.05 · `sigmas` beyond the board."""
         end = 1 + sigmas * self.noise
-        return (-end, end, -end, end)
+        return -end, end, -end, end
 
 
 Truth = TwoMoons | Spirals | Checkerboard  # each has what the top of this file lists

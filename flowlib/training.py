@@ -49,7 +49,7 @@ class TrainingState:
         self.step = 0
         self.skipped = 0
         self.seconds = 0.0
-        self.curve: list[dict] = []
+        self.curve = []
 
     @torch.no_grad()
     def update(self, share: float) -> None:
