@@ -44,16 +44,12 @@ def handle_signals(handler: Callable, *signals: int) -> Iterator[None]:
 
     Only the main thread can handle signals; in others nothing changes.
     """
-    if threading.current_thread() is not threading.main_thread():
+    with contextlib.ExitStack() as afterwards:
+        if threading.current_thread() is threading.main_thread():
+            for one in signals:
+                earlier = signal.signal(one, handler)
+                afterwards.callback(signal.signal, one, earlier)
         yield
-        return
-
-    before = {one: signal.signal(one, handler) for one in signals}
-    try:
-        yield
-    finally:
-        for one, earlier in before.items():
-            signal.signal(one, earlier)
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ A `group` is always such a group of processes.
 """
 
 import copy
+import io
 import os
 import sys
 from collections.abc import Iterator
@@ -55,7 +56,7 @@ class Processes:
 
     def any(self, condition: bool) -> bool:
         """Whether the condition holds in some process: all leave a loop together."""
-        return self.mean(torch.tensor(float(condition), device=self.device)).item() > 0
+        return bool(self.mean(torch.tensor(float(condition), device=self.device)))
 
     def wrap(self, model: nn.Module, *inputs: Tensor) -> nn.Module:
         """The model, ready to train on inputs of these shapes.
@@ -81,7 +82,6 @@ def processes(device: torch.device) -> Iterator[Processes]:
     UserError.
     """
     count = int(os.environ.get("WORLD_SIZE", 1))
-    rank = int(os.environ.get("RANK", 0))
     if count == 1:
         yield Processes(0, 1, device)
         return
@@ -94,10 +94,8 @@ def processes(device: torch.device) -> Iterator[Processes]:
 
     try:
         dist.init_process_group(backend, timeout=SILENCE)
-        with (
-            open(os.devnull, "w") as nowhere,
-            redirect_stdout(nowhere if rank else sys.stdout),
-        ):
+        rank = dist.get_rank()
+        with redirect_stdout(io.StringIO() if rank else sys.stdout):
             yield Processes(rank, count, device)
     except RuntimeError as error:  # gloo has no class of its own for its errors
         if not isinstance(error, dist.DistError) and "gloo" not in str(error):

@@ -10,6 +10,7 @@ import platform
 import re
 import tempfile
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from importlib import metadata
@@ -81,7 +82,6 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         UserError: if the file cannot be written, is being written by another run, or is
             one of the shipped files.
     """
-    path = Path(path)
     _refuse_shipped(path)
     temporary = path.with_name(f"{path.name}.part")
 
@@ -140,8 +140,7 @@ def require_writable(*folders: Path, files: Sequence[Path | None] = ()) -> None:
     Raises:
         UserError: if one of them cannot be written to.
     """
-    files = [file for file in files if file]
-    for place in (*folders, *files):
+    for place in (*folders, *filter(None, files)):
         _refuse_shipped(place)
         is_file = place in files
         folder = place.parent if is_file else place
@@ -223,9 +222,8 @@ def load_model(
     checkpoint = read_checkpoint(path, kind.__name__.lower(), hint)
     problem = f"its config builds no {kind.__name__}"
     try:
-        config = checkpoint["config"]
-        from_config = getattr(kind, "from_config", None)
-        model = from_config(config) if from_config else kind(**config)
+        build = getattr(kind, "from_config", lambda config: kind(**config))
+        model = build(checkpoint["config"])
 
         # A model in float64 comes back as one.
         problem = "its weights do not fit its config"
@@ -261,8 +259,8 @@ def require_same_data(path: Path, made_from: dict, found: dict, advice: str) -> 
         )
 
     if made_from.keys() != found.keys():
-        names = [data.get("name", "files of one's own") for data in (made_from, found)]
-        difference = ", now ".join(map(str, names))
+        own = "files of one's own"
+        difference = f"{made_from.get('name', own)}, now {found.get('name', own)}"
     else:
         name = next(name for name in found if made_from[name] != found[name])
         difference = _difference(name, made_from[name], found[name])
@@ -281,8 +279,8 @@ def _difference(name: str, earlier: Any, now: Any) -> str:
     now = list(map(str, now))
     if max(len(earlier), len(now)) < 10:
         return f"{name} {', '.join(earlier)}, now {', '.join(now)}"
-    new = [item for item in now if item not in set(earlier)]
-    gone = [item for item in earlier if item not in set(now)]
+    new = list(Counter(now) - Counter(earlier))
+    gone = list(Counter(earlier) - Counter(now))
     parts = []
     if new:
         parts.append(f"{len(new)} new, such as {new[0]}")
@@ -293,7 +291,7 @@ def _difference(name: str, earlier: Any, now: Any) -> str:
 
 def is_finite(weights: dict[str, torch.Tensor]) -> bool:
     """Whether there is no NaN and no infinity in a state dict."""
-    return all(bool(value.isfinite().all()) for value in weights.values())
+    return all(value.isfinite().all() for value in weights.values())
 
 
 def read_checkpoint(path: str | Path, kind: str, hint: str = "") -> dict[str, Any]:
@@ -314,8 +312,9 @@ def read_checkpoint(path: str | Path, kind: str, hint: str = "") -> dict[str, An
                 raise zipfile.BadZipFile
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can fail anywhere inside the unpickler
-        name = type(error).__name__
-        raise UserError(f"{path} is damaged or not a checkpoint ({name})") from None
+        raise UserError(
+            f"{path} is damaged or not a checkpoint ({type(error).__name__})"
+        ) from None
 
     found = checkpoint.get("kind") if isinstance(checkpoint, dict) else None
     if found != kind:

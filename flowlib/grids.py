@@ -22,7 +22,7 @@ def grid(bounds: Bounds, spacing: float) -> tuple[Tensor, float]:
         area *= width
 
     points = torch.stack(torch.meshgrid(*axes, indexing="xy"), dim=-1)  # x runs fastest
-    return points.reshape(-1, 2), area
+    return points.flatten(0, 1), area
 
 
 @torch.no_grad()
@@ -32,12 +32,11 @@ def evaluate(function: Callable[[Tensor], Tensor], points: Tensor, like) -> Tens
     The function itself is given points of the dtype and on the device of `like`, a flow
     or a tensor.
     """
-    results = []
-    options = {"desc": "evaluating", "leave": False, "delay": 3, "disable": None}
-    for part in tqdm(points.split(20_000), **options):
-        result = function(part.to(like.device, like.dtype))
-        results.append(result.double().cpu())
-    return torch.cat(results)
+    parts = tqdm(points.split(20_000), "evaluating", leave=False, delay=3, disable=None)
+    found = [
+        function(part.to(like.device, like.dtype)).double().cpu() for part in parts
+    ]
+    return torch.cat(found)
 
 
 def kl_truth_flow(truth, log_prob: Callable[[Tensor], Tensor], like) -> float | None:
@@ -91,8 +90,7 @@ def kl_flow_truth(
     total = 0.0
     far = 8 * truth.noise
     for mode, weight in enumerate(base.weights().tolist()):
-        part = _integrate(partial(integrand, mode), far, spacing, parts)
-        total += weight * part
+        total += weight * _integrate(partial(integrand, mode), far, spacing, parts)
     return finite(total)
 
 
@@ -120,7 +118,7 @@ def _integrate(integrand: Callable, far: float, spacing: float, parts: int) -> T
     # A wild flow stretches every cell: at most a million smaller cells, then.
     parts = max(2, min(parts, math.isqrt(1_000_000 // int(stretched.sum()))))
     offsets, _ = grid((-spacing / 2, spacing / 2) * 2, spacing / parts)
-    fine = (places[stretched][:, None] + offsets).reshape(-1, 2)  # (cells · parts², 2)
+    fine = (places[stretched][:, None] + offsets).flatten(0, 1)  # (cells · parts², 2)
     return total + integrand(fine)[0].sum() * area / parts**2
 
 

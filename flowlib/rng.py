@@ -51,6 +51,7 @@ class Streams:
         return self._draw(torch.randn, size)
 
     def _draw(self, draw: Callable[..., Tensor], size: tuple[int, ...]) -> Tensor:
-        dtype = self.like.dtype
-        rows = [draw(size, generator=one, dtype=dtype) for one in self.generators]
+        rows = [
+            draw(size, generator=one, dtype=self.like.dtype) for one in self.generators
+        ]
         return torch.stack(rows).to(self.like.device)

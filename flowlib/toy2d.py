@@ -13,7 +13,6 @@ The two moons are the limit of scikit-learn's `make_moons` for many points.
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -24,32 +23,14 @@ from flowlib.grids import Bounds, grid
 Curve = Callable[[Tensor], Tensor]  # t in [0, 1], (n,) -> points (n, 2)
 
 
-class Truth(Protocol):
-    """What each distribution of this file has."""
-
-    noise: float
-
-    def __init__(self, noise: float): ...
-
-    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor: ...
-
-    def from_uniform(self, u: Tensor) -> Tensor: ...
-
-    def log_prob(self, x: Tensor) -> Tensor: ...
-
-    def entropy(self) -> float: ...
-
-    def bounds(self, sigmas: float) -> Bounds: ...
-
-
 class NoisyCurves:
     """A point on one of several curves, chosen evenly, plus noise N(0, σ² I).
 
     log p(x) = log mean over the curves of ∫ N(x; curve(t), σ² I) dt, t in [0, 1], by
     Gauss-Legendre quadrature.
 
-    Each of the curves carries t in [0, 1] to the plane, smoothly. The noise σ is at
-    least 0.02; anything else raises a ValueError.
+    A subclass says which `curves`: each carries t in [0, 1] to the plane, smoothly. The
+    noise σ is at least 0.02; anything else raises a ValueError.
 
     Example:
         >>> moons = TwoMoons(noise=0.05)
@@ -57,43 +38,45 @@ class NoisyCurves:
         torch.Size([100])
     """
 
-    def __init__(self, curves: Sequence[Curve], noise: float):
+    curves: Sequence[Curve]
+
+    def __init__(self, noise: float = 0.05):
         if not 0.02 <= noise < math.inf:
             raise ValueError(f"noise must be at least 0.02, not {noise}")
-        self.curves = curves
         self.noise = noise
 
         # Nodes at most 0.6 σ apart integrate a Gaussian of width σ up to rounding.
         t = torch.linspace(0, 1, 1001, dtype=torch.float64)
-        steps = [curve(t).diff(dim=0).norm(dim=1) for curve in curves]
+        steps = [curve(t).diff(dim=0).norm(dim=1) for curve in self.curves]
         speed = 1000 * torch.cat(steps).max().item()
         count = math.ceil(max(8, 2.6 * speed / noise))
         nodes, weights = np.polynomial.legendre.leggauss(count)
         t = torch.from_numpy((nodes + 1) / 2)
-        self._centers = torch.cat([curve(t) for curve in curves])
-        weights = np.log(np.tile(weights, len(curves)) / (2 * len(curves)))
-        self._log_weights = torch.from_numpy(weights)
+        self._centers = torch.cat([curve(t) for curve in self.curves])
+        self._log_weights = torch.from_numpy(np.log(weights / (2 * len(self.curves))))
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """n points, (n, 2), independent; `make_moons` spaces its angles evenly."""
         t = torch.rand(n, generator=generator)
         which = torch.randint(len(self.curves), (n,), generator=generator)
-        on_each = torch.stack([curve(t) for curve in self.curves])  # (curves, n, 2)
-        points = on_each[which, torch.arange(n)]
-        return points + self.noise * torch.randn(n, 2, generator=generator)
+        return self._add_noise(which, t, torch.randn(n, 2, generator=generator))
 
     def from_uniform(self, u: Tensor) -> Tensor:
         """Points of numbers in (0, 1): (n, 3) -> (n, 2). Uniform u give `sample`'s law.
 
         The first number says which curve and which place on it, the others the noise.
         """
-        curves = len(self.curves)
-        which = (u[:, 0] * curves).long().clamp(max=curves - 1)
-        t = u[:, 0] * curves - which
-        on_each = torch.stack([curve(t) for curve in self.curves])  # (curves, n, 2)
-        points = on_each[which, torch.arange(len(u))]
-        points = points + self.noise * torch.special.ndtri(u[:, 1:])
+        # A number below 1, times n, is never rounded up to n.
+        place = u[:, 0] * len(self.curves)
+        which = place.long()
+        t = place - which
+        points = self._add_noise(which, t, torch.special.ndtri(u[:, 1:]))
         return points.to(torch.get_default_dtype())
+
+    def _add_noise(self, which: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """The places `t` (n,) on the curves `which` (n,), plus σ times noise (n, 2)."""
+        on_each = torch.stack([curve(t) for curve in self.curves])  # (curves, n, 2)
+        return on_each[which, torch.arange(len(t))] + self.noise * noise
 
     def log_prob(self, x: Tensor) -> Tensor:
         """The exact log-density in nats: (B, 2) -> (B,), float64."""
@@ -106,8 +89,9 @@ class NoisyCurves:
             # The default mode loses digits of small distances.
             exact = "donot_use_mm_for_euclid_dist"
             distance = torch.cdist(part, self._centers, compute_mode=exact) / self.noise
+            distance = distance.unflatten(1, (len(self.curves), -1))  # (B, curves, t)
             terms = self._log_weights - 0.5 * distance.square()
-            log_p.append(terms.unflatten(1, (len(self.curves), -1)).logsumexp(2))
+            log_p.append(terms.logsumexp(2))
         return torch.cat(log_p) - math.log(2 * math.pi * self.noise**2)
 
     def entropy(self) -> float:
@@ -118,9 +102,9 @@ class NoisyCurves:
 
     def bounds(self, sigmas: float) -> Bounds:
         """The box that reaches `sigmas` noise levels beyond the curves."""
-        low = self._centers.min(0).values - sigmas * self.noise
-        high = self._centers.max(0).values + sigmas * self.noise
-        return (low[0].item(), high[0].item(), low[1].item(), high[1].item())
+        low, high = self._centers.aminmax(dim=0)
+        margin = sigmas * self.noise
+        return tuple(torch.stack([low - margin, high + margin], 1).flatten().tolist())
 
 
 def _polar(radius: Tensor | float, angle: Tensor) -> Tensor:
@@ -128,24 +112,26 @@ def _polar(radius: Tensor | float, angle: Tensor) -> Tensor:
     return torch.stack([radius * angle.cos(), radius * angle.sin()], dim=-1)
 
 
+def _half_circle(t: Tensor) -> Tensor:
+    """The upper moon."""
+    return _polar(1.0, math.pi * t)
+
+
 class TwoMoons(NoisyCurves):
     """Two half circles: (cos a, sin a) and (1 - cos a, 1/2 - sin a), a = π t."""
 
-    def __init__(self, noise: float = 0.05):
-        def upper(t: Tensor) -> Tensor:
-            return _polar(1.0, math.pi * t)
+    curves = (_half_circle, lambda t: t.new_tensor([1.0, 0.5]) - _half_circle(t))
 
-        super().__init__((upper, lambda t: t.new_tensor([1.0, 0.5]) - upper(t)), noise)
+
+def _arm(t: Tensor) -> Tensor:
+    """One of the two spirals."""
+    return _polar(0.2 + 1.3 * t, 3 * math.pi * t)
 
 
 class Spirals(NoisyCurves):
     """Two arms that wind around the origin one and a half times, out to radius 1.5."""
 
-    def __init__(self, noise: float = 0.05):
-        def arm(t: Tensor) -> Tensor:
-            return _polar(0.2 + 1.3 * t, 3 * math.pi * t)
-
-        super().__init__((arm, lambda t: -arm(t)), noise)
+    curves = (_arm, lambda t: -_arm(t))
 
 
 class Checkerboard:
@@ -163,7 +149,7 @@ class Checkerboard:
 
     def from_uniform(self, u: Tensor) -> Tensor:
         """Points of numbers in (0, 1): (n, 3) -> (n, 2); the first picks the square."""
-        square = (u[:, 0] * 8).long().clamp(max=7)
+        square = (u[:, 0] * 8).long()
         column = square % 4
         row = 2 * (square // 4) + column % 2
         points = (torch.stack([column, row], dim=1) + u[:, 1:]) / 2 - 1
@@ -182,8 +168,9 @@ class Checkerboard:
     def bounds(self, sigmas: float) -> Bounds:
         """The box that reaches 0.05 · `sigmas` beyond the board."""
         end = 1 + sigmas * self.noise
-        return (-end, end, -end, end)
+        return -end, end, -end, end
 
 
+Truth = TwoMoons | Spirals | Checkerboard  # each has what the top of this file lists
 SHAPES: dict[str, type[Truth]]
 SHAPES = {"moons": TwoMoons, "spirals": Spirals, "checkerboard": Checkerboard}

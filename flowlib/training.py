@@ -12,7 +12,6 @@ import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 
 import torch
 from torch import Tensor, nn
@@ -50,7 +49,7 @@ class TrainingState:
         self.step = 0
         self.skipped = 0
         self.seconds = 0.0
-        self.curve: list[dict] = []
+        self.curve = []
 
     @torch.no_grad()
     def update(self, share: float) -> None:
@@ -85,7 +84,7 @@ class TrainingState:
 
 def resume_path(checkpoint: Path) -> Path:
     """Where the state of an unfinished run is: beside its checkpoint."""
-    return checkpoint.with_name(checkpoint.stem + ".resume.pt")
+    return checkpoint.with_suffix(".resume.pt")
 
 
 def save_resume(
@@ -184,8 +183,8 @@ def stop_requests() -> Iterator[threading.Event]:
     stop = threading.Event()
     received = []
 
-    def ask(asked: int, _: FrameType | None) -> None:
-        if stop.is_set() and asked == signal.SIGINT:
+    def ask(asked: int, *_) -> None:
+        if received and asked == signal.SIGINT:
             raise KeyboardInterrupt
         received.append(asked)
         stop.set()

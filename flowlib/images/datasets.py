@@ -135,11 +135,9 @@ def load_images(
     from sklearn.datasets import load_digits  # here, for it takes a second to import
 
     bundled = load_digits()
-    images = torch.from_numpy(bundled.images).to(torch.uint8)
+    images = torch.from_numpy(bundled.images).byte()
     labels = torch.from_numpy(bundled.target).long()
-    # The last 360 digits are the test images, and the 180 before them are held out.
-    sizes = [len(images) - 540, 180, 360]
-    return _cut(images, labels, sizes, "digits", levels=17)
+    return _cut(images, labels, [1257, 180, 360], "digits", levels=17)
 
 
 def _load_torchvision(dataset: str, data_dir: Path, download: bool) -> Images:
@@ -147,12 +145,15 @@ def _load_torchvision(dataset: str, data_dir: Path, download: bool) -> Images:
 
     emnist = dataset in ("letters", "balanced")
     kind = getattr(datasets, "EMNIST" if emnist else TITLES[dataset])
-    options = {"download": download} | ({"split": dataset} if emnist else {})
+    options = {"root": data_dir, "download": download}
+    if emnist:
+        options["split"] = dataset
+
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
     try:
-        train = kind(data_dir, train=True, **options)
-        test = kind(data_dir, train=False, **options)
+        train = kind(train=True, **options)
+        test = kind(train=False, **options)
     except Exception as error:  # torchvision checks a damaged file in many ways
         raise UserError(
             f"{TITLES[dataset]} cannot be read from {data_dir} "
@@ -179,21 +180,21 @@ def _load_folder(folder: Path) -> Images:
 
     See `_find_parts` for the parts. Printed lines say what was found.
     """
-    paths = pictures_in(folder, deep=True)
+    paths = sorted(pictures_in(folder, deep=True), key=Path.as_posix)
     if len(paths) < LEAST:
         raise UserError(
             f"{folder} holds {len(paths)} pictures; at least {LEAST} are needed"
         )
-    names = sorted(path.relative_to(folder).as_posix() for path in paths)
-    pixels = read_alike(folder, [folder / name for name in names])  # (N, height, width)
-    if any(side % 4 or side > 512 for side in pixels.shape[1:]):
-        sides = "{}x{}".format(*pixels.shape[1:])
+    names = [path.relative_to(folder).as_posix() for path in paths]
+    pixels = read_alike(folder, paths)  # (N, height, width)
+    height, width = pixels.shape[1:]
+    if any(side % 4 or side > 512 for side in (height, width)):
         raise UserError(
-            f"{folder}: sides must be multiples of 4, at most 512, not {sides}"
+            f"{folder}: sides must be multiples of 4, at most 512, not {height}x{width}"
         )
 
     parts, kinds = _find_parts(folder, names)
-    order = sorted(range(len(names)), key=lambda i: _chance(names[i]))
+    order = np.argsort([_chance(name) for name in names])
     rows = [[i for i in order if parts[i] == part] for part in PARTS]
     sizes = [f"{len(chosen)} {part}" for part, chosen in zip(PARTS, rows)]
     classes, labels = np.unique(kinds, return_inverse=True)
@@ -208,9 +209,11 @@ def _load_folder(folder: Path) -> Images:
     digest.update(pixels.data)
     made_from = {"files": names, "pixels": digest.hexdigest()[:16]}
     source = str(folder.resolve())
-    parted = []
-    for values in (pixels[:, None], labels):
-        parted += [torch.from_numpy(values[chosen]) for chosen in rows]
+    parted = [
+        torch.from_numpy(values[chosen])
+        for values in (pixels[:, None], labels)
+        for chosen in rows
+    ]
     return Images(data_name(source), 256, source, made_from, *parted)
 
 
@@ -232,7 +235,7 @@ def _find_parts(folder: Path, names: list[str]) -> tuple[list[str], list[str]]:
     kinds = [name.rpartition("/")[0] for name in names]
     tops = [name.partition("/")[0].lower() for name in names]
     given = set(tops) & OWN_PARTS.keys()
-    if "train" not in given or len(given) == 1:
+    if not given > {"train"}:
         return parts, kinds
 
     folders = ", ".join(f"{top}/" for top in sorted(given))
