@@ -82,6 +82,23 @@ def test_a_base_with_modes_has_files_of_its_own(tmp_path, one_line_error):
     assert log_ratio.mean().item() == pytest.approx(found, abs=4 * error)
 
 
+def test_couplings_are_splines_for_shapes_and_affine_for_tables(tmp_path):
+    np.save(tmp_path / "table.npy", np.random.default_rng(0).normal(size=(300, 2)))
+    table = ["--data", tmp_path / "table.npy"]
+    for argv, name, bins in (
+        ([], "moons", 8),
+        (["--bins", 0], "moons", 0),
+        (table, "table", 0),
+        ([*table, "--bins", 4], "table", 4),
+    ):
+        run(tmp_path / "out", *argv)
+        for model in MODELS:
+            flow = load_model(tmp_path / "out" / f"{name}_{model}", Flow)
+            couplings = [one for one in flow.transforms if hasattr(one, "net")]
+            assert len(couplings) == 2
+            assert {getattr(one, "bins", 0) for one in couplings} == {bins}
+
+
 def test_another_shape_leaves_the_moons_files_alone(tmp_path, capsys):
     """The flow puts mass where the checkerboard has none, so one KL is infinite."""
     names = (*FIGURES, *MODELS)
