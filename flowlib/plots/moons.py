@@ -50,7 +50,7 @@ def plot_losses(
         panels[0].plot(epochs, train, label=f"{TITLES[name]}, train", **pale)
         thin = {"color": color, "linewidth": 1}
         panels[0].plot(epochs, held_out, label=f"{TITLES[name]}, held-out", **thin)
-        kept = held_out.argmin()
+        kept = held_out.argmin() if points.truth is None else len(epochs) - 1
         panels[0].plot(epochs[kept], held_out[kept], "o", color=color, markersize=5)
         seen += [*train[: kept + 1], *held_out[: kept + 1]]
         if points.truth is not None:
