@@ -13,6 +13,7 @@ import re
 
 from benchmarks.digit_calibration import digit_calibration_table
 from benchmarks.glow_bits import GOAL, glow_bits_table, glow_race_table, times_to_goal
+from benchmarks.glow_regularizers import regularizers_table
 from benchmarks.glow_speed import glow_speed_table
 from benchmarks.inpainting_calibration import inpainting_calibration_table
 from benchmarks.inpainting_table import (
@@ -148,6 +149,7 @@ TABLES = {
     "table_gaps": table_gaps_table,
     "glow_bits": glow_bits_table,
     "glow_race": glow_race_table,
+    "regularizers": regularizers_table,
     "glow_speed": glow_speed_table,
     "inpainting": inpainting_table,
     "inpainting_map": inpainting_map_table,
