@@ -50,17 +50,19 @@ def plot_losses(
         panels[0].plot(epochs, train, label=f"{TITLES[name]}, train", **pale)
         thin = {"color": color, "linewidth": 1}
         panels[0].plot(epochs, held_out, label=f"{TITLES[name]}, held-out", **thin)
-        kept = held_out.argmin() if points.truth is None else len(epochs) - 1
-        panels[0].plot(epochs[kept], held_out[kept], "o", color=color, markersize=5)
-        seen += [*train[: kept + 1], *held_out[: kept + 1]]
-        if points.truth is not None:
+        if points.truth is None:
+            best = int(held_out.argmin())
+            panels[0].plot(epochs[best], held_out[best], "o", color=color, markersize=5)
+        else:
+            best = len(epochs) - 1
             truth_nll = -points.truth.log_prob(points.held_out).mean().item()
             above = np.maximum(held_out - truth_nll, 1e-4)
             panels[1].semilogy(epochs, above, color=color)
+        seen += [*train[: best + 1], *held_out[: best + 1]]
 
     if points.truth is not None:
         levels = {f"entropy of the truth, {points.floor:.4f}": points.floor}
-        title = "Training (dot: the weights that are kept)"
+        title = "Training"
         panels[1].set(xlabel="epoch", ylabel="NLL - NLL of the truth (nats per point)")
         panels[1].set_title("KL(truth || flow), estimated on held-out points")
     else:
