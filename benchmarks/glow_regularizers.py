@@ -11,15 +11,17 @@ Writes   benchmarks/results/glow_regularizers.json
 Takes    ten minutes on one CPU core
 """
 
-import json
 import time
+from collections.abc import Iterable
 from dataclasses import asdict, replace
 
 import torch
+from torch import Tensor
 
 import train_glow_mnist
 from benchmarks.about import add_data_flag, add_output_flag, command_of, provenance
 from benchmarks.markdown import load, measured_on, table
+from benchmarks.moons_peers import find, load_earlier
 from flowlib.cli import Parser, one_line_errors
 from flowlib.files import write_json
 from flowlib.images.datasets import Images, load_images
@@ -40,7 +42,9 @@ VARIANTS: dict[str, dict] = {
 class DecayingMuon(Muon):
     """Muon with decoupled weight decay: first each parameter shrinks by lr · decay."""
 
-    decay = 0.0
+    def __init__(self, parameters: Iterable[Tensor], lr: float, decay: float):
+        super().__init__(parameters, lr)
+        self.decay = decay
 
     @torch.no_grad()
     def step(self) -> None:
@@ -58,8 +62,8 @@ def train(images: Images, variant: dict) -> dict:
     glow = train_glow_mnist.build_glow(images, settings, device)
 
     optimizers = muon_and_adam(glow, settings.lr)
-    muon = DecayingMuon(optimizers[0].param_groups[0]["params"], settings.lr)
-    muon.decay = variant.get("decay", 0.0)
+    kernels = optimizers[0].param_groups[0]["params"]
+    muon = DecayingMuon(kernels, settings.lr, variant.get("decay", 0.0))
     state = TrainingState(glow, [muon, optimizers[1]])
 
     for _ in train_glow_mnist.train_glow(state, images.train, settings):
@@ -81,8 +85,9 @@ def regularizers_table() -> str:
         rows.append([row["variant"], *(f"{value:.4f}" for value in bits)])
 
     header = ["regularizer", "training images, bits/dim", "held-out images", "gap"]
-    count = f"{IMAGES:,} images, {STEPS} steps of {BATCH}, seed 0"
-    return table(header, rows) + measured_on(results["about"], count)
+    about = results["about"]
+    count = "{images:,} images, {steps} steps of {batch}, seed 0".format(**about)
+    return table(header, rows) + measured_on(about, count)
 
 
 def parse_args(argv=None):
@@ -98,17 +103,16 @@ def main(argv=None) -> None:
     torch.set_num_threads(1)
     mnist = load_images("mnist", args.data_dir)
     images = replace(mnist, train=mnist.train[:IMAGES])
-    rows = []
-    if args.output.is_file():
-        rows = json.loads(args.output.read_text())["rows"]
+    about = provenance(command_of("glow_regularizers"), torch.device("cpu"))
+    about |= {"images": IMAGES, "steps": STEPS, "batch": BATCH}
+    rows = load_earlier(args.output, about)["rows"]
 
     for name, variant in VARIANTS.items():
-        key = {"variant": name, "images": IMAGES, "options": variant}
-        if any(key.items() <= row.items() for row in rows):
+        key = {"variant": name, "options": variant}
+        if find(rows, **key):
             continue
         start = time.perf_counter()
         rows.append(key | train(images, variant))
-        about = provenance(command_of("glow_regularizers"), torch.device("cpu"))
         write_json(args.output, {"about": about, "rows": rows})
         bits = "{train:.4f} train, {held_out:.4f} held-out".format(**rows[-1])
         print(f"{name}: {bits}, {time.perf_counter() - start:.0f} s")
