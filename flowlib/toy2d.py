@@ -171,6 +171,6 @@ class Checkerboard:
         return -end, end, -end, end
 
 
-Truth = TwoMoons | Spirals | Checkerboard  # each has what the top of this file lists
+Truth = NoisyCurves | Checkerboard  # both have what the top of this file lists
 SHAPES: dict[str, type[Truth]]
 SHAPES = {"moons": TwoMoons, "spirals": Spirals, "checkerboard": Checkerboard}
