@@ -113,8 +113,8 @@ def build_glow(images: Images, settings: Settings, device: torch.device) -> Glow
 def shift_images(images: Tensor, most: int, generator: torch.Generator) -> Tensor:
     """Each image (B, 1, H, W) moved at random, by up to `most` pixels either way.
 
-    What comes into the image repeats its edge. Images that are never the same twice are
-    harder to learn by heart.
+    New pixels at a side repeat the image's edge. The images differ from epoch to epoch,
+    so they are harder to learn by heart.
     """
     count, _, height, width = images.shape
     down, right = torch.randint(-most, most + 1, (2, count, 1), generator=generator)
@@ -160,8 +160,9 @@ def train_glow(
         share = schedule(state.step, settings.steps)
         state.step += 1
 
-        most = settings.shift if state.step <= SHIFTED * settings.steps else 0
-        batch = shift_images(images[next(order)], most, rng(seed, "shift", state.step))
+        batch = images[next(order)]
+        if settings.shift and state.step <= SHIFTED * settings.steps:
+            batch = shift_images(batch, settings.shift, rng(seed, "shift", state.step))
         noise = torch.randn(batch.shape, generator=rng(seed, "noise", state.step))
         loss = model(group.share(batch), group.share(noise)).mean()
         state.model.zero_grad()
@@ -436,7 +437,7 @@ def add_training_flags(parser: Parser) -> None:
     )
     course.add_argument(
         "--start",
-        type=Path,
+        default=Settings.start,
         metavar="FILE",
         help="a checkpoint to go on from, with its sizes (default: a new model)",
     )
@@ -504,7 +505,6 @@ def make_settings(args: argparse.Namespace, images: Images) -> Settings:
     if args.start:
         config = load_glow(args.start).config
         given |= {name: config[name] for name in SIZES}
-        given["start"] = str(args.start)
     return Settings(data=images.source, seed=args.seed, **given)
 
 
