@@ -282,8 +282,8 @@ class Coupling(nn.Module):
     """Changes some entries by amounts that a network computes from the rest.
 
     The mask m is 1 where an entry passes through unchanged, so the inverse can compute
-    the same amounts. The network sees m ⊙ x, cut off at ±10: no density overflows far
-    from the data. `AffineCoupling` and `SplineCoupling` say what is done with them.
+    the same amounts. The network sees m ⊙ x, cut off at ±10, so no density overflows
+    far from the data. `AffineCoupling` and `SplineCoupling` say how the entries change.
 
     Args:
         mask: (dim,) of 0 and 1, not all 1.
@@ -322,8 +322,8 @@ class AffineCoupling(Coupling):
     z = m ⊙ x + (1 - m) ⊙ (x ⊙ exp s + t),   (s, t) = network(m ⊙ x)
     log|det J| = Σ (1 - m) ⊙ s
 
-    It holds s = bound · tanh(...). For m see `Coupling`. Source: Dinh et al. (2017),
-    arXiv:1605.08803, section 3.4.
+    The mask m is 1 where an entry passes through unchanged, and s = bound · tanh(...).
+    Source: Dinh et al. (2017), arXiv:1605.08803, section 3.4.
 
     Args:
         mask: (dim,) of 0 and 1, not all 1.
@@ -359,9 +359,9 @@ class SplineCoupling(Coupling):
     z = m ⊙ x + (1 - m) ⊙ spline(x),   the spline's bins and slopes = network(m ⊙ x)
     log|det J| = Σ (1 - m) ⊙ log spline'(x)
 
-    An affine map of a Gaussian is a Gaussian. A spline can split it in two, so a few
-    couplings do what takes many affine ones. For m see `Coupling`. Source: Durkan et
-    al. (2019), arXiv:1906.04032.
+    The mask m is 1 where an entry passes through unchanged. An affine map of a Gaussian
+    is a Gaussian. A spline can split a Gaussian in two, so a few spline couplings do
+    what takes many affine ones. Source: Durkan et al. (2019), arXiv:1906.04032.
 
     Args:
         mask: (dim,) of 0 and 1, not all 1.
@@ -379,6 +379,8 @@ class SplineCoupling(Coupling):
     ):
         mask = _as_mask(mask)
         self.bins = _check_count("bins", bins)
+        if bins * SMALLEST_BIN >= 1:
+            raise ValueError(f"bins must be below {1 / SMALLEST_BIN:.0f}, not {bins}")
         changed = (mask == 0).nonzero().squeeze(1)
         super().__init__(mask, hidden, (3 * bins - 1) * len(changed))
         self.bound = _check_bound(bound)
@@ -647,8 +649,8 @@ def permutation_flow(
     mean: Vector | None = None,
     std: Vector | None = None,
     modes: int = 1,
-    bins: int = 0,
     seed: int | None = None,
+    bins: int = 0,
 ) -> Flow:
     """Couplings with one mask, a fixed random `PermutationTransform` between each two.
 

@@ -120,7 +120,7 @@ def build_flow(
     sample = points.draw(10_000)
     mean, std = sample.mean(0), sample.std(0)
     build = ARCHITECTURES[name]
-    return build(2, layers, (hidden, hidden), mean, std, modes, bins)
+    return build(2, layers, (hidden, hidden), mean, std, modes, bins=bins)
 
 
 def make_start(

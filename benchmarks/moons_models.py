@@ -71,7 +71,8 @@ def our_flow(
 ) -> Builder:
     """One of flows2d.py's architectures."""
     widths = (hidden, hidden)
-    return lambda mean, std: architecture(2, layers, widths, mean, std, modes, bins)
+    build = partial(architecture, 2, layers, widths, modes=modes, bins=bins)
+    return lambda mean, std: build(mean=mean, std=std)
 
 
 def normflows_peer(

@@ -434,6 +434,7 @@ def test_the_linear_layer_is_the_product_of_its_factors():
         (lambda: AffineCoupling([0, 1], bound=0.0), "bound"),
         (lambda: SplineCoupling([1, 1]), "mask"),
         (lambda: SplineCoupling([0, 1], bins=0), "bins"),
+        (lambda: SplineCoupling([0, 1], bins=1000), "bins must be below 1000"),
         (lambda: SplineCoupling([0, 1], bound=math.inf), "bound"),
         (lambda: realnvp(2, bins=2.5), "bins"),
         (lambda: InvertibleLinear(0), "dim"),
