@@ -47,7 +47,7 @@ from tqdm import tqdm
 from flowlib import files
 from flowlib.cli import Parser, number, one_line_errors, threads
 from flowlib.files import CHECKPOINTS, UserError
-from flowlib.grids import evaluate, kl_flow_truth, kl_truth_flow
+from flowlib.grids import evaluate, kl_divergences
 from flowlib.muon import Muon, hidden_matrices
 from flowlib.points import NOISE, Points, make_shape
 from flowlib.tables.fit import Fit, Training, fit_table
@@ -248,11 +248,14 @@ def fit_flow(flow: Flow, points: Points, training: Training, name: str) -> Fit:
 def evaluate_flow(flow: Flow, points: Points) -> dict[str, float | None]:
     """A shape's test NLL, its standard error and both KL divergences; in nats."""
     nll = -evaluate(flow.log_prob, points.test, flow)
+    truth_flow, flow_truth = kl_divergences(
+        points.truth, flow.log_prob, flow.inverse, flow.base, flow
+    )
     return {
         "test_nll": nll.mean().item(),
         "test_nll_se": nll.std().item() / math.sqrt(len(nll)),
-        "kl_truth_flow": kl_truth_flow(points.truth, flow.log_prob, flow),
-        "kl_flow_truth": kl_flow_truth(points.truth, flow.inverse, flow.base, flow),
+        "kl_truth_flow": truth_flow,
+        "kl_flow_truth": flow_truth,
     }
 
 
