@@ -374,21 +374,26 @@ def test_a_training_batch_is_spread_evenly_and_never_the_same():
 
 def test_every_parameter_has_one_optimizer_and_muon_the_hidden_matrices():
     flow = realnvp(2, layers=3, hidden=(16, 16), modes=2)
+    linear = torch.nn.ModuleList(flow.transforms[1::2])
+    parts = (flow, linear, flow.base)
     training = train_moons.Training(lr=0.1)
-    adam, muon = train_moons.make_optimizers(flow, training)
+    adam, muon = train_moons.make_optimizers(*parts, training)
+    rates = [group["lr"] for group in adam.param_groups]
+    assert rates == pytest.approx([0.1, 0.3, 0.001])  # couplings, base, linear layers
     moved = [parameter for group in adam.param_groups for parameter in group["params"]]
-    assert sum(group["lr"] == 0.1 for group in adam.param_groups) == 2
     (matrices,) = muon.param_groups
     assert [weight.shape for weight in matrices["params"]] == 3 * [(16, 16)]
-    assert matrices["lr"] == pytest.approx(0.04)
+    assert matrices["lr"] == pytest.approx(0.01)
     ids = sorted(id(parameter) for parameter in moved + matrices["params"])
     assert ids == sorted(id(parameter) for parameter in flow.parameters())
 
     # Adam alone for tables, and where the networks are too narrow for Muon.
     for few_or_many in (train_moons.FEW_ROWS, train_moons.MANY_ROWS):
-        assert len(train_moons.make_optimizers(flow, few_or_many)) == 1
+        (adam,) = train_moons.make_optimizers(*parts, few_or_many)
+        assert adam.param_groups[1]["lr"] == few_or_many.lr  # the base's
     narrow = realnvp(2, layers=3, hidden=(4, 4))
-    assert len(train_moons.make_optimizers(narrow, training)) == 1
+    parts = (narrow, torch.nn.ModuleList(), narrow.base)
+    assert len(train_moons.make_optimizers(*parts, training)) == 1
 
 
 def test_training_gets_better_and_keeps_the_last_weights():

@@ -29,9 +29,10 @@ class Training:
     """How long and how fast to train."""
 
     epochs: int = 24
-    steps_per_epoch: int = 50
+    steps_per_epoch: int = 36
     batch: int = 512
-    lr: float = 2e-2  # the highest
+    lr: float = 5e-2  # the highest
+    base_share: float = 3.0  # of the rate: the base learns faster than the couplings
     decay: float = 0.0  # of the couplings' weights, in a step of rate 1
     muon: bool = True  # for the hidden matrices; otherwise Adam moves them too
     patience: int = 5  # of a table: epochs without a gain after which training ends
