@@ -29,7 +29,8 @@ class Standardized(nn.Module):
 
     It has what a flows2d.Flow has: `log_prob`, `sample`, `base`, and `inverse` from
     latents to data. `inverse` as an argument is the peer's: z -> y and log|det dy/dz|.
-    `read_base` returns the peer's base as one of flows2d.py's; N(0, I) without it.
+    `learned_base` is the peer's base with modes, and `read_base` returns it as one of
+    flows2d.py's. Without them it is N(0, I).
     """
 
     def __init__(
@@ -39,11 +40,13 @@ class Standardized(nn.Module):
         inverse: Callable,
         mean,
         std,
-        read_base: Callable[[], nn.Module] | None = None,
+        learned_base: nn.Module | None = None,
+        read_base: Callable[[nn.Module], nn.Module] | None = None,
     ):
         super().__init__()
         self.peer = peer
-        self.read_base = read_base or partial(StandardNormal, 2)
+        self.learned_base = learned_base or StandardNormal(2)
+        self.read_base = read_base or (lambda base: base)
         self.peer_log_prob = log_prob
         self.peer_inverse = inverse
         self.standardize = Standardize(mean, std)
@@ -59,7 +62,7 @@ class Standardized(nn.Module):
 
     @property
     def base(self) -> nn.Module:
-        return self.read_base()
+        return self.read_base(self.learned_base)
 
     @torch.no_grad()
     def sample(self, n: int) -> Tensor:
@@ -82,18 +85,20 @@ def normflows_peer(
 
     def build(mean: Tensor, std: Tensor) -> Standardized:
         base = nf.distributions.DiagGaussian(2, trainable=False)
-        read_base = None
+        learned_base = read_base = None
         if modes > 1:
             # It starts where ours does.
             start = realnvp(2, layers=2, modes=modes).base.means.tolist()
             scale = [[1.0, 1.0]] * modes
             base = nf.distributions.GaussianMixture(modes, 2, loc=start, scale=scale)
-            base.float()  # it is made of numpy's float64
-            read_base = partial(read_normflows_mixture, base)
+            learned_base = base.float()  # it is made of numpy's float64
+            read_base = read_normflows_mixture
         parts = [part for _ in range(layers) for part in make_layer()]
         flow = nf.NormalizingFlow(base, parts)
         to_data = flow.forward_and_log_det
-        return Standardized(flow, flow.log_prob, to_data, mean, std, read_base)
+        return Standardized(
+            flow, flow.log_prob, to_data, mean, std, learned_base, read_base
+        )
 
     return build
 
@@ -129,10 +134,10 @@ def zuko_nsf(modes: int = 1) -> Builder:
         import zuko
 
         flow = zuko.flows.NSF(2, transforms=3, hidden_features=(HIDDEN, HIDDEN))
-        read_base = None
+        learned_base = read_base = None
         if modes > 1:
-            flow.base = make_zuko_mixture(modes)
-            read_base = partial(read_zuko_mixture, flow.base)
+            flow.base = learned_base = make_zuko_mixture(modes)
+            read_base = read_zuko_mixture
 
         def to_data(z: Tensor) -> tuple[Tensor, Tensor]:
             return flow().transform.inv.call_and_ladj(z)
@@ -140,7 +145,7 @@ def zuko_nsf(modes: int = 1) -> Builder:
         def log_prob(y: Tensor) -> Tensor:
             return flow().log_prob(y)
 
-        return Standardized(flow, log_prob, to_data, mean, std, read_base)
+        return Standardized(flow, log_prob, to_data, mean, std, learned_base, read_base)
 
     return build
 

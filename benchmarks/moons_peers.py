@@ -4,12 +4,13 @@
 
 trains each model on one thread on the same batches of two moons, in standardized
 coordinates, with the batches and the schedule of train_moons.py: clipping, linear
-layers at a share of the rate, warm-up and cosine. The schedule follows the CPU time
-spent, so it ends when the time does. Each model's optimizer (Adam alone, or Muon for
-the hidden matrices as in train_moons.py) and learning rate, ours too, are first chosen
-on held-out points. The density is known exactly, so both KL divergences come from
-quadrature, as in train_moons.py. `mass` is the integral of the model's density around
-the moons; it is 1 for a normalized density.
+layers at a share of the rate, warm-up and cosine. It takes as many steps as fit into
+the CPU time by its median step, and the steps of all models are timed in turn. So no
+model has less because the machine was busy while it trained. Each model's optimizer
+(Adam alone, or Muon for the hidden matrices as in train_moons.py) and learning rate,
+ours too, are first chosen on held-out points. The density is known exactly, so both KL
+divergences come from quadrature, as in train_moons.py. `mass` is the integral of the
+model's density around the moons; it is 1 for a normalized density.
 
 Needs    the peers in requirements-dev.txt: normflows, nflows and zuko
 Writes   benchmarks/results/moons.json after each finished row. Run again with the same
@@ -35,20 +36,23 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.about import add_output_flag, command_of, provenance
 from benchmarks.markdown import load, measured_on, middle, table
-from benchmarks.moons_models import LINEAR_LAYERS, MODELS, Builder
+from benchmarks.moons_models import LINEAR_LAYERS, MODELS, Standardized
 from flowlib.cli import Parser, number, one_line_errors
 from flowlib.files import UserError, versions, write_json
 from flowlib.grids import evaluate, finite, grid, kl_divergences
-from flowlib.muon import Muon, hidden_matrices
-from flowlib.points import make_shape
+from flowlib.points import NOISE, make_shape
 from flowlib.rng import rng
+from flowlib.tables.fit import Training
 from flowlib.toy2d import TwoMoons
-from train_moons import CLIP, LINEAR_SHARE, MUON_SHARE
+from train_moons import CLIP, cosine, make_optimizers
 
 BATCH = 512
 WARM_UP = 0.02  # share of the time
 # Optimizers and learning rates to choose from.
-RECIPES = (("Adam", 3e-3), ("Adam", 8e-3), ("Muon", 1e-2), ("Muon", 2e-2))
+RECIPES = (("Adam", 3e-3), ("Adam", 8e-3), ("Muon", 2e-2), ("Muon", 5e-2))
+OPTIMIZERS = ("Adam", "Muon")
+ROUNDS = 25  # of timing
+WARM_UP_STEPS = 3
 EXTRA_PEERS = ("nflows", "zuko")  # imported only where they are built
 
 
@@ -74,32 +78,16 @@ class Data:
 # ---------------------------------------------------------------- train
 
 
-def make_optimizers(model: nn.Module, optimizer: str) -> list[torch.optim.Optimizer]:
-    """train_moons.py's "Muon", which has Adam beside it, or "Adam" for all parameters.
-
-    `share` is a group's share of the rate, LINEAR_SHARE for linear layers.
-    """
-    linear = {
-        parameter
-        for layer in model.modules()
-        if type(layer).__name__ in LINEAR_LAYERS
-        for parameter in layer.parameters()
-    }
-    slow = [parameter for parameter in model.parameters() if parameter in linear]
-    hidden = hidden_matrices(model) if optimizer == "Muon" else []
-    others = linear | set(hidden)
-    fast = [parameter for parameter in model.parameters() if parameter not in others]
-
-    groups = [{"params": fast, "share": 1.0}]
-    if slow:
-        groups.append({"params": slow, "share": LINEAR_SHARE})
-    adam = torch.optim.Adam(groups, betas=(0.9, 0.99), fused=True)
-    if not hidden:
-        return [adam]
-
-    muon = Muon(hidden, adam.defaults["lr"] * MUON_SHARE)
-    muon.param_groups[0]["share"] = MUON_SHARE
-    return [adam, muon]
+def optimizers_for(
+    model: nn.Module, recipe: tuple[str, float]
+) -> list[torch.optim.Optimizer]:
+    """train_moons.py's, at this rate: "Muon" with Adam beside it, or "Adam" alone."""
+    optimizer, lr = recipe
+    layers = model.modules()
+    linear = [layer for layer in layers if type(layer).__name__ in LINEAR_LAYERS]
+    training = Training(lr=lr, muon=optimizer == "Muon")
+    base = model.learned_base if isinstance(model, Standardized) else model.base
+    return make_optimizers(model, nn.ModuleList(linear), base, training)
 
 
 def take_step(
@@ -118,43 +106,83 @@ def take_step(
     return True
 
 
-def train_model(
-    build: Builder, data: Data, recipe: tuple[str, float], seconds: float
-) -> tuple[nn.Module, dict]:
-    """A model trained for that much CPU time, and a record.
+def time_in_turn(
+    models: list[nn.Module],
+    recipes: list[tuple[str, float]],
+    batches: Iterator[Tensor],
+    rounds: int,
+    steps: int,
+) -> list[list[float]]:
+    """CPU time of a training step in ms: for each model, one number a round."""
+    optimizers = [optimizers_for(*pair) for pair in zip(models, recipes)]
+    times: list[list[float]] = [[] for _ in models]
 
-    `steps` counts skipped ones too.
-    """
+    for i in range(rounds + 1):
+        for model, its_optimizers, taken in zip(models, optimizers, times):
+            drawn = [next(batches) for _ in range(steps if i else WARM_UP_STEPS)]
+            start = time.process_time()
+            for batch in drawn:
+                take_step(model, its_optimizers, batch)
+
+            # The first round only warms up.
+            if i:
+                taken.append((time.process_time() - start) / steps * 1000)
+    return times
+
+
+def time_steps(names: list[str], data: Data) -> list[dict]:
+    """The median CPU time of a step, a row for each model and optimizer."""
+    torch.manual_seed(data.seed)
+    pairs = [(name, optimizer) for name in names for optimizer in OPTIMIZERS]
+    models = [MODELS[name](data.mean, data.std) for name, _ in pairs]
+    recipes = [(optimizer, 1e-3) for _, optimizer in pairs]
+    times = time_in_turn(models, recipes, data.batches(), ROUNDS, steps=10)
+    return [
+        {"model": name, "optimizer": optimizer, "ms_per_step": median(taken)}
+        for (name, optimizer), taken in zip(pairs, times)
+    ]
+
+
+def train_model(
+    name: str,
+    data: Data,
+    recipe: tuple[str, float],
+    times: list[dict],
+    seconds: float,
+) -> tuple[nn.Module, dict]:
+    """A model trained for that much CPU time, by the `times` of its steps; a record."""
     optimizer, lr = recipe
     torch.manual_seed(data.seed)
-    model = build(data.mean, data.std)
-    optimizers = make_optimizers(model, optimizer)
+    model = MODELS[name](data.mean, data.std)
+    optimizers = optimizers_for(model, recipe)
     groups = [group for one in optimizers for group in one.param_groups]
+    highest = [group["lr"] for group in groups]
     batches = data.batches()
-    steps = 0
+    ms_per_step = find(times, model=name, optimizer=optimizer)[0]["ms_per_step"]
+    steps = round(1000 * seconds / ms_per_step)
     skipped = 0
 
     start = time.process_time()
-    while (done := (time.process_time() - start) / seconds) < 1:
-        rate = lr * min(1, done / WARM_UP) * (1 + math.cos(math.pi * done)) / 2
-        for group in groups:
-            group["lr"] = group["share"] * rate
+    for step in range(steps):
+        share = min(1, (step + 1) / (WARM_UP * steps)) * cosine(step / steps)
+        for group, rate in zip(groups, highest):
+            group["lr"] = share * rate
         skipped += not take_step(model, optimizers, next(batches))
-        steps += 1
 
-    record = {"sigma": data.truth.noise, "optimizer": optimizer, "lr": lr}
+    record = {"model": name, "sigma": data.truth.noise, "optimizer": optimizer}
+    record |= {"lr": lr, "ms_per_step": ms_per_step}
     record |= {"steps": steps, "skipped_steps": skipped}
     record["cpu_seconds"] = time.process_time() - start
     return model, record
 
 
-def try_recipes(name: str, data: Data, seconds: float) -> list[dict]:
+def try_recipes(name: str, data: Data, times: list[dict], seconds: float) -> list[dict]:
     """A short run with each recipe; that of the lowest held-out NLL is `chosen`."""
     rows = []
     for recipe in RECIPES:
-        model, record = train_model(MODELS[name], data, recipe, seconds)
+        model, record = train_model(name, data, recipe, times, seconds)
         nll = finite(-evaluate(model.log_prob, data.held_out, data.held_out).mean())
-        rows.append({"model": name, "held_out_nll": nll} | record)
+        rows.append({"held_out_nll": nll} | record)
 
     values = [finite_or_worst(row["held_out_nll"]) for row in rows]
     best = values.index(min(values))
@@ -224,9 +252,9 @@ class CallCounter(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def calls_per_step(model: nn.Module, data: Data, optimizer: str) -> int:
+def calls_per_step(model: nn.Module, data: Data, recipe: tuple[str, float]) -> int:
     """How many operations of torch's one training step takes."""
-    optimizers = make_optimizers(model, optimizer)
+    optimizers = optimizers_for(model, recipe)
     batch = next(data.batches())
     take_step(model, optimizers, batch)  # the first one also makes the averages
     with CallCounter() as counter:
@@ -235,17 +263,20 @@ def calls_per_step(model: nn.Module, data: Data, optimizer: str) -> int:
 
 
 def measure_row(
-    name: str, data: Data, recipe: tuple[str, float], seconds: float
+    name: str,
+    data: Data,
+    recipe: tuple[str, float],
+    times: list[dict],
+    seconds: float,
 ) -> dict:
     """Trains and evaluates one model: a row of the results."""
-    model, record = train_model(MODELS[name], data, recipe, seconds)
-    row = {"model": name, "seed": data.seed} | record
+    model, record = train_model(name, data, recipe, times, seconds)
+    row = {"seed": data.seed} | record
     row["parameters"] = sum(parameter.numel() for parameter in model.parameters())
-    row["ms_per_step"] = record["cpu_seconds"] / record["steps"] * 1000
     row |= evaluate_model(model, data)
     row["samples_per_second"] = samples_per_second(model)
     # Last, for it trains on.
-    row["calls_per_step"] = calls_per_step(model, data, recipe[0])
+    row["calls_per_step"] = calls_per_step(model, data, recipe)
     return row
 
 
@@ -257,7 +288,7 @@ def load_earlier(path: Path, about: dict) -> dict:
 
     Raises UserError if the file is another's.
     """
-    results = {"about": about, "rows": [], "recipes": []}
+    results = {"about": about, "rows": [], "recipes": [], "times": []}
     if not path.is_file():
         return results
 
@@ -391,6 +422,10 @@ def main(argv=None) -> None:
     results = load_earlier(args.output, about)
     rows = results["rows"]
     tried = results["recipes"]
+    times = results["times"]
+    new = [name for name in args.models if not find(times, model=name)]
+    times += time_steps(new, Data(NOISE, 0))
+    write_json(args.output, results)
 
     for seed in range(args.seeds):
         for sigma in args.sigmas:
@@ -398,15 +433,14 @@ def main(argv=None) -> None:
             for name in args.models:
                 if find(rows, model=name, sigma=sigma, seed=seed):
                     continue
-
                 # Recipes are chosen once, so at the first seed, 0.
                 if not find(tried, model=name, sigma=sigma):
-                    tried += try_recipes(name, data, args.recipe_seconds)
+                    tried += try_recipes(name, data, times, args.recipe_seconds)
                     write_json(args.output, results)
                 best = find(tried, model=name, sigma=sigma, chosen=True)[0]
                 recipe = (best["optimizer"], best["lr"])
 
-                row = measure_row(name, data, recipe, args.seconds)
+                row = measure_row(name, data, recipe, times, args.seconds)
                 rows.append(row)
                 write_json(args.output, results)
                 where = f"seed {seed}  sigma {sigma}  {name:25} {recipe}"

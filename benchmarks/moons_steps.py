@@ -10,44 +10,18 @@ Takes    a minute on one CPU core
 """
 
 import sys
-import time
-from collections.abc import Iterator
 from statistics import median
 
 import torch
-from torch import Tensor, nn
 
 from benchmarks.about import add_output_flag, command_of, provenance
 from benchmarks.markdown import load, measured_on, table
 from benchmarks.moons_models import STEP_TIME_PAIRS
-from benchmarks.moons_peers import BATCH, Data, make_optimizers, take_step, use_one_core
+from benchmarks.moons_peers import BATCH, Data, time_in_turn, use_one_core
 from flowlib.cli import Parser, number, one_line_errors
 from flowlib.files import write_json
 
-WARM_UP_STEPS = 3
-
 # ---------------------------------------------------------------- measure
-
-
-def time_pair(
-    models: list[nn.Module], batches: Iterator[Tensor], rounds: int, steps: int
-) -> list[list[float]]:
-    """CPU time of a training step in ms: for each model, one number a round."""
-    # At Adam's own rate of 0.001.
-    optimizers = [make_optimizers(model, "Muon") for model in models]
-    times: list[list[float]] = [[] for _ in models]
-
-    for i in range(rounds + 1):
-        for model, its_optimizers, taken in zip(models, optimizers, times):
-            drawn = [next(batches) for _ in range(steps if i else WARM_UP_STEPS)]
-            start = time.process_time()
-            for batch in drawn:
-                take_step(model, its_optimizers, batch)
-
-            # The first round only warms up.
-            if i:
-                taken.append((time.process_time() - start) / steps * 1000)
-    return times
 
 
 def time_steps(data: Data, rounds: int, steps: int) -> list[dict]:
@@ -59,7 +33,9 @@ def time_steps(data: Data, rounds: int, steps: int) -> list[dict]:
     rows = []
     for pair, builders in STEP_TIME_PAIRS.items():
         models = [build(data.mean, data.std) for build in builders]
-        ours, normflows = time_pair(models, data.batches(), rounds, steps)
+        recipes = [("Muon", 1e-3)] * 2
+        times = time_in_turn(models, recipes, data.batches(), rounds, steps)
+        ours, normflows = times
 
         ratios = [theirs / mine for mine, theirs in zip(ours, normflows)]
         row = {
