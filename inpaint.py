@@ -208,10 +208,13 @@ def fill_pictures(
     glow = inpainter.glow
     named = name_pictures(paths, output, inpainter.settings.fills)
     seeds = range(seed, seed + len(named))
+
+    # Each picture has a mask file of its own, or a mask that is drawn for it.
     pictures = {}
     for one, (name, path) in zip(seeds, named.items()):
         file = user_images.find_mask(mask, path)
         missing = file or draw_masks(mask, 1, glow.shape, one)[0]
+
         picture = user_images.read_picture(
             path,
             missing,
@@ -219,6 +222,7 @@ def fill_pictures(
             glow.levels,
             **reading,
         )
+
         share = f"{picture.mask.sum()} of {picture.mask.numel()} pixels missing"
         print("; ".join([f"{name}: {share}", *picture.notes]))
         pictures[name] = picture
@@ -226,16 +230,19 @@ def fill_pictures(
     images = torch.stack([picture.image for picture in pictures.values()])
     masks = torch.stack([picture.mask for picture in pictures.values()])
     problem = Problem.cut(images, masks, seeds)
+
     files.require_writable(output)
     with files.lock(output / "results.json", group.first):
         fill = fill_together(group, inpainter, problem, "your pictures")
         if not group.first:
             return {}
+
         rows = {
             name: write_picture(name, picture, fill[[i]], output)
             for i, (name, picture) in enumerate(pictures.items())
         }
         files.write_json(output / "results.json", rows)
+
     print(EXPLANATION)
     print(f"wrote {output / 'results.json'}")
     return {"pictures": rows}
@@ -413,9 +420,11 @@ def main(argv: list[str] | None = None) -> None:
         images = None
         if not args.image:
             images = load_together(group, args.dataset, args.data_dir)
+
         name = images.name if images else data_name(args.dataset)
         glow = choose_glow(args.checkpoint, name, group.device, images)
         glow.set_precision(precision_for(args.precision, group.device))
+
         if images:
             references = images.train
         else:
@@ -423,6 +432,7 @@ def main(argv: list[str] | None = None) -> None:
         settings = FillSettings(args.map_steps, args.fills)
         inpainter = Inpainter(glow, references, find_classifier(glow), settings)
 
+        # Test images lose pixels that are known, the user's pictures lack them.
         files.require_writable(files=[args.metrics])
         if images:
             problems = cut_test_images(
@@ -433,6 +443,7 @@ def main(argv: list[str] | None = None) -> None:
                 args.seed,
             )
             metrics = fill_test_images(inpainter, problems, group, args.figures, name)
+
         else:
             metrics = fill_pictures(
                 inpainter,

@@ -102,6 +102,7 @@ def build_glow(images: Images, settings: Settings, device: torch.device) -> Glow
                 f"{settings.start} is for images of {sides} pixels "
                 f"and {glow.levels} grey levels"
             )
+
     else:
         torch.manual_seed(settings.seed)
         sizes = {name: getattr(settings, name) for name in SIZES}
@@ -259,6 +260,7 @@ def show_progress(
         mininterval=1,
         disable=not group.first,
     )
+
     with bar:
         for record in records:
             text = "{mean_loss:.3f} bits/dim, {skipped} skipped".format(**record)
@@ -320,6 +322,7 @@ def run_training(
         print(f"resuming from {file}" if found else missing)
         if len(set(group.gather(state.step))) > 1:
             raise UserError(f"{file} must be the same file on every machine")
+
     complete = fit_glow(state, images, settings, group, file, curve_file)
     if not (complete and group.first):
         return None
@@ -333,6 +336,7 @@ def run_training(
         "curve": state.curve,
     }
     glow.metrics = evaluate_glow(glow, images, settings.seed) | asdict(settings) | run
+
     files.save_model(
         glow,
         checkpoint,
@@ -435,23 +439,27 @@ def add_training_flags(parser: Parser) -> None:
         type=number(int, 1),
         help=f"training steps (default: {STEPS}, with few images fewer)",
     )
+
     course.add_argument(
         "--start",
         default=Settings.start,
         metavar="FILE",
         help="a checkpoint to go on from, with its sizes (default: a new model)",
     )
+
     course.add_argument(
         "--precision",
         choices=PRECISIONS,
         default="auto",
         help="what the networks compute in; auto takes bf16 where it is native",
     )
+
     course.add_argument(
         "--compile",
         action="store_true",
         help="compile the couplings: a third faster on a GPU; needs a C compiler",
     )
+
     course.add_argument(
         "--resume",
         action="store_true",
@@ -469,11 +477,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         action="store_true",
         help="only measure the checkpoint's bits/dim",
     )
+
     mode.add_argument(
         "--draws",
         type=number(int, 1),
         help="draws of the noise for --evaluate's weighted bound (default: 16)",
     )
+
     mode.add_argument(
         "--figure-only",
         action="store_true",
@@ -521,6 +531,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             checkpoint = args.checkpoint or CHECKPOINTS / f"glow_{images.name}.pt"
             files.require_writable(args.figures, files=[checkpoint, args.metrics])
             settings = make_settings(args, images)
+
             with files.lock(checkpoint, wanted=group.first):
                 glow = run_training(
                     images,
@@ -531,8 +542,10 @@ def main(argv: Sequence[str] | None = None) -> None:
                     resumed=args.resume,
                     curve_file=args.metrics and args.metrics.with_suffix(".jsonl"),
                 )
+
         elif group.first:
             glow = choose_glow(args.checkpoint, images.name, group.device, images)
+
     if glow is None:  # the run was stopped, or this is not the first process
         return
 
@@ -540,6 +553,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         glow.metrics |= evaluate_glow(glow, images, args.seed, args.draws or 16)
     else:
         draw_figures(glow, images, args.figures, args.seed)
+
     if not args.figure_only:
         report_bits(glow.metrics)
     if args.metrics:

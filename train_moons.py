@@ -310,6 +310,7 @@ def summarize_runs(runs: list[dict[str, dict]]) -> dict[str, dict]:
             values = [run[name].get(key) for run in runs]
             if None in values:  # an infinite KL has no spread
                 continue
+
             row = {
                 word: float(function(values)) for word, function in functions.items()
             }
@@ -353,9 +354,11 @@ def save_run(
     flows = {name: fit.flow for name, fit in fits.items()}
     metrics = {name: fit.metrics for name, fit in fits.items()}
     histories = {name: fit.history for name, fit in fits.items()}
+
     prefix = "" if name == "moons" else f"{name}_"
     losses = plots.plot_losses(histories, points, next(iter(metrics.values())))
     files.save_figure(losses, figures, f"{prefix}loss_plot.png")
+
     if len(points.columns) != 2:
         pairs = plots.plot_pairs(flows, points, seed)
         files.save_figure(pairs, figures, f"{prefix}pairs.png")
@@ -407,8 +410,11 @@ def parse_args(argv: list[str] | None = None):
     add("--columns", nargs="+", metavar="NAME", default=[], help=columns)
     score = "only score this file's rows, with the flows of --data"
     add("--score", type=Path, metavar="FILE", help=score)
+
     fill = "only fill the gaps of this file's rows, with the better flow of --data"
     add("--fill", type=Path, metavar="FILE", help=fill)
+
+    # How the table is written.
     separator = "what separates a table's columns, '\\t' for tabs (default: found)"
     add("--separator", metavar="MARK", help=separator)
     decimal = "a table's decimal mark (default: found in each column)"
@@ -529,6 +535,7 @@ def main(argv: list[str] | None = None) -> None:
             fits = fit(args, points, seed)
             if seed == args.seed:
                 save_run(name, fits, points, seed, *places)
+
         runs.append({name: fit.metrics for name, fit in fits.items()})
         report_run(runs[-1], points, seed)
 

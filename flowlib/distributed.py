@@ -97,6 +97,7 @@ def processes(device: torch.device) -> Iterator[Processes]:
         rank = dist.get_rank()
         with redirect_stdout(io.StringIO() if rank else sys.stdout):
             yield Processes(rank, count, device)
+
     except RuntimeError as error:  # gloo has no class of its own for its errors
         if not isinstance(error, dist.DistError) and "gloo" not in str(error):
             raise

@@ -128,6 +128,7 @@ def lock(path: Path, wanted: bool = True) -> Iterator[None]:
         with contextlib.suppress(OSError):
             file.truncate(0)
             file.write(f"process {os.getpid()} on {platform.node()}".encode())
+
         try:
             yield
         finally:
@@ -279,6 +280,7 @@ def _difference(name: str, earlier: Any, now: Any) -> str:
     now = list(map(str, now))
     if max(len(earlier), len(now)) < 10:
         return f"{name} {', '.join(earlier)}, now {', '.join(now)}"
+
     new = list(Counter(now) - Counter(earlier))
     gone = list(Counter(earlier) - Counter(now))
     parts = []

@@ -27,6 +27,7 @@ class Classifier(nn.Module):
             raise ValueError(
                 f"width {width}, classes {classes} or shape {shape} cannot be"
             )
+
         self.levels = levels
         self.config = {
             "shape": list(shape),

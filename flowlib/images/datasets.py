@@ -122,6 +122,7 @@ def load_images(
                 f"--dataset takes {', '.join(DATASETS)} or a folder"
             )
         return _load_folder(Path(dataset))
+
     if dataset != "digits":
         try:
             return _load_torchvision(data_name(dataset), Path(data_dir), download)
@@ -132,6 +133,7 @@ def load_images(
                     "--dataset digits does without it"
                 ) from None
             print(f"{error}: using scikit-learn's bundled 8x8 digits instead")
+
     from sklearn.datasets import load_digits  # here, for it takes a second to import
 
     bundled = load_digits()
@@ -242,6 +244,7 @@ def _find_parts(folder: Path, names: list[str]) -> tuple[list[str], list[str]]:
     if "test" not in given or set(tops) != given:
         problem = "no test/" if "test" not in given else "pictures outside of these"
         raise UserError(f"{folder} is split into {folders} but has {problem}")
+
     own = [OWN_PARTS[top] for top in tops]
     if "held-out" not in own:
         folders += "; a tenth of train/ is held out"

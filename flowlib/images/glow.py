@@ -109,6 +109,7 @@ class Glow(nn.Module):
                 "shape must be (1, multiple of 4, multiple of 4), at most 512, "
                 f"not {tuple(shape)}"
             )
+
         sizes = {
             "levels": levels,
             "blocks": blocks,
@@ -269,6 +270,7 @@ class Glow(nn.Module):
             raise ValueError(
                 f"n must be >= 1 and temperature > 0, not {n} and {temperature}"
             )
+
         parts = []
         for start in range(0, n, SAMPLES_AT_ONCE):
             size = min(SAMPLES_AT_ONCE, n - start)

@@ -66,6 +66,7 @@ def open_picture(path: Path) -> tuple[Image.Image, list[str]]:
     notes = []
     if not path.is_file():
         raise UserError(f"no file at {path}")
+
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -76,6 +77,7 @@ def open_picture(path: Path) -> tuple[Image.Image, list[str]]:
                     notes.append("16 bits for each color: read as 8")
                 ImageOps.exif_transpose(file, in_place=True)  # as a viewer shows it
                 picture = _plain(file)
+
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise UserError(
             f"{path} has more than {Image.MAX_IMAGE_PIXELS / 1e6:.0f} million pixels: "

@@ -104,6 +104,7 @@ def find_mask(mask: str, picture: Path) -> Path | None:
     file = Path(mask)
     if not file.is_dir():
         return file if file.exists() or (file.suffix and ":" not in mask) else None
+
     if file.resolve() == picture.parent.resolve():
         raise UserError(
             f"{file} holds the pictures: their masks need a folder of their own"
@@ -111,6 +112,7 @@ def find_mask(mask: str, picture: Path) -> Path | None:
     for found in pictures_in(file):
         if found.stem == picture.stem:
             return found
+
     raise UserError(
         f"no mask for {picture.name} in the folder {file}: "
         f"it must be called {picture.stem}.png or the like"
@@ -291,6 +293,7 @@ def _open_mask(
             "(--mask-polarity white says otherwise)"
         )
         polarity = "black"
+
     if polarity == "black":
         missing = ~missing
     if not missing.any():

@@ -109,4 +109,5 @@ def find_map(
         if step < steps:
             share = (1 + math.cos(math.pi * step / steps)) / 2
             y = adam.step(y, grad, final_lr + (lr - final_lr) * share)
+
     return density.decode(top_y)[torch.arange(len(top)), top.argmax(1)]

@@ -38,6 +38,7 @@ def plot_fills(fills: dict[str, Fill], title: str = "") -> Figure:
     gap = "log p minus the truth's" if fill.problem.truth else "log p in nats"
     legend = f"Orange: missing. Below: {gap}; which digits the fills are."
     figure.suptitle(f"{title}\n{legend}".strip(), fontsize=FONT + 1)
+
     panels = figure.subplots(len(tables), 1, squeeze=False, height_ratios=heights)
     for panel, (name, table) in zip(panels[:, 0], tables.items()):
         draw_table(panel, table)
@@ -96,6 +97,7 @@ def draw_table(panel: Axes, table: list[list[Cell]]) -> None:
             write(middle, top + height, caption, va="top")
             if i == 0:
                 write(middle, -1, heading, va="bottom")
+
     panel.imshow(canvas.movedim(0, 2).numpy(), interpolation="nearest")
     panel.set_axis_off()
 

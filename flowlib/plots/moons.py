@@ -40,16 +40,19 @@ def plot_losses(
     columns = 1 if points.truth is None else 2
     figure = Figure(figsize=(1 + 4.5 * columns, 4), layout="constrained")
     panels = figure.subplots(1, columns, squeeze=False)[0]
-    seen = []
+
+    seen = []  # the NLLs that the first panel has to show
     for name, history in histories.items():
         epochs = [record.epoch for record in history]
         train = [record.train_nll for record in history]
         held_out = np.array([record.held_out_nll for record in history])
+
         color = COLORS[name]
         pale = {"color": color, "alpha": 0.4, "linewidth": 3}
         panels[0].plot(epochs, train, label=f"{TITLES[name]}, train", **pale)
         thin = {"color": color, "linewidth": 1}
         panels[0].plot(epochs, held_out, label=f"{TITLES[name]}, held-out", **thin)
+
         if points.truth is None:
             best = int(held_out.argmin())
             panels[0].plot(epochs[best], held_out[best], "o", color=color, markersize=5)
@@ -60,6 +63,7 @@ def plot_losses(
             panels[1].semilogy(epochs, above, color=color)
         seen += [*train[: best + 1], *held_out[: best + 1]]
 
+    # Horizontal lines for comparison.
     if points.truth is not None:
         levels = {f"entropy of the truth, {points.floor:.4f}": points.floor}
         title = "Training"
@@ -73,11 +77,13 @@ def plot_losses(
         style = {"color": "black", "linestyle": dashes, "linewidth": 1}
         panels[0].axhline(level, label=label, **style)
         seen.append(level)
+
     panels[0].set(xlabel="epoch", ylabel="negative log-likelihood (nats per point)")
     panels[0].set_title(title)
     # The panel leaves out where points were learned by heart.
     margin = max(0.1 * (max(seen) - min(seen)), 0.1)
     panels[0].set_ylim(min(seen) - margin, max(seen) + margin)
+
     for panel in panels:
         panel.grid(alpha=0.3)
     panels[0].legend(fontsize=9)
@@ -95,11 +101,13 @@ def plot_densities(
     truth = None
     if points.truth is not None:
         truth = np.exp(log_density(points.truth.log_prob, where))
+
     ratio = (bounds[3] - bounds[2]) / (bounds[1] - bounds[0])
     equal = 0.3 < ratio < 2  # years against euros have no scale in common
     height = 2 + 8 * (ratio if equal else 0.8)
     figure = Figure(figsize=(10, height), layout="constrained")
     panels = figure.subplots(2, 2, sharex=True, sharey=True)
+
     for (left, right), (name, flow) in zip(panels, flows.items()):
         density = np.exp(log_density(flow.log_prob, where, flow))
         top = float((density if truth is None else truth).max())
@@ -111,11 +119,13 @@ def plot_densities(
 
         samples = flow.sample(4000, rng(seed, "density figure")).cpu().numpy()
         right.scatter(*samples.T, s=2, alpha=0.5, color=COLORS[name], linewidths=0)
+
         for panel, color in ((left, "#D55E00"), (right, "black")):
             if truth is not None:
                 style = dict(colors=color, linewidths=0.8, linestyles="--")
                 panel.contour(x, y, truth, levels=[0.1 * top], **style)
             panel.set_aspect("equal" if equal else "auto")
+
         row = metrics[name]
         quality = f"test NLL {row['test_nll']:.4f} nats"
         if truth is not None:
@@ -143,14 +153,17 @@ def plot_pairs(flows: dict[str, Flow], points, seed: int = 0) -> Figure:
     side = 10 if count > 1 else 6
     figure = Figure(figsize=(side, side), layout="constrained")
     panels: Any = figure.subplots(count, count, sharex="col", squeeze=False)
+
     data = points.draw(2000).cpu().numpy()
     noise = rng(seed, "pairs figure")
     samples = {}
     for name, flow in flows.items():
         samples[name] = flow.sample(2000, noise).cpu().numpy()
 
+    # The panels leave out the few most extreme points.
     low, high = np.quantile(data, [0.001, 0.999], axis=0)
     low, high = low - 0.1 * (high - low), high + 0.1 * (high - low)
+
     bins = {"bins": 40, "density": True, "histtype": "step"}
     for i, j in np.ndindex(count, count):
         panel = panels[i, j]
@@ -165,6 +178,8 @@ def plot_pairs(flows: dict[str, Flow], points, seed: int = 0) -> Figure:
             x, y = samples[name][:, j], samples[name][:, i]
             panel.scatter(x, y, s=2, alpha=0.5, color=COLORS[name], linewidths=0)
             panel.set_ylim(low[i], high[i])
+
+        # Only the outer panels have labels.
         panel.set_xlim(low[j], high[j])
         left = j == 0 < i
         panel.tick_params(labelsize=8, left=left, labelleft=left)
@@ -203,6 +218,7 @@ def save_animation(flows: dict[str, Flow], points, path: Path, seed: int = 0) ->
         colors = np.array(SECTORS)[sector]
         dots.append(panel.scatter(*start.T, s=3, c=colors, linewidths=0))
 
+    # Each frame moves the points a little further.
     caption = figure.supxlabel("noise")
     canvas = FigureCanvasAgg(figure)
     images = []

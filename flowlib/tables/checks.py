@@ -43,11 +43,13 @@ def check_density(
             f"{path} has {dim} columns to fit, {MOST_COLUMNS} are the most: "
             "choose some by --columns"
         )
+
     if dim == 1 and note:  # other columns were left out, perhaps against expectation
         raise UserError(
             f"{path} has one column to fit; {note}; "
             f"if only {names[0]} is meant, --columns says so"
         )
+
     for name, column in zip(names, points.T):
         if why := why_not_continuous(column):
             raise UserError(f"{path}: {name} cannot be fitted: it has {why}")
@@ -56,6 +58,7 @@ def check_density(
     notes = []
     for name, column in zip(names, points.T):
         notes += [f"{name} is {mass}" for mass in point_masses(column)]
+
     repeated = count - len(np.unique(points, axis=0))
     if repeated > count / 100:
         notes.append(

@@ -110,11 +110,13 @@ def fill_row(
         weight = log_weight(cells)
         if level == 0:
             effective = count_effective(weight).item()
+
         # The longest step whose weights leave enough fills.
         powers = torch.arange(1, LEVELS - level + 1) / LEVELS
         enough = count_effective(powers[:, None] * weight) >= ENOUGH
         step = max(1, int(enough.sum()))
         level += step
+
         cells = resample(cells, step / LEVELS * weight, streams)
         if effective < ENOUGH:
             bridge = partial(log_bridge, power=level / LEVELS)

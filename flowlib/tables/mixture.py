@@ -57,6 +57,7 @@ def choose_mixture(folds: Folds, modes: Sequence[int] = MODES) -> Choice:
         for count in dict.fromkeys([1, *modes]):
             if 10 * count > max(10, rows_to_fit):
                 break
+
             parts = []
             for rows, held_out in folds:
                 mixture = mixture_flow(rows, count, added)

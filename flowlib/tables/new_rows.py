@@ -147,8 +147,10 @@ def check_fills(
 
     cells = hidden.sum(1)
     total = int(cells.sum())
+
     covered = inside(ranks(filled.samples, rows, generator), 0.9) & hidden
     coverage = covered.sum() / total
+
     std = flow.transforms[0].std.double()
     error = ((filled.mean - rows) / std)[hidden]
     scores = crps(filled.samples / std, rows / std, hidden)  # NaN without cells

@@ -101,6 +101,7 @@ def read_points(
     for name in names:
         if cells.names.count(name) > 1 or names.count(name) > 1:
             raise UserError(f"{path}: two columns are called {name!r}: rename one")
+
     missing = np.isnan(points)
     refused = np.isinf(points)
     if not (to_fit or gaps):
@@ -157,9 +158,12 @@ def _read_table(path: Path, format: Format) -> Cells:
     wide = path.read_bytes()[:2] in (b"\xff\xfe", b"\xfe\xff")
     # Numbers are the same in older encodings; letters of names may become "�".
     text = path.read_text("utf-16" if wide else "utf-8-sig", errors="replace")
+
+    # Comments, empty lines and Excel's "sep=;" may stand before the table.
     start = re.match(r'((?:#.*\n|\n)*)(?:"?sep=(.)"?\n)?', text)
     text = text[start.end() :].strip(" \n")
     lines = re.split(r"\n+", text, maxsplit=2)[:2]
+
     given = format.separator or start[2]
     separator = given or _find_separator(lines[-1], format)
     separator = {" ": SPACES, r"\t": "\t"}.get(separator, separator)
@@ -168,6 +172,7 @@ def _read_table(path: Path, format: Format) -> Cells:
     columns = [[] for _ in names]
     if len(lines) > 1:
         columns = _cut_cells(text, separator, skiprows=1)
+
     # R does not name the row names. But a bare comma may also be a decimal one.
     one_more = len(columns) == len(names) + 1
     unique = len(set(columns[0])) == len(columns[0])
@@ -269,10 +274,13 @@ def _has_header(names: list[str], columns: list[list[str]]) -> bool:
         for name, column in pairs
         if not name.isalpha() and _shape(name) not in map(_shape, column)
     ]
+
+    # Names that count, 0, 1, ..., are surely a header, or may be one.
     start = int(names[0]) if names[0].isdecimal() else 0
     counted = names == [str(start + i) for i in range(len(names))]
     if counted and start == 0 and len(unlike) == len(pairs):
         return rows > 0
+
     odd = rows >= LEAST and 2 * len(unlike) > len(pairs)
     if odd or len(kinds) == 2 or counted and len(names) > 1:
         raise ValueError(
@@ -311,9 +319,11 @@ def _to_numbers(cells: Cells, place: int) -> np.ndarray:
 
     name = cells.names[place]
     present = [cell for cell in column if cell not in MISSING]
+
     strange = {}  # for each mark the cells that are no numbers with it
     for mark, pattern in NUMBERS.items():
         strange[mark] = [cell for cell in present if not pattern.fullmatch(cell)]
+
     fits = [mark for mark in strange if not strange[mark]]
     if not fits:
         cell = min(strange.values(), key=len)[0]
@@ -380,6 +390,7 @@ def _take_continuous(cells: Cells) -> tuple[np.ndarray, list[str], str]:
         else:
             column = _to_numbers(cells, i)
             why = why_not_continuous(column)
+
         if why:
             left_out.append(f"{name} ({why})")
         else:
