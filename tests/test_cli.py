@@ -104,3 +104,13 @@ def test_threads_are_few_unless_the_user_says_and_the_callers_come_back(
         assert torch.get_num_threads() == before
     finally:
         torch.set_num_threads(callers)
+
+
+def test_numbers_that_are_slow_to_compute_with_become_zero():
+    if not torch.set_flush_denormal(True):
+        pytest.skip("the processor has no such mode")
+    torch.set_flush_denormal(False)
+    tiny = torch.tensor(1e-39)
+    assert (tiny * 1).item() > 0
+    with threads(1):
+        assert (tiny * 1).item() == 0
