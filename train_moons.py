@@ -25,9 +25,9 @@ Writes   figures/loss_plot.png              negative log-likelihood over epochs
          checkpoints/moons_realnvp.pt, checkpoints/moons_permutation.pt
          (of other data, --noise and --modes the names start with theirs; tables have
          pairs.png unless they have two columns; --score and --fill write to figures/)
-Takes    about 50 seconds on one CPU core (AMD EPYC); ends at KL(truth || flow) = 0.0010
-         nats (RealNVP) and 0.0012 (permutation flow), medians of three seeds, with
-         --modes 2 at 0.0006 and 0.0004; a table takes one to four minutes
+Takes    about 35 seconds on one CPU core; ends at KL(truth || flow) = 0.0010 nats
+         for both, medians of three seeds, with --modes 2 at 0.0009 (RealNVP) and 0.0006
+         (permutation flow); a table takes one to four minutes
 """
 
 import math
