@@ -10,7 +10,7 @@ are absolute: 0 is perfect.
 
     python train_moons.py --data spirals      other shapes: spirals, checkerboard
     python train_moons.py --modes 2           a base of two Gaussians: no bridge
-    python train_moons.py --bins 0            affine couplings; they need more --layers
+    python train_moons.py --bins 0 --layers 20 --lr 0.02      affine couplings
     python train_moons.py --seeds 3           mean and spread; figures of the first seed
     python train_moons.py --data table.csv    a table (.csv, .npy), up to 64 columns
     python train_moons.py --data table.csv --score new.csv    log p of other rows
