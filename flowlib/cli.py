@@ -110,8 +110,9 @@ def threads(count: int | None = None) -> Iterator[None]:
         a 14x14 hole, s       2.7   2.3   4.9       3.1   8.0   3.4
         a 2-D flow's step, ms  10    11    47        11    23    17
 
-    Numbers below 1e-38 become 0. An optimizer's moving means get there where gradients
-    are 0, and computing with them doubles the time of a 2-D flow's step.
+    Until the end numbers below 1e-38 become 0. Where gradients are 0, the moving means
+    of an optimizer become so small in a long run. Computing with them doubles the time
+    of a 2-D flow's step.
     """
     torch.set_flush_denormal(True)
     before = torch.get_num_threads()
@@ -121,6 +122,7 @@ def threads(count: int | None = None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+        torch.set_flush_denormal(False)  # as torch starts
 
 
 class HelpFormatter(
