@@ -50,7 +50,6 @@ BATCH = 512
 WARM_UP = 0.02  # share of the time
 # Optimizers and learning rates to choose from.
 RECIPES = (("Adam", 3e-3), ("Adam", 8e-3), ("Muon", 2e-2), ("Muon", 5e-2))
-OPTIMIZERS = ("Adam", "Muon")
 ROUNDS = 25  # of timing
 WARM_UP_STEPS = 3
 EXTRA_PEERS = ("nflows", "zuko")  # imported only where they are built
@@ -133,7 +132,8 @@ def time_in_turn(
 def time_steps(names: list[str], data: Data) -> list[dict]:
     """The median CPU time of a step, a row for each model and optimizer."""
     torch.manual_seed(data.seed)
-    pairs = [(name, optimizer) for name in names for optimizer in OPTIMIZERS]
+    optimizers = dict(RECIPES)  # each once
+    pairs = [(name, optimizer) for name in names for optimizer in optimizers]
     models = [MODELS[name](data.mean, data.std) for name, _ in pairs]
     recipes = [(optimizer, 1e-3) for _, optimizer in pairs]
     times = time_in_turn(models, recipes, data.batches(), ROUNDS, steps=10)
@@ -428,8 +428,9 @@ def main(argv=None) -> None:
     tried = results["recipes"]
     times = results["times"]
     new = [name for name in args.models if not find(times, model=name)]
-    times += time_steps(new, Data(NOISE, 0))
-    write_json(args.output, results)
+    if new:
+        times += time_steps(new, Data(NOISE, 0))
+        write_json(args.output, results)
 
     for seed in range(args.seeds):
         for sigma in args.sigmas:
@@ -437,6 +438,7 @@ def main(argv=None) -> None:
             for name in args.models:
                 if find(rows, model=name, sigma=sigma, seed=seed):
                     continue
+
                 # Recipes are chosen once, so at the first seed, 0.
                 if not find(tried, model=name, sigma=sigma):
                     tried += try_recipes(name, data, times, args.recipe_seconds)
