@@ -432,7 +432,6 @@ def main(argv: list[str] | None = None) -> None:
         settings = FillSettings(args.map_steps, args.fills)
         inpainter = Inpainter(glow, references, find_classifier(glow), settings)
 
-        # Test images lose pixels that are known, the user's pictures lack them.
         files.require_writable(files=[args.metrics])
         if images:
             problems = cut_test_images(

@@ -67,9 +67,9 @@ TABLE_SIZES = {"layers": 8, "hidden": 32, "bins": 0}
 # them moves everything: clipped at 1, or at a tenth of the rate, they slow the others.
 CLIP = 10.0
 LINEAR_SHARE = 0.01
-# Muon's share of the rate, and how much of its moving mean it keeps in a step. It moves
-# the couplings' hidden matrices: without it flows on one Gaussian keep a thicker bridge
-# between the moons.
+# Muon moves the couplings' hidden matrices. Without it flows on one Gaussian keep a
+# thicker bridge between the moons. It has this share of the rate, and keeps this share
+# of its moving mean in a step.
 MUON_SHARE = 0.1
 MOMENTUM = 0.98
 KL = {"kl_truth_flow": "KL(truth || flow)", "kl_flow_truth": "KL(flow || truth)"}
@@ -151,8 +151,8 @@ def make_optimizers(
     """AdamW; where `training` asks for it, Muon for the couplings' hidden matrices.
 
     What AdamW moves of the couplings decays (Loshchilov and Hutter 2019,
-    arXiv:1711.05101). `linear` holds the model's linear layers, which learn at
-    LINEAR_SHARE of the rate, and `base` is its base.
+    arXiv:1711.05101). `linear` holds the model's linear layers. They learn at
+    LINEAR_SHARE of the rate, the base at `training.base_share` of it.
     """
     hidden = hidden_matrices(model) if training.muon else []
     apart = {*hidden, *linear.parameters(), *base.parameters()}

@@ -275,7 +275,8 @@ def _has_header(names: list[str], columns: list[list[str]]) -> bool:
         if not name.isalpha() and _shape(name) not in map(_shape, column)
     ]
 
-    # Names that count, 0, 1, ..., are surely a header, or may be one.
+    # Names 0, 1, ... that look like no other row are a header. Where it is not clear,
+    # the user must say.
     start = int(names[0]) if names[0].isdecimal() else 0
     counted = names == [str(start + i) for i in range(len(names))]
     if counted and start == 0 and len(unlike) == len(pairs):
