@@ -15,6 +15,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+
+# Imported here, before there is a group: the default arguments of its functions keep
+# the group of the moment, and a training step would import it. Such a group is never
+# destroyed: gloo's threads run until Python ends, and now and then abort it.
+import torch.distributed.nn  # noqa: F401
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
