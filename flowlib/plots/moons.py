@@ -218,8 +218,12 @@ def save_animation(flows: dict[str, Flow], points, path: Path, seed: int = 0) ->
         colors = np.array(SECTORS)[sector]
         dots.append(panel.scatter(*start.T, s=3, c=colors, linewidths=0))
 
+    # All frames have one layout: to find it takes as long as to draw a frame.
+    caption = figure.supxlabel("data")
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+
     # Each frame moves the points a little further.
-    caption = figure.supxlabel("noise")
     canvas = FigureCanvasAgg(figure)
     images = []
     for frame in tqdm(range(FRAMES + 1), desc="animation", leave=False):
