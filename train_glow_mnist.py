@@ -311,6 +311,7 @@ def run_training(
     if settings.batch % group.count:
         raise UserError(f"--batch must be a multiple of the {group.count} processes")
     glow = build_glow(images, settings, group.device)
+    earlier = glow.metrics if settings.start else None
     state = TrainingState(glow, muon_and_adam(glow, settings.lr))
     if compiled:
         glow.compile_couplings()
@@ -334,6 +335,7 @@ def run_training(
         "processes": group.count,
         "skipped": state.skipped,
         "curve": state.curve,
+        "started_from": earlier,  # the metrics of the run that --start goes on from
     }
     glow.metrics = evaluate_glow(glow, images, settings.seed) | asdict(settings) | run
 

@@ -213,6 +213,7 @@ def test_a_run_goes_on_from_a_checkpoint_and_takes_its_sizes(
     second = load_glow(tmp_path / "second.pt")
     assert second.config == first.config
     assert second.metrics["blocks"] == 1
+    assert second.metrics["started_from"] == first.metrics
     bits = [glow.metrics["test_bits_per_dim"] for glow in (first, second)]
     assert bits[0] == pytest.approx(bits[1], abs=1e-5)
 
