@@ -62,7 +62,7 @@ def end(
     if name == "noise":
         return y
     width = width * density.hole
-    return sample_hmc(density, y, width, streams, moves=4, leapfrog=2).y
+    return sample_hmc(density, y, width, streams, moves=4, leapfrog=2)
 
 
 def score(fill: Fill, digits: Tensor, labels: Tensor) -> dict[str, Tensor]:

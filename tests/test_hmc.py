@@ -20,10 +20,8 @@ def run(density, fills, seeds=None, width=0.5, **options):
     y = density.encode(fills)
     streams = Streams(seeds or range(len(y)), "test", y)
     options = {"moves": 10, "leapfrog": 4} | options
-    chains = sample_hmc(
-        density, y, width * density.hole.expand_as(y), streams, **options
-    )
-    return density.decode(chains.y), chains
+    width = width * density.hole.expand_as(y)
+    return density.decode(sample_hmc(density, y, width, streams, **options))
 
 
 def test_on_a_gaussian_mean_and_covariance_are_the_closed_form_conditional_ones():
@@ -44,7 +42,7 @@ def test_on_a_gaussian_mean_and_covariance_are_the_closed_form_conditional_ones(
         gauss.log_prob, x[None], missing[None], unit_interval=False, chunk=4000
     )
     starts = 3 * torch.randn(1, 4000, 4, dtype=torch.float64)
-    filled, chains = run(density, starts, width=1.0, moves=40, leapfrog=6)
+    filled = run(density, starts, width=1.0, moves=40, leapfrog=6)
     samples, deviation = filled[0][:, missing], spread.diagonal().sqrt()
     # 4,000 independent chains: the standard error of a mean is 0.016 deviations, that
     # of a correlation at most 0.016; the bounds are four of them.
@@ -53,8 +51,20 @@ def test_on_a_gaussian_mean_and_covariance_are_the_closed_form_conditional_ones(
         matrix / deviation[:, None] / deviation for matrix in (samples.T.cov(), spread)
     ]
     torch.testing.assert_close(*scaled, rtol=0, atol=0.09)
-    torch.testing.assert_close(chains.log_p[0], gauss.log_prob(filled[0]))
-    assert 0.5 < chains.acceptance.item() < 0.9
+
+
+def test_steps_that_are_too_wide_become_narrower():
+    normal = torch.distributions.Normal(0.0, 1.0)
+    x, mask = torch.zeros(1, 1), torch.ones(1, 1, dtype=torch.bool)
+    density = HoleDensity(
+        lambda x: normal.log_prob(x[:, 0]), x, mask, unit_interval=False
+    )
+    starts = torch.randn(1, 500, 1)
+    # Steps of 20 standard deviations: without the adaptation no move is accepted.
+    moved = run(density, starts, width=100.0, moves=1) != starts
+    assert moved.float().mean() < 0.2
+    moved = run(density, starts, width=100.0, moves=40) != starts
+    assert moved.float().mean() > 0.99
 
 
 def test_on_a_flow_the_samples_have_the_conditional_distribution_by_quadrature():
@@ -78,7 +88,7 @@ def test_on_a_flow_the_samples_have_the_conditional_distribution_by_quadrature()
     starts = torch.stack(
         [torch.full((600,), 0.3, dtype=torch.float64), grid[places]], 1
     )[None]
-    filled, _ = run(density, starts, moves=10, leapfrog=3)
+    filled = run(density, starts, moves=10, leapfrog=3)
     for q in (0.1, 0.25, 0.5, 0.75, 0.9):  # four standard errors
         quantile = grid[1:][(cdf < q).sum()]
         below = (filled[0, :, 1] <= quantile).double().mean().item()
@@ -106,9 +116,8 @@ def test_moves_leave_a_gaussian_as_it_is():
         states = [draw]
         # one move a call: its step size is that of its start, 0.2
         for step in range(length):
-            states.append(
-                run(density, states[-1], [10 * direction + step], 6.0, moves=1)[0]
-            )
+            seeds = [10 * direction + step]
+            states.append(run(density, states[-1], seeds, 6.0, moves=1))
         both.append(torch.stack(states[1:]))  # (length, 1, 4000, 3)
     # how many states of a chain come before
     backward = torch.randint(length + 1, (4000,))
@@ -134,15 +143,14 @@ def test_observed_entries_stay_and_what_lies_under_the_hole_changes_nothing():
         make_masks("noise:0.5", 3, 4, 4),
         torch.rand(3, 6, 1, 4, 4),
     )
-    expected, _ = run(HoleDensity(bumps, x, mask), fills)
+    expected = run(HoleDensity(bumps, x, mask), fills)
     seen = ~mask[:, None].expand_as(expected)
     assert torch.equal(expected[seen], x[:, None].expand_as(expected)[seen])
     assert ((expected > 0) & (expected < 1)).all()
     for under in (0.0, 0.9, math.nan):
         density = HoleDensity(bumps, torch.where(mask, under, x), mask)
-        assert torch.equal(
-            run(density, torch.where(mask[:, None], fills, under))[0], expected
-        )
+        again = run(density, torch.where(mask[:, None], fills, under))
+        assert torch.equal(again, expected)
 
 
 def test_a_batch_equals_its_examples_one_by_one():
@@ -151,22 +159,18 @@ def test_a_batch_equals_its_examples_one_by_one():
         make_masks("noise:0.5", 3, 4, 4),
     )
     fills, seeds = torch.rand(3, 6, 1, 4, 4, dtype=torch.float64), [5, 3, 8]
-    together, _ = run(HoleDensity(bumps, x, mask), fills, seeds)
+    together = run(HoleDensity(bumps, x, mask), fills, seeds)
     for i in range(3):
         part = slice(i, i + 1)
-        alone, _ = run(
-            HoleDensity(bumps, x[part], mask[part]), fills[part], seeds[part]
-        )
+        alone = run(HoleDensity(bumps, x[part], mask[part]), fills[part], seeds[part])
         torch.testing.assert_close(alone[0], together[i], rtol=0, atol=1e-9)
 
 
 def test_nothing_missing_and_everything_missing():
     x, nothing = torch.rand(2, 1, 4, 4), torch.zeros(2, 1, 4, 4, dtype=torch.bool)
-    filled, _ = run(HoleDensity(bumps, x, nothing), torch.rand(2, 3, 1, 4, 4))
+    filled = run(HoleDensity(bumps, x, nothing), torch.rand(2, 3, 1, 4, 4))
     assert torch.equal(filled, x[:, None].expand_as(filled))
-    filled, _ = run(
-        HoleDensity(bumps, x, ~nothing), torch.rand(2, 100, 1, 4, 4), moves=30
-    )
+    filled = run(HoleDensity(bumps, x, ~nothing), torch.rand(2, 100, 1, 4, 4), moves=30)
     assert filled.mean().item() == pytest.approx(0.33, abs=0.05)
 
 
@@ -177,7 +181,7 @@ def test_a_density_that_turns_nan_is_never_accepted():
     density = HoleDensity(
         sometimes_nan, torch.zeros(1, 1), torch.ones(1, 1, dtype=torch.bool)
     )
-    filled, _ = run(density, torch.full((1, 20, 1), 0.2))
+    filled = run(density, torch.full((1, 20, 1), 0.2))
     assert filled.isfinite().all()
     assert (filled <= 0.5).all()
 

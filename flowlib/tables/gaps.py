@@ -187,5 +187,5 @@ def move(log_prob: Callable, cells: Tensor, width: Tensor, streams: Streams) -> 
         chunk=POPULATION,
     )
     start = torch.full_like(v, START)
-    chains = sample_hmc(density, v, start, streams, moves=2, leapfrog=3)
-    return chains.y[0] @ width.mT
+    v = sample_hmc(density, v, start, streams, moves=2, leapfrog=3)
+    return v[0] @ width.mT

@@ -12,7 +12,6 @@ Source: Neal (2011), arXiv:1206.1901, sections 2, 4.2 (a step size for each entr
 """
 
 import math
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,14 +20,6 @@ from flowlib.inpainting.density import HoleDensity
 from flowlib.rng import Streams
 
 ACCEPTANCE = 0.65
-
-
-class Chains(NamedTuple):
-    """Where C chains for each of B examples have come to."""
-
-    y: Tensor  # (B, C, D), the last state of each chain: its sample
-    log_p: Tensor  # (B, C) log p(y), nats
-    acceptance: Tensor  # (B,) share of the moves that were accepted, in the second half
 
 
 @torch.no_grad()
@@ -40,10 +31,11 @@ def sample_hmc(
     *,
     moves: int,
     leapfrog: int,
-) -> Chains:
-    """Moves C chains for each of B examples from y (B, C, D).
+) -> Tensor:
+    """Moves C chains for each of B examples from y; returns where they end, (B, C, D).
 
     Args:
+        y: (B, C, D), where the chains start.
         width: (B, C, D), how far each entry can move before the density changes much;
             the steps are in proportion to it, which is the same as giving each entry a
             mass of 1 / width².
@@ -60,7 +52,6 @@ def sample_hmc(
     count, entries = y.shape[1:]
     log_p, grad = density.value_and_grad(y)
     step = y.new_full((len(y), 1), 0.2)
-    accepted_moves = []
     for move in range(moves):
         momentum = streams.randn(count, entries) * density.hole
         # Steps of varying length keep a chain from running in circles: (B, C, D).
@@ -87,6 +78,4 @@ def sample_hmc(
         if move < moves // 2:
             surplus = chance.mean(1, keepdim=True) - ACCEPTANCE
             step = (step * (surplus / 2).exp()).clamp(1e-4, 1.5)
-        else:
-            accepted_moves.append(accepted.float().mean(1))
-    return Chains(y, log_p, torch.stack(accepted_moves).mean(0))
+    return y
