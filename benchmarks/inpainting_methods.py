@@ -88,6 +88,7 @@ class Methods:
         plausible = fill.grey(fill.plausible)
         found = {
             "ours, mean": (fill.mean(),),
+            "ours, medoid": (plausible[torch.arange(len(fill)), fill.medoid()],),
             "ours, one fill": (plausible[:, 0], plausible),
         }
         return found, fill

@@ -65,6 +65,7 @@ TITLES = {
     "Gaussian mixture, mean": "Gaussian mixture, mean",
     "Gaussian mixture, sample": "Gaussian mixture, one sample",
     "ours, mean": "ours, mean of 12 fills",
+    "ours, medoid": "ours, medoid of 12 fills",
     "ours, one fill": "ours, one fill",
     "U-Net, supervised": "U-Net, trained for the task",
 }

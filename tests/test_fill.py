@@ -45,6 +45,17 @@ def test_mean_and_interval_are_those_of_the_fills_in_grey_values(fill):
     torch.testing.assert_close(high, grey.quantile(0.95, dim=1))
 
 
+def test_the_medoid_is_the_fill_that_is_nearest_to_the_others(fill):
+    grey = (fill.plausible / 16).flatten(2)
+    apart = (grey[:, :, None] - grey[:, None]).square().sum((2, 3))  # (B, C)
+    assert fill.medoid().tolist() == apart.argmin(1).tolist()
+    assert len(set(fill.medoid().tolist())) > 1
+    # Of fills that are alike but for one, it is not that one.
+    fill.plausible[:] = fill.plausible[:, :1]
+    fill.plausible[:, 3] = 16 - fill.plausible[:, 3]
+    assert 3 not in fill.medoid().tolist()
+
+
 def test_the_metrics_are_those_of_the_scores(fill, truth):
     metrics = fill.compare(truth)
     assert metrics["images"] == 3
@@ -53,6 +64,9 @@ def test_the_metrics_are_those_of_the_scores(fill, truth):
     mask = fill.problem.mask
     expected = psnr(hole_mse(fill.mean(), truth.grey, mask).mean().item())
     assert metrics["mean"]["hole_psnr"] == pytest.approx(expected)
+    medoids = fill.plausible[range(3), fill.medoid()] / 16
+    expected = psnr(hole_mse(medoids, truth.grey, mask).mean().item())
+    assert metrics["medoid"]["hole_psnr"] == pytest.approx(expected)
     score = crps(fill.plausible / 16, truth.grey, mask).mean().item()
     assert metrics["crps"] == pytest.approx(score)
     assert metrics["map"]["ink_ratio"] == pytest.approx(1)
