@@ -82,7 +82,10 @@ def glow_rows() -> list[list[str]]:
         run = runs[name]
         bits = f"{run['test_bits_per_dim']:.3f}"
         error = f"± {run['test_bits_per_dim_se']:.3f}, {run['test_images']:,} images"
-        cost = f"{duration(run['training_seconds'])} on {run_on(run)}"
+        parts = [runs[run["goes_on_from"]], run] if "goes_on_from" in run else [run]
+        cost = ", then ".join(
+            f"{duration(part['training_seconds'])} on {run_on(part)}" for part in parts
+        )
         what = f"Glow on MNIST, {title}"
         rows.append([what, "test bits/dim", "lower", bits, error, cost])
     return rows
