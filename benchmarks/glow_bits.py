@@ -265,7 +265,10 @@ def glow_bits_table() -> str:
         bits = f"{row['test_bits_per_dim']:.3f} ± {row['test_bits_per_dim_se']:.3f}"
         weighted = f"{row['test_bits_per_dim_weighted']:.3f}" if row["draws"] else "-"
         sure = f"{row['sure_samples']:.0%}" if row["sure_samples"] else "-"
-        cost = [f"{row['parameters']:,}", duration(row["training_seconds"])]
+        time = duration(row["training_seconds"])
+        if "goes_on_from" in row:
+            time += " more"
+        cost = [f"{row['parameters']:,}", time]
         rows.append([row["model"], bits, weighted, sure, *cost, run_on(row)])
 
     about = results["about"]
