@@ -6,7 +6,7 @@
 It runs the commands of RUNS one after the other. If it is started again, each run goes
 on where it stopped. normflows' own Glow trains as it comes, with Adam, but with our
 dequantizer and schedule, for each of STOCK_STEPS. The shipped weights are not trained
-again: their checkpoint holds the records of the two runs that made them. A classifier
+again: their checkpoint holds the record of the run that made them. A classifier
 then looks at 1,000 samples of each model of ours: of how many is it sure? Published
 values stand beside all of them.
 
@@ -81,7 +81,6 @@ PUBLISHED = {  # bits/dim and where from
         "UvA tutorial 12: autoregressive; 852,160 parameters, 150 epochs",
     ),
 }
-FIRST = "44,000 steps on a GPU"  # what the shipped weights' run went on from
 SAMPLES = 1000  # that the classifier sees
 SURE = 0.9  # the probability of a sure one
 GOAL = 1.05  # bits/dim, the published Glow's
@@ -228,6 +227,16 @@ def make_row(name: str, metrics: dict) -> dict:
     return {"model": name, **{key: metrics.get(key) for key in keys}}
 
 
+def shipped_rows(metrics: dict) -> list[dict]:
+    """The shipped weights' row; before it that of the run that theirs goes on from."""
+    row = make_row("the shipped weights", metrics)
+    earlier = metrics.get("started_from")
+    if not earlier:
+        return [row]
+    first = make_row(f"{earlier['steps']:,} steps of {earlier['batch']}", earlier)
+    return [first, row | {"goes_on_from": first["model"]}]
+
+
 def measure_all(data_dir: Path) -> dict:
     """The content of the results file."""
     FOLDER.mkdir(parents=True, exist_ok=True)
@@ -237,9 +246,7 @@ def measure_all(data_dir: Path) -> dict:
         rows.append(make_row(name, run_stock(data_dir, steps)))
     for name in RUNS:
         rows.append(make_row(name, run(name, data_dir)))
-    shipped = evaluate_shipped(data_dir)
-    rows.append(make_row(FIRST, shipped["started_from"]))
-    rows.append(make_row("the shipped weights", shipped) | {"goes_on_from": FIRST})
+    rows += shipped_rows(evaluate_shipped(data_dir))
 
     about = provenance(command_of("glow_bits"), torch.device("cpu"))
     about["runs"] = {}
