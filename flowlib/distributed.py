@@ -16,9 +16,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-# Imported here, before there is a group: the default arguments of its functions keep
-# the group of the moment, and a training step would import it. Such a group is never
-# destroyed: gloo's threads run until Python ends, and now and then abort it.
+# Imported here, before there is a group. The import sets default arguments to the group
+# that there is. PyTorch imports it in a training step, and then the group could not be
+# destroyed: gloo's threads would run until Python ends, and now and then abort it.
 import torch.distributed.nn  # noqa: F401
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
