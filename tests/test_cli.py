@@ -16,7 +16,8 @@ QUICK = ["--epochs", "1", "--steps-per-epoch", "2", "--layers", "2", "--hidden",
 PYTHON = sys.executable
 STREAMS = {
     "nobody reads the output": f"{PYTHON} -u train_moons.py {{}} | head -1",
-    "there are no streams": f"{PYTHON} train_moons.py {{}} >&- 2>&-",
+    "no stderr": f"{PYTHON} train_moons.py {{}} 2>&-",
+    "no stdout": f"{PYTHON} train_moons.py {{}} >&-",
 }
 
 

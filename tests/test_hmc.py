@@ -51,6 +51,9 @@ def test_on_a_gaussian_mean_and_covariance_are_the_closed_form_conditional_ones(
         matrix / deviation[:, None] / deviation for matrix in (samples.T.cov(), spread)
     ]
     torch.testing.assert_close(*scaled, rtol=0, atol=0.09)
+    # One move more, which adapts no more: a chain that differs has accepted it.
+    longer = run(density, starts, width=1.0, moves=41, leapfrog=6)
+    assert 0.5 < (longer != filled).any(-1).double().mean() < 0.9
 
 
 def test_steps_that_are_too_wide_become_narrower():

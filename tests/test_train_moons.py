@@ -136,9 +136,11 @@ def test_it_fits_the_users_own_points(tmp_path, capsys):
     assert gain in printed
     # It standardizes inside: even untrained, the flow speaks the data's own
     # coordinates.
-    flow = load_model(tmp_path / "out" / "points_moons_realnvp.pt", Flow)
-    assert flow.sample(500).mean(0).tolist() == pytest.approx([100, -3], rel=0.1)
-    assert bins_of(flow) == [0, 0]
+    flows = [
+        load_model(tmp_path / "out" / f"points_moons_{name}", Flow) for name in MODELS
+    ]
+    assert flows[0].sample(500).mean(0).tolist() == pytest.approx([100, -3], rel=0.1)
+    assert [bins_of(flow) for flow in flows] == [[0, 0], [0, 0]]
 
 
 def test_it_fits_and_scores_tables_of_many_columns(tmp_path, capsys, one_line_error):
